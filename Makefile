@@ -1,0 +1,44 @@
+# make train | test | lint | bench: each sets up what it needs on a fresh machine (Python >= 3.10, a C++ compiler).
+PYTHON ?= python3
+VENV ?= .venv
+EXAMPLE ?= pong-ez
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard ctree/*.hpp ctree/*.cpp ctree/*.pyx)
+# cytree.cpp is what Cython writes; depending on it would rebuild for ever.
+SOURCES := $(filter-out ctree/cytree.cpp,$(SOURCES))
+
+.PHONY: train test test-long lint bench clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/.train
+	$(BIN)/rllib train file tuned_examples/$(EXAMPLE).yaml $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-long: $(VENV)/.test
+	$(BIN)/python -m pytest -m long $(ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# One stamp per set of extras: the tests' tools are not needed to train.
+$(VENV)/.train: EXTRAS := atari
+$(VENV)/.test: EXTRAS := atari,test
+$(VENV)/.lint: EXTRAS := atari,lint
+$(VENV)/.train $(VENV)/.test $(VENV)/.lint: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info rllib_efficientzero/*.so ctree/cytree.cpp

@@ -1,0 +1,80 @@
+"""Names of every metric this package adds to RLlib's results, in one place, with meaning and unit.
+
+RLlib's own names stay as they are (`env_runners/episode_return_mean`, `num_env_steps_sampled_lifetime`, ...). Keys below
+are relative to where they are logged: the result's top level, `env_runners/`, `learners/default_policy/` or
+`replay_buffer/`. Durations are seconds.
+"""
+
+from __future__ import annotations
+
+# --- Top level -------------------------------------------------------------------------------------------------------
+NUM_UPDATES_LIFETIME = "num_updates_lifetime"
+"""Gradient steps taken since the run began (restored from checkpoints)."""
+EFFECTIVE_REPLAY_RATIO = "replay_ratio"
+"""`num_updates_lifetime` over environment steps sampled so far; converges to the configured `replay_ratio`."""
+TRAINING_DONE = "training_done"
+"""1 once the environment budget is spent and every update owed has been made, else 0; a stop criterion."""
+
+TIMERS = "timers"
+"""`timers/<name>`: the wall clock of one `training_step`, split. The names, in the order in which data flows:"""
+SAMPLE_TIMER = "sample"
+REPLAY_ADD_TIMER = "replay_add"
+REPLAY_SAMPLE_TIMER = "replay_sample"
+LEARNER_UPDATE_TIMER = "learner_update"
+UPDATE_PRIORITIES_TIMER = "update_priorities"
+SYNC_WEIGHTS_TIMER = "sync_weights"
+
+# --- env_runners/ ----------------------------------------------------------------------------------------------------
+SEARCH = "search"
+"""`env_runners/search/<name>` and `learners/default_policy/reanalyze/<name>`: what the tree search did."""
+SIMULATIONS_PER_S = "simulations_per_s"
+"""Simulations (one leaf of one root each) per second of search, network included."""
+ROOT_VALUE = "root_value"
+"""Mean of the search's root values."""
+NETWORK_VALUE = "network_value"
+"""Mean of the value head's estimates of the same roots; compare with `root_value`."""
+PRIOR_ENTROPY = "prior_entropy"
+"""Mean entropy (nats) of the policy head at the roots."""
+POLICY_ENTROPY = "policy_entropy"
+"""Mean entropy (nats) of the search's policies; far below the prior's means that the search decides."""
+TEMPERATURE = "temperature"
+"""Temperature with which self-play samples from the visit counts."""
+
+# --- learners/default_policy/ ----------------------------------------------------------------------------------------
+POLICY_LOSS = "policy_loss"
+VALUE_LOSS = "value_loss"
+VALUE_PREFIX_LOSS = "value_prefix_loss"
+CONSISTENCY_LOSS = "consistency_loss"
+"""Unweighted loss terms: sum over unroll steps, mean over the batch with importance weights."""
+GRADIENT_NORM = "gradient_norm"
+"""Global norm of the gradient before clipping."""
+LEARNING_RATE = "learning_rate"
+NUM_NON_FINITE_UPDATES_LIFETIME = "num_non_finite_updates_lifetime"
+"""Updates skipped because a loss or a gradient was not finite."""
+VALUE_ERROR = "value_error"
+"""`value_error/k`: mean absolute error of the value at unroll step k, in reward units."""
+VALUE_PREFIX_ERROR = "value_prefix_error"
+"""`value_prefix_error/k`: the same for the value prefix, k from 1."""
+TARGET_STALENESS = "target_staleness"
+"""Updates since the target network was last copied from the online network."""
+PRIORITIES = "priorities"
+"""(position id, new priority) pairs of the batch; taken out before results are reported."""
+
+REANALYZE = "reanalyze"
+SEARCH_SECONDS = "search_seconds"
+TARGETS_SECONDS = "seconds"
+"""Seconds per update spent in search, and in building all targets."""
+TD_STEPS = "td_steps"
+"""`td_steps/mean` and `td_steps/share_l`: the dynamic horizon and the share of samples per horizon l."""
+SAMPLE_AGE = "sample_age"
+"""Mean age of the sampled positions, in environment steps."""
+
+# --- replay_buffer/ --------------------------------------------------------------------------------------------------
+NUM_POSITIONS = "num_positions"
+NUM_EPISODES = "num_episodes"
+NUM_BYTES = "num_bytes"
+BYTES_PER_STEP = "bytes_per_step"
+MEAN_PRIORITY = "mean_priority"
+MAX_PRIORITY = "max_priority"
+BETA = "beta"
+"""Exponent of the importance weights of the last sample."""
