@@ -1,0 +1,174 @@
+"""Windows: everything the targets and the losses of one batch of sampled positions are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rllib_efficientzero.replay.episode import ACTION_MASK, ACTIONS, REWARDS, ROOT_VALUE, VISIT_POLICY, StoredEpisode
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """How far a window reaches around its position t."""
+
+    frame_stack: int
+    """S: frames per stacked observation."""
+    unroll_steps: int
+    """K: steps the model is unrolled."""
+    td_steps: int
+    """n: the largest bootstrap distance."""
+
+    def __post_init__(self) -> None:
+        if self.frame_stack < 1 or self.unroll_steps < 0 or self.td_steps < 0:
+            raise ValueError(f"Need frame_stack >= 1, unroll_steps >= 0 and td_steps >= 0, got {self}.")
+
+    @property
+    def num_frames(self) -> int:
+        """S-1 + K+1 + n: stacks for the times t .. t+K+n."""
+        return self.frame_stack + self.unroll_steps + self.td_steps
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A batch of B sampled positions with what surrounds them.
+
+    t is the sampled time within its episode, T the episode's length so far; S = frame_stack, K = unroll_steps,
+    n = td_steps, A = number of actions.
+
+    Example:
+        >>> def stack(windows: Windows, k: int, frame_stack: int) -> np.ndarray:
+        ...     "Stacked observations [B, S, *obs_shape] of time t + k."
+        ...     return windows.frames[:, k : k + frame_stack]
+    """
+
+    position_ids: npt.NDArray[np.int64]
+    """`[B]` global ids of the sampled positions, for `update_priorities` and as the samples' age reference"""
+    weights: npt.NDArray[np.float32]
+    """`[B]` importance weights (N * P)^-beta, divided by the batch's largest"""
+    num_added: int
+    """steps ever added to the replay when the batch was drawn; `num_added - position_id` is a sample's age"""
+    frames: npt.NDArray[Any]
+    """`[B, S-1 + K+1 + n, *obs_shape]` in the observations' dtype. Frame j belongs to time t - (S-1) + j. The episode's
+    first frame is repeated before its beginning, its last one (so far) after its end."""
+    actions: npt.NDArray[np.int64]
+    """`[B, K]` actions of the times t .. t+K-1; from T on uniformly random ones"""
+    rewards: npt.NDArray[np.float32]
+    """`[B, K+n]` rewards of the times t .. t+K+n-1; from T on 0"""
+    visit_policy: npt.NDArray[np.float32]
+    """`[B, K+1, A]` stored search policies of the times t .. t+K; from T on 0"""
+    root_value: npt.NDArray[np.float32]
+    """`[B, K+1]` stored root values of the times t .. t+K; from T on 0"""
+    action_mask: npt.NDArray[np.uint8] | None
+    """`[B, K+1, A]` legal actions (1) of the times t .. t+K; after T that of T is repeated. A row without any legal
+    action (a terminal observation) becomes all 1, since no search could be run with it. None: all are always legal."""
+    steps_left: npt.NDArray[np.int64]
+    """`[B]` T - t, at least 1: number of actions known from t on"""
+    terminated: npt.NDArray[np.bool_]
+    """`[B]` whether the episode terminated at T. If not (truncated, ongoing or cut off), values must be bootstrapped
+    from the observation at T."""
+    seed: int
+    """seeds whatever is random in making this batch's targets, so that the same windows give the same targets"""
+
+    def __len__(self) -> int:
+        return len(self.position_ids)
+
+    def split(self, num_shards: int) -> list[Windows]:
+        """Contiguous shards of (nearly) equal size, each with its own seed; views, no copies.
+
+        Raises:
+            ValueError: there are more shards than samples.
+        """
+        if not 1 <= num_shards <= len(self):
+            raise ValueError(f"Cannot split {len(self)} windows into {num_shards} shards.")
+        if num_shards == 1:
+            return [self]
+        bounds = np.linspace(0, len(self), num_shards + 1).astype(int)
+        seeds = [_draw_seed(np.random.default_rng([self.seed, shard])) for shard in range(num_shards)]
+        return [
+            self._slice(int(low), int(high), seed)
+            for low, high, seed in zip(bounds[:-1], bounds[1:], seeds, strict=True)
+        ]
+
+    def _slice(self, low: int, high: int, seed: int) -> Windows:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        sliced: dict[str, Any] = {name: v[low:high] for name, v in values.items() if isinstance(v, np.ndarray)}
+        return replace(self, **sliced | {"seed": seed})
+
+
+def gather_windows(
+    samples: Sequence[tuple[StoredEpisode, int]],
+    shape: WindowShape,
+    rng: np.random.Generator,
+    *,
+    position_ids: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float32],
+    num_added: int,
+) -> Windows:
+    """The windows around `samples`, B pairs of an episode and a time t < T in it. All episodes share one codec.
+
+    Args:
+        samples: the B sampled times.
+        shape: how far windows reach.
+        rng: source of the actions beyond the ends and of the batch's seed.
+        position_ids: `[B]`, taken over into the result like the next two.
+        weights: `[B]`
+        num_added: steps ever added.
+    """
+    batch, first = len(samples), samples[0][0]
+    unroll, num_actions = shape.unroll_steps, first.num_actions
+    frames = np.empty((batch, shape.num_frames, *first.codec.shape), first.codec.dtype)
+    windows = Windows(
+        position_ids=position_ids,
+        weights=weights,
+        num_added=num_added,
+        frames=frames,
+        actions=rng.integers(num_actions, size=(batch, unroll)),
+        rewards=np.zeros((batch, unroll + shape.td_steps), np.float32),
+        visit_policy=np.zeros((batch, unroll + 1, num_actions), np.float32),
+        root_value=np.zeros((batch, unroll + 1), np.float32),
+        action_mask=np.empty((batch, unroll + 1, num_actions), np.uint8) if first.has_action_mask else None,
+        steps_left=np.array([len(episode) - t for episode, t in samples], np.int64),
+        terminated=np.array([episode.terminated for episode, _ in samples], np.bool_),
+        seed=_draw_seed(rng),
+    )
+    frame_bytes = frames.reshape(batch, shape.num_frames, -1).view(np.uint8)
+    for row, (episode, t) in enumerate(samples):
+        _decode_frames(episode, t - (shape.frame_stack - 1), out=frame_bytes[row])
+        _copy_from(episode.column(ACTIONS)[t:], out=windows.actions[row])
+        _copy_from(episode.column(REWARDS)[t:], out=windows.rewards[row])
+        _copy_from(episode.column(VISIT_POLICY)[t:], out=windows.visit_policy[row])
+        _copy_from(episode.column(ROOT_VALUE)[t:], out=windows.root_value[row])
+        if windows.action_mask is not None:
+            times = np.minimum(np.arange(t, t + unroll + 1), len(episode))
+            windows.action_mask[row] = episode.column(ACTION_MASK)[times]
+    if windows.action_mask is not None:
+        windows.action_mask[~windows.action_mask.any(axis=-1)] = 1
+    return windows
+
+
+def _draw_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**63))
+
+
+def _copy_from(column: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+    """Copies as many rows of `column` as there are, at most those of `out`; the rest of `out` stays as it is."""
+    known = min(len(column), len(out))
+    out[:known] = column[:known]
+
+
+def _decode_frames(episode: StoredEpisode, first_time: int, out: npt.NDArray[np.uint8]) -> None:
+    """Decodes the frames from `first_time` on into the rows of `out` u8`[num_frames, nbytes]`.
+
+    Each frame of the window is decoded once, straight into its row; rows beyond the episode's ends are copies.
+    """
+    low = max(0, -first_time)
+    high = min(len(out), len(episode.frames) - first_time)
+    for row in range(low, high):
+        episode.codec.decode(episode.frames[first_time + row], out=out[row])
+    out[:low] = out[low]
+    out[high:] = out[high - 1]
