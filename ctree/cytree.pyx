@@ -1,0 +1,327 @@
+# distutils: language = c++
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""The one door between Python and the search tree of ctree/tree.cpp: checks arrays, releases the GIL, calls.
+
+Arrays come in as plain `np.ndarray`, checked by hand and read through their data pointer: for arguments as small as
+these that is several times cheaper than typed memoryviews, which at one root would cost more than the search itself.
+"""
+
+cimport numpy as cnp
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libcpp cimport bool as cbool
+
+import numpy as np
+
+cnp.import_array()
+
+
+cdef extern from "tree.hpp" namespace "efficientzero" nogil:
+    cdef enum class Policy:
+        kPuct
+        kGumbel
+
+    cdef struct Config:
+        int64_t num_roots, num_actions, num_simulations, horizon, max_considered_actions, num_threads
+        Policy policy
+        double discount, pb_c_init, pb_c_base, value_delta_max, c_visit, c_scale
+        cbool uniform_first_visit, random_ties
+        uint64_t seed
+
+    cdef struct RootInput:
+        const float *logits
+        const float *value
+        const uint8_t *legal
+        const float *noise
+        const float *gumbel
+        double noise_fraction
+
+    cdef struct NodeTable:
+        int32_t *parent
+        int32_t *action
+        int32_t *depth
+        int32_t *visits
+        float *value
+        float *reward
+        float *prior
+
+    cdef cppclass CppTree "efficientzero::BatchedTree":
+        CppTree(const Config&) except +
+        void reseed(uint64_t)
+        void reset(const RootInput&) except +
+        void select(int32_t*, int32_t*, int32_t*) except +
+        void expand_and_backup(const float*, const float*, const float*) except +
+        void visit_counts(int32_t*) except +
+        void root_values(float*) except +
+        void qvalues(float*) except +
+        void improved_policy(float*) except +
+        void selected_actions(int32_t*) except +
+        void node_table(int64_t, const NodeTable&) except +
+        int simulation()
+        size_t nbytes()
+
+
+cdef object bad_array(str name, object given, str dtype, object shape):
+    """The exception for an array that is not what it should be."""
+    expected = f"{name} must be a C-contiguous numpy array of {dtype} and shape {shape}"
+    if not isinstance(given, np.ndarray):
+        return TypeError(f"{expected}, not {type(given).__name__}")
+    if given.dtype not in ((np.bool_, np.uint8) if dtype == "bool or uint8" else (np.float32,)):
+        return TypeError(f"{expected}; its dtype is {given.dtype}")
+    if given.shape != shape:
+        return ValueError(f"{expected}; its shape is {given.shape}")
+    return ValueError(f"{expected}; it is not contiguous, aligned and in native byte order: use np.ascontiguousarray")
+
+
+cdef inline bint has_layout(cnp.ndarray array, Py_ssize_t rows, Py_ssize_t columns) noexcept:
+    """Whether the array is [rows, columns], or [rows] for columns = 0, and can be read as a C array."""
+    if cnp.PyArray_NDIM(array) != (2 if columns else 1) or not cnp.PyArray_ISCARRAY_RO(array):
+        return False
+    return cnp.PyArray_DIM(array, 0) == rows and (columns == 0 or cnp.PyArray_DIM(array, 1) == columns)
+
+
+cdef const float* floats(object given, str name, Py_ssize_t rows, Py_ssize_t columns) except NULL:
+    if (cnp.PyArray_Check(given) and cnp.PyArray_TYPE(<cnp.ndarray>given) == cnp.NPY_FLOAT32
+            and has_layout(<cnp.ndarray>given, rows, columns)):
+        return <const float*>cnp.PyArray_DATA(<cnp.ndarray>given)
+    raise bad_array(name, given, "float32", (rows, columns)[:2 if columns else 1])
+
+
+cdef const uint8_t* flags(object given, str name, Py_ssize_t rows, Py_ssize_t columns) except NULL:
+    if (cnp.PyArray_Check(given) and cnp.PyArray_TYPE(<cnp.ndarray>given) in (cnp.NPY_BOOL, cnp.NPY_UINT8)
+            and has_layout(<cnp.ndarray>given, rows, columns)):
+        return <const uint8_t*>cnp.PyArray_DATA(<cnp.ndarray>given)
+    raise bad_array(name, given, "bool or uint8", (rows, columns))
+
+
+cdef bint is_second(str name, object given, str first, str second) except -1:
+    """Which of two words was given; anything else is refused."""
+    if not isinstance(given, str) or given not in (first, second):
+        raise ValueError(f"{name} is {given!r}; it must be {first!r} or {second!r}")
+    return given == second
+
+
+cdef uint64_t as_seed(object seed) except? 0:
+    value = seed.__index__() if hasattr(seed, "__index__") else None
+    if value is None:
+        raise TypeError(f"seed must be an integer, not {type(seed).__name__}")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"seed is {value}; it must be between 0 and 2**64 - 1")
+    return value
+
+
+cdef class BatchedTree:
+    """Search trees for a batch of `num_roots` (B) positions with `num_actions` (A) actions, grown in lock step.
+
+    Every simulation is one `select()`, which picks a leaf per root, and one `expand_and_backup()`, which takes what the
+    network says of these leaves. A method that raises has changed nothing. Results of a root depend on the seed, on the
+    root's index and on its own inputs, never on other roots or on `num_threads`.
+
+    Args:
+        num_simulations: the number N of simulations a search may have.
+        discount: of each edge.
+        policy: "puct" (EfficientZero) or "gumbel" (Gumbel MuZero, which equals `mctx.gumbel_muzero_policy`).
+        pb_c_init, pb_c_base: c1 and c2 of the pUCT score.
+        value_delta_max: the least spread of Q values that is stretched to [0, 1] ("puct").
+        horizon: the reward LSTM starts anew after this many steps, and value prefixes with it.
+        first_visit: "uniform" opens the first action of a node blindly, as the paper's code does; "prior" by its prior.
+        tie_break: "random" or "first" (lowest action) among scores within 1e-6 of the best; "gumbel" has no ties.
+        num_threads: roots are shared out among so many threads. Not worth it below some hundred roots.
+        seed: of all randomness.
+        max_considered_actions, c_visit, c_scale: of sequential halving and of the Q scale ("gumbel").
+
+    Example:
+        >>> import numpy as np
+        >>> tree = BatchedTree(2, 3, 10, discount=0.99, tie_break="first")
+        >>> tree.reset(np.zeros((2, 3), np.float32))
+        >>> for _ in range(tree.num_simulations):
+        ...     parent_slot, action, depth = tree.select()
+        ...     tree.expand_and_backup(np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros((2, 3), np.float32))
+        >>> tree.visit_counts().sum(axis=1).tolist()
+        [10, 10]
+    """
+
+    cdef CppTree *tree
+    cdef readonly Py_ssize_t num_roots
+    cdef readonly Py_ssize_t num_actions
+    cdef readonly Py_ssize_t num_simulations
+    cdef bint busy
+    cdef int32_t *leaves  # [3, B]: parent slots, actions, depths
+    cdef tuple leaf_arrays
+
+    def __cinit__(self, int64_t num_roots, int64_t num_actions, int64_t num_simulations, *, double discount,
+                  policy="puct", double pb_c_init=1.25, double pb_c_base=19652.0, double value_delta_max=0.01,
+                  int64_t horizon=5, first_visit="uniform", tie_break="random", int64_t num_threads=1, seed=0,
+                  int64_t max_considered_actions=16, double c_visit=50.0, double c_scale=0.1):
+        cdef Config config
+        config.num_roots, config.num_actions, config.num_simulations = num_roots, num_actions, num_simulations
+        config.policy = Policy.kGumbel if is_second("policy", policy, "puct", "gumbel") else Policy.kPuct
+        config.discount, config.pb_c_init, config.pb_c_base = discount, pb_c_init, pb_c_base
+        config.value_delta_max, config.horizon = value_delta_max, horizon
+        config.uniform_first_visit = not is_second("first_visit", first_visit, "uniform", "prior")
+        config.random_ties = not is_second("tie_break", tie_break, "random", "first")
+        config.max_considered_actions, config.c_visit, config.c_scale = max_considered_actions, c_visit, c_scale
+        config.num_threads, config.seed = num_threads, as_seed(seed)
+        self.tree = new CppTree(config)
+        self.num_roots, self.num_actions, self.num_simulations = num_roots, num_actions, num_simulations
+        # Views of an array that only this object holds: what owns no memory cannot be resized under the tree's feet.
+        owner = np.zeros((3, num_roots), np.int32)
+        self.leaves = <int32_t*>cnp.PyArray_DATA(<cnp.ndarray>owner)
+        self.leaf_arrays = (owner[0], owner[1], owner[2])
+
+    def __dealloc__(self):
+        del self.tree
+
+    cdef int enter(self) except -1:
+        # Checked under the GIL: a second thread would otherwise come in while the first runs without it.
+        if self.busy:
+            raise RuntimeError("another thread is using this tree: give every thread a tree of its own")
+        self.busy = True
+        return 0
+
+    def reset(self, policy_logits, *, value=None, legal_actions=None, noise=None, double noise_fraction=0.25,
+              gumbel=None, seed=None):
+        """Starts a new search from B roots.
+
+        Args:
+            policy_logits: f32 [B, A]. -inf forbids an action; every root needs a legal one with a finite logit.
+            value: f32 [B], the network's value of the root. It counts as the root's first visit; without it ("puct"
+                only) the root's value is the sum of the backups over N + 1, as in the paper's code.
+            legal_actions: bool or u8 [B, A]; actions with 0 get no prior and are never taken at the root.
+            noise: f32 [B, A], mixed into the root's prior ("puct"); renormalised over the legal actions.
+            noise_fraction: the share of the noise in the root's prior.
+            gumbel: f32 [B, A], Gumbel noise ("gumbel"). Without it the search is the one for evaluation.
+            seed: starts the randomness anew; without it, it goes on from the search before.
+        """
+        cdef Py_ssize_t roots = self.num_roots, actions = self.num_actions
+        cdef uint64_t new_seed = 0 if seed is None else as_seed(seed)
+        cdef cbool reseed = seed is not None
+        cdef RootInput given
+        given.logits = floats(policy_logits, "policy_logits", roots, actions)
+        if value is not None:
+            given.value = floats(value, "value", roots, 0)
+        if legal_actions is not None:
+            given.legal = flags(legal_actions, "legal_actions", roots, actions)
+        if noise is not None:
+            given.noise = floats(noise, "noise", roots, actions)
+        if gumbel is not None:
+            given.gumbel = floats(gumbel, "gumbel", roots, actions)
+        given.noise_fraction = noise_fraction
+        self.enter()
+        try:
+            with nogil:
+                self.tree.reset(given)
+                if reseed:
+                    self.tree.reseed(new_seed)
+        finally:
+            self.busy = False
+
+    def select(self):
+        """Descends from every root to a leaf.
+
+        Returns:
+            parent_slot i32 [B], the leaf's parent: slot 0 is the root, slot s the node made by simulation s;
+            action i32 [B], taken there; depth i32 [B] of the leaf, 1 for a child of the root.
+            The arrays are the same ones every time: the next `select()` writes over them.
+        """
+        self.enter()
+        try:
+            with nogil:
+                self.tree.select(self.leaves, self.leaves + self.num_roots, self.leaves + 2 * self.num_roots)
+        finally:
+            self.busy = False
+        return self.leaf_arrays
+
+    def expand_and_backup(self, value_prefix, value, policy_logits):
+        """Makes the selected leaves nodes, with the network's value_prefix f32 [B], value f32 [B] and policy_logits
+        f32 [B, A], and adds their values to all nodes above."""
+        cdef const float *prefixes = floats(value_prefix, "value_prefix", self.num_roots, 0)
+        cdef const float *values = floats(value, "value", self.num_roots, 0)
+        cdef const float *logits = floats(policy_logits, "policy_logits", self.num_roots, self.num_actions)
+        self.enter()
+        try:
+            with nogil:
+                self.tree.expand_and_backup(prefixes, values, logits)
+        finally:
+            self.busy = False
+
+    def visit_counts(self):
+        """Visits of the root's children, i32 [B, A]."""
+        out = np.empty((self.num_roots, self.num_actions), np.int32)
+        self.enter()
+        try:
+            self.tree.visit_counts(<int32_t*>cnp.PyArray_DATA(<cnp.ndarray>out))
+        finally:
+            self.busy = False
+        return out
+
+    def root_values(self):
+        """Mean of all returns that reached the root, f32 [B]; see `reset(value=...)`."""
+        out = np.empty(self.num_roots, np.float32)
+        self.enter()
+        try:
+            self.tree.root_values(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
+        finally:
+            self.busy = False
+        return out
+
+    def qvalues(self):
+        """Q values of the root's actions, f32 [B, A]; unvisited ones are 0 ("puct") or the mixed value ("gumbel")."""
+        out = np.empty((self.num_roots, self.num_actions), np.float32)
+        self.enter()
+        try:
+            self.tree.qvalues(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
+        finally:
+            self.busy = False
+        return out
+
+    def improved_policy(self):
+        """The policy that the search recommends, f32 [B, A]: shares of the visits ("puct"; the root's prior before the
+        first simulation) or the softmax of logits + scaled completed Q values ("gumbel")."""
+        out = np.empty((self.num_roots, self.num_actions), np.float32)
+        self.enter()
+        try:
+            self.tree.improved_policy(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
+        finally:
+            self.busy = False
+        return out
+
+    def selected_actions(self):
+        """The best action of each root, i32 [B]: the most visited, and among those the first ("puct") or the one with
+        the best gumbel + logit + scaled Q value ("gumbel")."""
+        out = np.empty(self.num_roots, np.int32)
+        self.enter()
+        try:
+            self.tree.selected_actions(<int32_t*>cnp.PyArray_DATA(<cnp.ndarray>out))
+        finally:
+            self.busy = False
+        return out
+
+    def node_table(self, int64_t root):
+        """All nodes of one tree for drawing: arrays [simulation + 1] by name; the root comes first, with parent -1."""
+        cdef Py_ssize_t nodes = self.simulation + 1
+        names = ("parent", "action", "depth", "visits", "value", "reward", "prior")
+        columns = [np.empty(nodes, np.int32 if i < 4 else np.float32) for i in range(7)]
+        cdef NodeTable table
+        table.parent = <int32_t*>cnp.PyArray_DATA(<cnp.ndarray>columns[0])
+        table.action = <int32_t*>cnp.PyArray_DATA(<cnp.ndarray>columns[1])
+        table.depth = <int32_t*>cnp.PyArray_DATA(<cnp.ndarray>columns[2])
+        table.visits = <int32_t*>cnp.PyArray_DATA(<cnp.ndarray>columns[3])
+        table.value = <float*>cnp.PyArray_DATA(<cnp.ndarray>columns[4])
+        table.reward = <float*>cnp.PyArray_DATA(<cnp.ndarray>columns[5])
+        table.prior = <float*>cnp.PyArray_DATA(<cnp.ndarray>columns[6])
+        self.enter()
+        try:
+            self.tree.node_table(root, table)
+        finally:
+            self.busy = False
+        return dict(zip(names, columns))
+
+    @property
+    def simulation(self):
+        """How many simulations of the current search are done."""
+        return self.tree.simulation()
+
+    @property
+    def nbytes(self):
+        """Memory of the trees in bytes."""
+        return self.tree.nbytes()

@@ -1,0 +1,63 @@
+// Four floats at a time with the vector extension of GCC and Clang: compiles to SSE2 or NEON without any -march flag.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace efficientzero {
+
+constexpr int kLanes = 4;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef uint32_t Uint4 __attribute__((vector_size(16)));  // unsigned: it may wrap
+
+inline Float4 load4(const float* from) {
+  Float4 x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+inline void store4(float* to, Float4 x) { std::memcpy(to, &x, sizeof x); }
+inline Float4 broadcast4(float x) { return Float4{x, x, x, x}; }
+
+// A comparison with NaN is false, so NaN lanes of `x` leave `best` as it is.
+inline Float4 max4(Float4 best, Float4 x) { return x > best ? x : best; }
+inline Float4 min4(Float4 best, Float4 x) { return x < best ? x : best; }
+
+inline float highest(Float4 x) {
+  const float a = x[0] > x[1] ? x[0] : x[1], b = x[2] > x[3] ? x[2] : x[3];
+  return a > b ? a : b;
+}
+inline float lowest(Float4 x) {
+  const float a = x[0] < x[1] ? x[0] : x[1], b = x[2] < x[3] ? x[2] : x[3];
+  return a < b ? a : b;
+}
+inline float total(Float4 x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+
+// e^x within 2 units in the last place; below -87, where the result would be denormal, it stays at e^-87.
+inline Float4 exp4(Float4 x) {
+  x = min4(max4(x, broadcast4(-87.0f)), broadcast4(88.0f));
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
+  const Float4 shifter = broadcast4(12582912.0f);
+  const Float4 shifted = x * 1.44269504f + shifter;
+  const Float4 n = shifted - shifter;
+  // ln 2 in two parts, the first short enough that n times it is exact.
+  const Float4 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Float4 sum = broadcast4(1.0f / 5040);
+  sum = sum * r + 1.0f / 720;
+  sum = sum * r + 1.0f / 120;
+  sum = sum * r + 1.0f / 24;
+  sum = sum * r + 1.0f / 6;
+  sum = sum * r + 0.5f;
+  sum = sum * r + 1.0f;
+  sum = sum * r + 1.0f;
+  Uint4 bits, power;
+  std::memcpy(&bits, &sum, sizeof bits);
+  std::memcpy(&power, &shifted, sizeof power);
+  bits += power << 23;
+  std::memcpy(&sum, &bits, sizeof sum);
+  return sum;
+}
+
+}  // namespace efficientzero
