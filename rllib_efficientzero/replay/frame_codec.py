@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,9 @@ class FrameCodec:
 
     Example:
         >>> codec = FrameCodec((96, 96, 3), np.dtype(np.uint8))
-        >>> row = np.empty(codec.nbytes, np.uint8)
-        >>> codec.decode(codec.encode(np.full((96, 96, 3), 7, np.uint8)), out=row)
-        >>> bool((row == 7).all())
+        >>> out = np.empty((1, codec.nbytes), np.uint8)
+        >>> codec.decode([codec.encode(np.full((96, 96, 3), 7, np.uint8))], out)
+        >>> bool((out == 7).all())
         True
     """
 
@@ -50,17 +51,19 @@ class FrameCodec:
         code: bytes = lz4.block.compress(np.ascontiguousarray(frame), store_size=False)
         return code
 
-    def decode(self, code: bytes, out: npt.NDArray[np.uint8]) -> None:
-        """Writes the observation's bytes into `out` u8`[nbytes]` (contiguous).
+    def decode(self, codes: Sequence[bytes], out: npt.NDArray[np.uint8]) -> None:
+        """Writes the bytes of consecutive observations into the rows of `out` u8`[len(codes), nbytes]` (contiguous).
 
         Raises:
-            ValueError: the code is damaged or belongs to another shape.
+            ValueError: a code is damaged or belongs to another shape.
         """
-        if self.compressed:
-            try:
-                code = lz4.block.decompress(code, uncompressed_size=self.nbytes)
-            except lz4.block.LZ4BlockError as error:
-                raise ValueError(f"A stored observation cannot be decoded: {error}") from error
-        if len(code) != self.nbytes:
-            raise ValueError(f"A stored observation has {len(code)} bytes instead of {self.nbytes}.")
-        out.data[:] = code
+        nbytes, compressed = self.nbytes, self.compressed
+        for code, row in zip(codes, out, strict=True):
+            if compressed:
+                try:
+                    code = lz4.block.decompress(code, uncompressed_size=nbytes)
+                except lz4.block.LZ4BlockError as error:
+                    raise ValueError(f"A stored observation cannot be decoded: {error}") from error
+            if len(code) != nbytes:
+                raise ValueError(f"A stored observation has {len(code)} bytes instead of {nbytes}.")
+            row.data[:] = code

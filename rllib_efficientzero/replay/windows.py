@@ -138,7 +138,7 @@ def gather_windows(
     )
     frame_bytes = frames.reshape(batch, shape.num_frames, -1).view(np.uint8)
     for row, (episode, t) in enumerate(samples):
-        _decode_frames(episode, t - (shape.frame_stack - 1), out=frame_bytes[row])
+        _decode_frames(episode, t - (shape.frame_stack - 1), frame_bytes[row])
         _copy_from(episode.column(ACTIONS)[t:], out=windows.actions[row])
         _copy_from(episode.column(REWARDS)[t:], out=windows.rewards[row])
         _copy_from(episode.column(VISIT_POLICY)[t:], out=windows.visit_policy[row])
@@ -168,7 +168,6 @@ def _decode_frames(episode: StoredEpisode, first_time: int, out: npt.NDArray[np.
     """
     low = max(0, -first_time)
     high = min(len(out), len(episode.frames) - first_time)
-    for row in range(low, high):
-        episode.codec.decode(episode.frames[first_time + row], out=out[row])
+    episode.codec.decode(episode.frames[first_time + low : first_time + high], out[low:high])
     out[:low] = out[low]
     out[high:] = out[high - 1]

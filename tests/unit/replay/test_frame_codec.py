@@ -22,21 +22,21 @@ def test_round_trip_is_lossless(shape: tuple[int, ...], dtype: type, compressed:
     assert codec.compressed == compressed
     for frame in (rng.integers(0, 2, size=shape).astype(dtype), np.asarray(rng.normal(size=shape) * 100).astype(dtype)):
         decoded = np.empty((1, *shape), dtype)
-        codec.decode(codec.encode(frame), out=decoded.reshape(1, -1).view(np.uint8)[0])
+        codec.decode([codec.encode(frame)], decoded.reshape(1, -1).view(np.uint8))
         np.testing.assert_array_equal(decoded[0], frame)
 
 
 def test_encodes_views_that_are_not_contiguous() -> None:
     frame = np.random.default_rng(0).integers(0, 256, size=(3, 32, 32), dtype=np.uint8).transpose(1, 2, 0)
     codec = FrameCodec(frame.shape, frame.dtype)
-    out = np.empty(codec.nbytes, np.uint8)
-    codec.decode(codec.encode(frame), out=out)
-    np.testing.assert_array_equal(out.reshape(frame.shape), frame)
+    out = np.empty((1, *frame.shape), np.uint8)
+    codec.decode([codec.encode(frame)], out.reshape(1, -1))
+    np.testing.assert_array_equal(out[0], frame)
 
 
 def test_damage_is_an_error() -> None:
     image, vector = FrameCodec((32, 32), np.dtype(np.uint8)), FrameCodec((4,), np.dtype(np.float32))
     with pytest.raises(ValueError, match="stored observation"):
-        image.decode(image.encode(np.zeros((32, 32), np.uint8))[:-3], out=np.empty(image.nbytes, np.uint8))
+        image.decode([image.encode(np.zeros((32, 32), np.uint8))[:-3]], np.empty((1, image.nbytes), np.uint8))
     with pytest.raises(ValueError, match="12 bytes instead of 16"):
-        vector.decode(b"\0" * 12, out=np.empty(16, np.uint8))
+        vector.decode([b"\0" * 12], np.empty((1, 16), np.uint8))
