@@ -10,6 +10,8 @@ from __future__ import annotations
 # --- Top level -------------------------------------------------------------------------------------------------------
 NUM_UPDATES_LIFETIME = "num_updates_lifetime"
 """Gradient steps taken since the run began (restored from checkpoints)."""
+NUM_INTERACTIONS_LIFETIME = "num_interactions_lifetime"
+"""Environment steps that count against the budget: those sampled, and those hidden in resets (after a life loss)."""
 EFFECTIVE_REPLAY_RATIO = "replay_ratio"
 """`num_updates_lifetime` over environment steps sampled so far; converges to the configured `replay_ratio`."""
 TRAINING_DONE = "training_done"

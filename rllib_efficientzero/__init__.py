@@ -1,0 +1,32 @@
+"""EfficientZero (Ye et al., NeurIPS 2021) for Ray RLlib.
+
+    >>> from rllib_efficientzero import EfficientZeroConfig  # doctest: +SKIP
+    >>> config = EfficientZeroConfig().environment("ale_py:ALE/Pong-v5")  # doctest: +SKIP
+    >>> config.build_algo().train()  # doctest: +SKIP
+
+The names below are imported when first used, because importing Ray takes seconds that `rllib --help` need not spend.
+Using any of them registers "EfficientZero" with Ray Tune.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rllib_efficientzero.efficientzero import EfficientZero
+    from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
+
+__version__ = "0.1.0"
+__all__ = ["EfficientZero", "EfficientZeroConfig", "__version__"]
+
+_HOMES = {
+    "EfficientZero": "rllib_efficientzero.efficientzero",
+    "EfficientZeroConfig": "rllib_efficientzero.efficientzero_config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

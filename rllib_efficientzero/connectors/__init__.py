@@ -1,0 +1,1 @@
+"""RLlib connector pieces: frames to stacks before acting, windows to train batches before learning."""

@@ -1,0 +1,197 @@
+"""EfficientZero as an RLlib Algorithm (Ye, Liu, Kurutach, Abbeel, Gao: Mastering Atari Games with Limited Data, 2021)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    REPLAY_BUFFER_RESULTS,
+)
+from ray.tune.registry import register_trainable
+
+from rllib_efficientzero import metrics as names
+from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
+from rllib_efficientzero.replay import PrioritizedReplay, Windows
+from rllib_efficientzero.schedules import linear
+
+logger = logging.getLogger(__name__)
+
+REPLAY_DIR = "replay"
+
+
+class EfficientZero(Algorithm):
+    """Self-play by search, prioritized replay, reanalysis in the learner connector, gradient steps at a fixed ratio."""
+
+    config: EfficientZeroConfig
+
+    @classmethod
+    def get_default_config(cls) -> EfficientZeroConfig:
+        return EfficientZeroConfig(algo_class=cls)
+
+    def training_step(self) -> None:
+        """env -> EnvRunner + search -> episodes -> replay -> windows -> reanalyze + Learner -> priorities, weights."""
+        # Self-play waits while updates are owed: the ratio of updates to steps is exact on any machine.
+        if self._updates_owed() < 1 and (num_steps := self._steps_to_sample()) > 0:
+            with self._timer(names.SAMPLE_TIMER):
+                episodes = self._sample(num_steps)
+            with self._timer(names.REPLAY_ADD_TIMER):
+                self.local_replay_buffer.add(episodes)
+
+        for _ in range(min(self._updates_owed(), self._updates_per_step())):
+            with self._timer(names.REPLAY_SAMPLE_TIMER):
+                windows = self.local_replay_buffer.sample(self.config.total_train_batch_size, beta=self._beta())
+            with self._timer(names.LEARNER_UPDATE_TIMER):
+                position_ids, priorities = self._update(windows)
+            with self._timer(names.UPDATE_PRIORITIES_TIMER):
+                self.local_replay_buffer.update_priorities(position_ids, priorities)
+            self.num_updates += 1
+            if self.num_updates == 1 or self.num_updates % self.config.self_play_update_freq == 0:
+                with self._timer(names.SYNC_WEIGHTS_TIMER):
+                    self.env_runner_group.sync_weights(
+                        from_worker_or_learner_group=self.learner_group, inference_only=True
+                    )
+        self._log_progress()
+
+    # --- How much to sample and to learn -----------------------------------------------------------------------------
+
+    def _updates_owed(self) -> int:
+        """Whole updates that the replay ratio, or the end of the run, demands and that were not made yet."""
+        if len(self.local_replay_buffer) < self.config.num_steps_sampled_before_learning_starts:
+            return 0
+        if self._steps_to_sample() == 0:
+            return max(0, self.config.updates_at_end() - self.num_updates)
+        return int(self.config.replay_ratio * self.num_interactions + 1e-9) - self.num_updates
+
+    def _updates_per_step(self) -> int:
+        """Updates that one `training_step` makes at most: as many as the largest of its samples can owe."""
+        return max(1, math.ceil(self.config.replay_ratio * (self._fragment() + self._envs())))
+
+    def _fragment(self) -> int:
+        return self.config.rollout_fragment_length * self._envs()
+
+    def _envs(self) -> int:
+        """Environments of all EnvRunners."""
+        return self.config.num_envs_per_env_runner * max(1, self.config.num_env_runners)
+
+    def _steps_to_sample(self) -> int:
+        """Steps to ask for such that the budget is never exceeded: all environments of a runner step together, so that
+        it may return up to one step less than it has environments too many."""
+        remaining = self.config.total_env_steps - self.num_interactions
+        return max(0, min(self._fragment(), remaining - (self._envs() - 1)))
+
+    def _beta(self) -> float:
+        beta = self.config.replay_buffer_config["beta"]
+        first, last = beta if isinstance(beta, list | tuple) else (beta, beta)
+        return linear(first, last, self.num_updates / self.config.updates_at_end())
+
+    # --- The steps of the picture ------------------------------------------------------------------------------------
+
+    def _sample(self, num_steps: int) -> list[Any]:
+        """Episodes (or chunks of them) of all EnvRunners, together about `num_steps` steps."""
+        num_runners = max(1, self.env_runner_group.num_healthy_remote_workers())
+        results = self.env_runner_group.foreach_env_runner(
+            functools.partial(_sample_and_get_metrics, num_timesteps=max(1, num_steps // num_runners)),
+            local_env_runner=self.config.num_env_runners == 0,
+            timeout_seconds=self.config.sample_timeout_s,
+        )
+        if not results:
+            raise RuntimeError(
+                f"no EnvRunner answered within sample_timeout_s={self.config.sample_timeout_s}; "
+                "the log says why runners failed"
+            )
+        episodes = [episode for result in results for episode in result[0]]
+        self.metrics.aggregate([result[1] for result in results], key=ENV_RUNNER_RESULTS)
+        self.num_interactions += sum(len(episode) for episode in episodes) + sum(result[2] for result in results)
+        return episodes
+
+    def _update(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+        """One gradient step on a batch of windows; returns the position ids and their new priorities."""
+        results = self.learner_group.update(
+            training_data=self._training_data(windows),
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_interactions},
+        )
+        if not results:
+            raise RuntimeError("no Learner returned a result: all of them are out of service; their logs say why")
+        pairs = np.concatenate(
+            [np.asarray(result[DEFAULT_MODULE_ID].pop(names.PRIORITIES).peek())[0] for result in results]
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        return pairs[:, 0].astype(np.int64), pairs[:, 1]
+
+    def _training_data(self, windows: Windows) -> TrainingData:
+        """Windows take the place of episodes. RLlib would sort and cut episodes to shard them, so the shards are ours."""
+        if self.learner_group.is_local:
+            return TrainingData(episodes=[windows])
+        return TrainingData(episodes_refs=[ray.put(shard) for shard in windows.split(len(self.learner_group))])
+
+    def _log_progress(self) -> None:
+        ratio = self.num_updates / max(1, self.num_interactions)
+        is_done = self._steps_to_sample() == 0 and self._updates_owed() == 0
+        for key, value in (
+            (names.NUM_INTERACTIONS_LIFETIME, self.num_interactions),
+            (names.NUM_UPDATES_LIFETIME, self.num_updates),
+            (names.EFFECTIVE_REPLAY_RATIO, ratio),
+            (names.TRAINING_DONE, int(is_done)),
+        ):
+            self.metrics.log_value(key, value, reduce="item")
+        self.metrics.log_dict(self.local_replay_buffer.get_metrics(), key=REPLAY_BUFFER_RESULTS, reduce="item")
+
+    def _timer(self, name: str) -> Any:
+        return self.metrics.log_time((names.TIMERS, name), reduce="mean")
+
+    # --- RLlib's hooks -----------------------------------------------------------------------------------------------
+
+    def setup(self, config: Any) -> None:
+        self.num_updates = 0
+        self.num_interactions = 0
+        super().setup(config)
+
+    def _create_local_replay_buffer_if_necessary(self, config: Any) -> PrioritizedReplay:
+        # RLlib's own would look for the word "EpisodeReplayBuffer" in a class path; ours is always this one.
+        settings = config.replay_buffer_config
+        return PrioritizedReplay(
+            settings["capacity"],
+            frame_stack=config.frame_stack,
+            unroll_steps=config.unroll_steps,
+            td_steps=config.td_steps,
+            priority_exponent=settings["alpha"],
+            seed=config.seed,
+        )
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        counters = {"num_updates": self.num_updates, "num_interactions": self.num_interactions}
+        return super().get_state(*args, **kwargs) | {"efficientzero": counters}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if "efficientzero" in state:
+            self.num_updates = state["efficientzero"]["num_updates"]
+            self.num_interactions = state["efficientzero"]["num_interactions"]
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        super().save_checkpoint(checkpoint_dir)
+        # Beside RLlib's state, not in it: that goes through one pickle in memory.
+        self.local_replay_buffer.save(pathlib.Path(checkpoint_dir) / REPLAY_DIR)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        super().load_checkpoint(checkpoint_dir)
+        self.local_replay_buffer.load(pathlib.Path(checkpoint_dir) / REPLAY_DIR)
+
+
+def _sample_and_get_metrics(env_runner: Any, num_timesteps: int) -> tuple[list[Any], Any, int]:
+    return env_runner.sample(num_timesteps=num_timesteps), env_runner.get_metrics(), env_runner.pop_hidden_steps()
+
+
+register_trainable("EfficientZero", EfficientZero)

@@ -1,0 +1,377 @@
+"""Every parameter of EfficientZero, with its meaning, unit and source."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rllib_efficientzero.env.atari import is_atari_id
+from rllib_efficientzero.mcts.config import SearchConfig
+from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
+
+SEARCHES = ("puct", "gumbel")
+VALUE_TARGETS = ("network", "root", "mixed")
+OPTIMIZERS = ("sgd", "adam")
+REPLAY_DEFAULTS: dict[str, Any] = {"capacity": 1_000_000, "alpha": 0.6, "beta": (0.4, 1.0)}
+
+
+class EfficientZeroConfig(AlgorithmConfig):
+    """Configuration of `EfficientZero`; the defaults are the paper's for Atari 100k (Table 6).
+
+    config = (
+        EfficientZeroConfig()
+        .environment("ale_py:ALE/Pong-v5")
+        .training(num_simulations=50, replay_ratio=1.0)
+        .evaluation(evaluation_interval=500, evaluation_duration=32)
+    )
+    algo = config.build_algo()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        self.exploration_config: dict[str, Any] = {}  # must exist, and be empty, on the new API stack
+        if algo_class is None:
+            from rllib_efficientzero.efficientzero import EfficientZero
+
+            algo_class = EfficientZero
+        super().__init__(algo_class=algo_class)
+
+        from rllib_efficientzero.env.env_runner import EfficientZeroEnvRunner
+
+        # --- RLlib's own parameters with other defaults ---
+        self.gamma = 0.997**4
+        self.lr = 0.2
+        self.grad_clip = 5.0
+        self.grad_clip_by = "global_norm"
+        self.train_batch_size_per_learner = 256
+        self.optimizer: dict[str, Any] = {"type": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
+        self.env_runner_cls = EfficientZeroEnvRunner
+        self.num_env_runners = 0
+        self.num_envs_per_env_runner = 4
+        self.rollout_fragment_length = 5
+        # Searching is slow and evaluation episodes are long; the defaults would throw results away with a warning.
+        self.sample_timeout_s = 1800.0
+        self.evaluation_sample_timeout_s = 24 * 3600.0
+        self.evaluation_duration = 32
+        self.evaluation_config = {"explore": False}
+        # The train batch is made of windows by one piece of our own; the default pieces would flatten the unroll.
+        self.add_default_connectors_to_learner_pipeline = False
+        self.replay_buffer_config: dict[str, Any] = dict(REPLAY_DEFAULTS)
+
+        # --- Search ---
+        self.search = "puct"
+        self.num_simulations = 50
+        self.dirichlet_alpha = 0.3
+        self.root_noise_fraction = 0.25
+        self.first_visit = "uniform"
+        self.max_considered_actions = 16
+        self.search_batch_size = 256
+        self.num_search_threads = 1
+        self.temperature_schedule: list[tuple[int, float]] = [(0, 1.0), (50_000, 0.5), (75_000, 0.25)]
+        # --- Data ---
+        self.frame_stack = 4
+        self.total_env_steps = 100_000
+        self.total_updates: int | None = 120_000
+        self.replay_ratio = 1.0
+        self.num_steps_sampled_before_learning_starts = 2_000
+        # --- Targets ---
+        self.unroll_steps = 5
+        self.td_steps = 5
+        self.reanalyze_ratio = 0.99
+        self.value_target = "network"
+        self.mixed_start_updates = 30_000
+        self.mixed_recent_steps = 5_000
+        self.use_off_policy_correction = True
+        self.off_policy_tau = 0.3
+        self.use_value_prefix = True
+        self.lstm_horizon = 5
+        # --- Losses and optimisation ---
+        self.use_consistency = True
+        self.use_augmentation = True
+        self.consistency_loss_coeff = 2.0
+        self.value_loss_coeff = 0.25
+        self.policy_loss_coeff = 1.0
+        self.value_prefix_loss_coeff = 1.0
+        self.lr_warmup_updates = 1_000
+        self.lr_decay_rate = 0.1
+        self.lr_decay_updates = 100_000
+        self.target_network_update_freq = 200
+        self.self_play_update_freq = 100
+        self.mixed_precision = True
+        self.max_consecutive_non_finite_updates = 10
+
+    # `training` keeps RLlib's signature style: one keyword per parameter, NotProvided meaning "leave as it is".
+    def training(
+        self,
+        *,
+        num_simulations: int | None = NotProvided,
+        search: str | None = NotProvided,
+        dirichlet_alpha: float | None = NotProvided,
+        root_noise_fraction: float | None = NotProvided,
+        first_visit: str | None = NotProvided,
+        max_considered_actions: int | None = NotProvided,
+        search_batch_size: int | None = NotProvided,
+        num_search_threads: int | None = NotProvided,
+        temperature_schedule: list[tuple[int, float]] | None = NotProvided,
+        frame_stack: int | None = NotProvided,
+        total_env_steps: int | None = NotProvided,
+        total_updates: int | None = NotProvided,
+        replay_ratio: float | None = NotProvided,
+        num_steps_sampled_before_learning_starts: int | None = NotProvided,
+        replay_buffer_config: dict[str, Any] | None = NotProvided,
+        unroll_steps: int | None = NotProvided,
+        td_steps: int | None = NotProvided,
+        reanalyze_ratio: float | None = NotProvided,
+        value_target: str | None = NotProvided,
+        mixed_start_updates: int | None = NotProvided,
+        mixed_recent_steps: int | None = NotProvided,
+        use_off_policy_correction: bool | None = NotProvided,
+        off_policy_tau: float | None = NotProvided,
+        use_value_prefix: bool | None = NotProvided,
+        lstm_horizon: int | None = NotProvided,
+        use_consistency: bool | None = NotProvided,
+        use_augmentation: bool | None = NotProvided,
+        consistency_loss_coeff: float | None = NotProvided,
+        value_loss_coeff: float | None = NotProvided,
+        policy_loss_coeff: float | None = NotProvided,
+        value_prefix_loss_coeff: float | None = NotProvided,
+        lr_warmup_updates: int | None = NotProvided,
+        lr_decay_rate: float | None = NotProvided,
+        lr_decay_updates: int | None = NotProvided,
+        target_network_update_freq: int | None = NotProvided,
+        self_play_update_freq: int | None = NotProvided,
+        mixed_precision: bool | None = NotProvided,
+        max_consecutive_non_finite_updates: int | None = NotProvided,
+        **kwargs: Any,
+    ) -> EfficientZeroConfig:
+        """Sets the parameters of training; keywords not listed here are RLlib's (`lr`, `gamma`, `grad_clip`, ...).
+
+        Args:
+            num_simulations: simulations per search (paper: 50; EfficientZero V2 with "gumbel": 16).
+            search: "puct" (the paper) or "gumbel" (EfficientZero V2).
+            dirichlet_alpha: concentration of the root noise of "puct" (Table 6: 0.3).
+            root_noise_fraction: its share of the root's prior (0.25).
+            first_visit: "uniform": the first action below an unvisited node is random, as in the paper's code;
+                "prior": it is the most likely one.
+            max_considered_actions: actions with which sequential halving begins in "gumbel".
+            search_batch_size: roots searched, and observations encoded, in one batch when reanalyzing; bounds memory.
+            num_search_threads: threads of the tree; does not change results.
+            temperature_schedule: [update, temperature] pairs of self-play's action sampling.
+            frame_stack: observations stacked for the networks (Table 6: 4).
+            total_env_steps: budget of environment interactions, never exceeded (100k). Steps hidden in resets count.
+            total_updates: updates at the end of the run; those not owed by the replay ratio are made after the last
+                environment step (Table 6: 120k, of which 20k without collecting). None: what the ratio owes.
+            replay_ratio: updates per environment step (1.0), kept exactly, whatever the machine's speed.
+            num_steps_sampled_before_learning_starts: random steps before the first update (Table 6: 2000).
+            replay_buffer_config: `capacity` in steps (1M), `alpha` priority exponent (0.6), `beta` exponent of the
+                importance weights as a constant or [first, last] over the run ([0.4, 1.0]).
+            unroll_steps: K, steps the model is unrolled in training (Table 6: 5).
+            td_steps: largest number of rewards in a value target (Table 6: 5).
+            reanalyze_ratio: share of policy targets searched afresh (Table 6: 0.99).
+            value_target: what continues an n-step return: "network" (the paper's code), "root" (the paper's text) or
+                "mixed" (EfficientZero V2).
+            mixed_start_updates: "mixed": updates before search values are used.
+            mixed_recent_steps: "mixed": positions younger than this keep n-step targets.
+            use_off_policy_correction: shorten the n-step return of old samples (section 4.3).
+            off_policy_tau: it shrinks by one step per tau * total_env_steps of age (0.3).
+            use_value_prefix: predict sums of rewards by an LSTM (section 4.2); else single rewards.
+            lstm_horizon: steps after which the sum starts anew (Table 6: 5).
+            use_consistency: self-supervised consistency of imagined and real latents (section 4.1).
+            use_augmentation: random shifts and intensities of the learner's images; the original ties it to
+                use_consistency, here they are separate.
+            consistency_loss_coeff, value_loss_coeff, policy_loss_coeff, value_prefix_loss_coeff: Table 6: 2, 0.25, 1, 1.
+            lr_warmup_updates: updates over which the learning rate rises from 0 to `lr` (1,000).
+            lr_decay_rate, lr_decay_updates: factor, and updates between its applications (0.1, 100k).
+            target_network_update_freq: updates between copies to the target network (Table 6: 200).
+            self_play_update_freq: updates between copies to the EnvRunners (Table 6: 100).
+            mixed_precision: bfloat16 where the device is a GPU that has it.
+            max_consecutive_non_finite_updates: updates skipped in a row for NaN or infinity that end the run.
+        """
+        given = {key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")}
+        super().training(**kwargs)
+        buffer_config = given.pop("replay_buffer_config")
+        if buffer_config is not NotProvided:
+            self.replay_buffer_config = {**self.replay_buffer_config, **(buffer_config or {})}
+        for key, value in given.items():
+            if value is not NotProvided:
+                setattr(self, key, value)
+        return self
+
+    # --- What the parts are built from -----------------------------------------------------------------------------
+
+    def search_config(self) -> SearchConfig:
+        """The parameters of the tree search."""
+        return SearchConfig(
+            policy=self.search,
+            num_simulations=self.num_simulations,
+            discount=self.gamma,
+            value_prefix_horizon=self.lstm_horizon if self.use_value_prefix else 1,
+            first_visit=self.first_visit,
+            dirichlet_alpha=self.dirichlet_alpha,
+            root_noise_fraction=self.root_noise_fraction,
+            max_considered_actions=self.max_considered_actions,
+            num_threads=self.num_search_threads,
+        )
+
+    def reanalyze_config(self) -> ReanalyzeConfig:
+        """How train batches are made of windows."""
+        decay_steps = self.off_policy_tau * self.total_env_steps if self.use_off_policy_correction else float("inf")
+        return ReanalyzeConfig(
+            search=self.search_config(),
+            frame_stack=self.frame_stack,
+            unroll_steps=self.unroll_steps,
+            td_steps=self.td_steps,
+            reanalyze_ratio=self.reanalyze_ratio,
+            value_target=self.value_target,
+            mixed_start_updates=self.mixed_start_updates,
+            mixed_recent_steps=self.mixed_recent_steps,
+            horizon_decay_steps=decay_steps,
+            batch_size=self.search_batch_size,
+        )
+
+    def updates_at_end(self) -> int:
+        """Updates of a whole run."""
+        owed = int(self.replay_ratio * self.total_env_steps)
+        return owed if self.total_updates is None else self.total_updates
+
+    def loss_coefficients(self) -> dict[str, float]:
+        """Weight of each loss, by the names of `losses.losses`."""
+        coefficients = {
+            "policy": self.policy_loss_coeff,
+            "value": self.value_loss_coeff,
+            "value_prefix": self.value_prefix_loss_coeff,
+        }
+        return coefficients | ({"consistency": self.consistency_loss_coeff} if self.use_consistency else {})
+
+    # --- RLlib's hooks ---------------------------------------------------------------------------------------------
+
+    def get_default_learner_class(self) -> type:
+        from rllib_efficientzero.efficientzero_learner import EfficientZeroLearner
+
+        return EfficientZeroLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        from rllib_efficientzero.efficientzero_rl_module import EfficientZeroRLModule
+
+        return RLModuleSpec(module_class=EfficientZeroRLModule)
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        # Under one key, apart from the sizes: everything a module needs to act when it is served alone.
+        return super()._model_config_auto_includes | {
+            "efficientzero": {
+                "search": dataclasses.asdict(self.search_config()),
+                "use_consistency": self.use_consistency,
+                "use_augmentation": self.use_augmentation,
+                "mixed_precision": self.mixed_precision,
+            }
+        }
+
+    def build_env_to_module_connector(self, env: Any = None, spaces: Any = None, device: Any = None) -> ConnectorV2:
+        from rllib_efficientzero.connectors.stack_frames import StackFrames
+
+        pipeline = super().build_env_to_module_connector(env=env, spaces=spaces, device=device)
+        pipeline.prepend(
+            StackFrames(pipeline.input_observation_space, pipeline.input_action_space, frame_stack=self.frame_stack)
+        )
+        return pipeline
+
+    def build_learner_connector(
+        self, input_observation_space: Any, input_action_space: Any, device: Any = None
+    ) -> ConnectorV2:
+        from rllib_efficientzero.connectors.reanalyze import Reanalyze
+
+        pipeline = super().build_learner_connector(input_observation_space, input_action_space, device)
+        pipeline.append(Reanalyze(config=self.reanalyze_config()))
+        return pipeline
+
+    def get_evaluation_config_object(self) -> AlgorithmConfig | None:
+        evaluation = super().get_evaluation_config_object()
+        if evaluation is not None and is_atari_id(evaluation.env):
+            # Scores are reported on full lives and raw rewards; say otherwise in evaluation_config's env_config.
+            given = (self.evaluation_config or {}).get("env_config", {})
+            evaluation.env_config = {
+                **evaluation.env_config,
+                "terminal_on_life_loss": False,
+                "clip_rewards": False,
+                **given,
+            }
+        return evaluation
+
+    def validate(self) -> None:
+        super().validate()
+        # Frames are stacked from what an episode remembers of its earlier chunks.
+        self.episode_lookback_horizon = max(self.episode_lookback_horizon, self.frame_stack)
+        for key, allowed in (
+            ("search", SEARCHES),
+            ("value_target", VALUE_TARGETS),
+            ("first_visit", ("uniform", "prior")),
+        ):
+            if getattr(self, key) not in allowed:
+                self._value_error(
+                    f"`{key}` must be one of {', '.join(map(repr, allowed))}, not {getattr(self, key)!r}."
+                )
+        for key in _POSITIVE_INTEGERS:
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                self._value_error(f"`{key}` must be a whole number of at least 1, not {value!r}.")
+        for key, low, high in _RANGES:
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                self._value_error(f"`{key}` must be a number from {low:g} to {high:g}, not {value!r}.")
+        self._validate_structures()
+
+    def _validate_structures(self) -> None:
+        if self.optimizer.get("type") not in OPTIMIZERS:
+            self._value_error(f"`optimizer['type']` must be one of {OPTIMIZERS}, not {self.optimizer.get('type')!r}.")
+        unknown = sorted(set(self.replay_buffer_config) - set(REPLAY_DEFAULTS))
+        if unknown:
+            self._value_error(f"unknown `replay_buffer_config` keys {unknown}; known: {sorted(REPLAY_DEFAULTS)}.")
+        starts = [start for start, _ in self.temperature_schedule]
+        if not starts or starts[0] != 0 or starts != sorted(starts):
+            self._value_error("`temperature_schedule` must be [update, temperature] pairs ascending from update 0.")
+        if self.num_steps_sampled_before_learning_starts < self.train_batch_size_per_learner * max(
+            1, self.num_learners
+        ):
+            self._value_error(
+                "`num_steps_sampled_before_learning_starts` must be at least the train batch size "
+                f"({self.train_batch_size_per_learner} x {max(1, self.num_learners)} learners), because a batch holds "
+                "different positions."
+            )
+        if self.is_multi_agent:
+            self._value_error("EfficientZero plays single-agent environments only; two players are out of scope.")
+
+
+_POSITIVE_INTEGERS = (
+    "num_simulations",
+    "unroll_steps",
+    "td_steps",
+    "lstm_horizon",
+    "frame_stack",
+    "total_env_steps",
+    "search_batch_size",
+    "num_search_threads",
+    "max_considered_actions",
+    "target_network_update_freq",
+    "self_play_update_freq",
+    "max_consecutive_non_finite_updates",
+    "lr_decay_updates",
+)
+_INFINITY = float("inf")
+_RANGES = (
+    ("gamma", 0.0, 1.0),
+    ("reanalyze_ratio", 0.0, 1.0),
+    ("root_noise_fraction", 0.0, 1.0),
+    ("dirichlet_alpha", 1e-6, _INFINITY),
+    ("off_policy_tau", 1e-6, _INFINITY),
+    ("replay_ratio", 0.0, _INFINITY),
+    ("consistency_loss_coeff", 0.0, _INFINITY),
+    ("value_loss_coeff", 0.0, _INFINITY),
+    ("policy_loss_coeff", 0.0, _INFINITY),
+    ("value_prefix_loss_coeff", 0.0, _INFINITY),
+    ("lr_warmup_updates", 0.0, _INFINITY),
+    ("lr_decay_rate", 0.0, 1.0),
+)

@@ -1,0 +1,183 @@
+"""The RLModule: networks, search for acting, unroll for training.
+
+Symbols of the paper and their names here:
+
+    h, g, f, P1, P2    representation, dynamics, prediction, projector, predictor
+    s_t                latent
+    nu_t, LSTM state   value_prefix, reward_hidden
+    pi, v, u, z        policy, value, reward, n_step_target
+    gamma, l, k, K     gamma (RLlib) or discount, horizon, unroll step, unroll_steps
+    N, A, B            num_simulations, num_actions, batch
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from torch import Tensor
+
+from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult
+from rllib_efficientzero.models import (
+    ConsistencyHeads,
+    EfficientZeroNetwork,
+    ModelConfig,
+    build_consistency_heads,
+    build_network,
+    observation_planes,
+)
+from rllib_efficientzero.models.augmentation import augment
+from rllib_efficientzero.models.precision import autocast
+from rllib_efficientzero.models.unroll import unroll
+
+ROOT_VALUE = "root_value"
+VISIT_POLICY = "visit_policy"
+"""Extra model outputs that acting leaves in the episode: `[]` and `[A]` per step."""
+
+MASKED_OBSERVATION, ACTION_MASK = "observations", "action_mask"
+"""Keys of RLlib's convention for observations that come with the legal actions."""
+
+
+class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
+    """Acts by tree search over its networks; EnvRunners, evaluation and Ray Serve all call the same search.
+
+    Input `batch["obs"]` of the acting forwards: `[B, S, H, W, C]` or `[B, S, D]` stacked raw observations, or a dict of
+    `observations` and `action_mask` `[B, A]`. Output: `actions` `[B]`, `root_value` `[B]`, `visit_policy` `[B, A]`.
+    """
+
+    framework = "torch"
+
+    def setup(self) -> None:
+        settings = self.model_config["efficientzero"]
+        sizes = {key: value for key, value in self.model_config.items() if key != "efficientzero"}
+        if not isinstance(self.action_space, gym.spaces.Discrete):
+            raise ValueError(f"EfficientZero needs a Discrete action space, not {self.action_space}.")
+        self.num_actions = int(self.action_space.n)
+        model_config = ModelConfig.from_dict(sizes)
+        stacked_shape = _observation_shape(self.observation_space)
+        self.network: EfficientZeroNetwork = build_network(stacked_shape, self.num_actions, model_config)
+        self.consistency: ConsistencyHeads | None = None
+        if settings["use_consistency"]:
+            self.consistency = build_consistency_heads(stacked_shape, model_config)
+        self.target_network: EfficientZeroNetwork | None = None
+        # A buffer, so that acting knows how far training is wherever weights travel: EnvRunners, checkpoints, Serve.
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self.search_config = SearchConfig(**settings["search"])
+        self.searcher = Searcher(self.search_config)
+        self.use_augmentation: bool = settings["use_augmentation"]
+        self.mixed_precision: bool = settings["mixed_precision"]
+        self.rng = np.random.default_rng()
+        self.temperature = 1.0
+        self.on_search: Callable[[SearchResult], None] | None = None
+
+    # --- Acting ------------------------------------------------------------------------------------------------------
+
+    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        # Weights that were never trained are not worth searching with: the paper's first steps are random.
+        if int(self.num_updates) == 0:
+            return self._act_randomly(batch[Columns.OBS])
+        return self._act(batch[Columns.OBS], explore=True)
+
+    def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._act(batch[Columns.OBS], explore=False)
+
+    def _act(self, observation: Any, *, explore: bool) -> dict[str, Any]:
+        frames, legal_actions = _split(observation)
+        with torch.inference_mode(), autocast(frames.device, self.mixed_precision):
+            root = self.network.initial_inference(observation_planes(frames))
+            result = self.searcher.search(
+                self.network,
+                root,
+                legal_actions=legal_actions,
+                rng=self.rng,
+                explore=explore,
+                temperature=self.temperature if explore else 0.0,
+            )
+        if self.on_search is not None:
+            self.on_search(result)
+        return _to_columns(result.action, result.root_value, result.policy)
+
+    def _act_randomly(self, observation: Any) -> dict[str, Any]:
+        frames, legal_actions = _split(observation)
+        legal = np.ones((len(frames), self.num_actions)) if legal_actions is None else legal_actions
+        policy = (legal / legal.sum(axis=1, keepdims=True)).astype(np.float32)
+        action = (policy.cumsum(axis=1) > self.rng.random((len(policy), 1))).argmax(axis=1)
+        return _to_columns(action, np.zeros(len(policy), dtype=np.float32), policy)
+
+    # --- Training ----------------------------------------------------------------------------------------------------
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Train batch of `targets.Reanalyzer` -> fields of `models.unroll.Unrolled`."""
+        unroll_steps = batch["actions"].shape[1]
+        frames = batch["frames"]
+        frame_stack = frames.shape[1] - unroll_steps
+        planes = observation_planes(frames)
+        width = planes.shape[1] // frames.shape[1]  # planes, or features, per frame
+        # The root's stack and the frames of all targets are augmented apart, each as a whole.
+        root, following = planes[:, : frame_stack * width], planes[:, width:]
+        if self.use_augmentation and planes.ndim == 4:
+            generator = torch.Generator().manual_seed(int(batch["seed"][0]))
+            root, following = augment(root, generator), augment(following, generator)
+        stacks = [following[:, k * width : (k + frame_stack) * width] for k in range(unroll_steps)]
+        with autocast(planes.device, self.mixed_precision):
+            predicted = unroll(
+                self.network,
+                root,
+                batch["actions"],
+                consistency=self.consistency,
+                target_planes=torch.stack(stacks, dim=1),
+                value_prefix_horizon=self.search_config.value_prefix_horizon,
+            )
+        return predicted._asdict()
+
+    # --- RLlib's APIs ------------------------------------------------------------------------------------------------
+
+    def make_target_networks(self) -> None:
+        self.target_network = copy.deepcopy(self.network).requires_grad_(False).eval()
+
+    def get_target_network_pairs(self) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
+        return [] if self.target_network is None else [(self.network, self.target_network)]
+
+    def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The target network's evaluation of `batch["obs"]`."""
+        assert self.target_network is not None, "call make_target_networks() first"
+        frames, _ = _split(batch[Columns.OBS])
+        return self.target_network.initial_inference(observation_planes(frames))._asdict()
+
+    def get_non_inference_attributes(self) -> list[str]:
+        return ["target_network", "consistency"]
+
+    def train(self, mode: bool = True) -> EfficientZeroRLModule:
+        super().train(mode)
+        # RLlib switches the whole module; a target network in train mode would corrupt its normalisation statistics.
+        if self.target_network is not None:
+            self.target_network.eval()
+        return self
+
+
+def _observation_shape(space: gym.Space) -> tuple[int, ...]:
+    if isinstance(space, gym.spaces.Dict):
+        space = space[MASKED_OBSERVATION]
+    return tuple(space.shape)
+
+
+def _split(observation: Any) -> tuple[Tensor, np.ndarray | None]:
+    """Observation batch -> frames, legal actions `[B, A]` bool or None.
+
+    A row without legal actions (the observation after an episode's end) gets all: its action is thrown away.
+    """
+    if not isinstance(observation, dict):
+        return observation, None
+    legal_actions = np.asarray(observation[ACTION_MASK].cpu()).astype(bool)
+    return observation[MASKED_OBSERVATION], legal_actions | ~legal_actions.any(axis=1, keepdims=True)
+
+
+def _to_columns(action: np.ndarray, root_value: np.ndarray, policy: np.ndarray) -> dict[str, Any]:
+    return {Columns.ACTIONS: action, ROOT_VALUE: root_value, VISIT_POLICY: policy}

@@ -1,0 +1,79 @@
+"""The losses of EfficientZero as pure functions (equation 1 and appendix A.1 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rllib_efficientzero.models.consistency import negative_cosine
+from rllib_efficientzero.models.scalar_transform import categorical_to_scalar, cross_entropy, two_hot
+from rllib_efficientzero.models.unroll import Unrolled
+
+PRIORITY_FLOOR = 1e-6
+
+
+def losses(predicted: Unrolled, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every loss term per sample, summed over unroll steps.
+
+    Args:
+        predicted: of B positions, K steps.
+        batch: `target_policy` `[B, K+1, A]`, `target_value` `[B, K+1]`, `target_value_prefix` `[B, K]`,
+            `mask` `[B, K]` (1 where the action that leads to step k + 1 exists).
+
+    Returns:
+        name -> `[B]`. Step 0 is never masked: a sampled position exists.
+    """
+    support_size = (predicted.value_logits.shape[-1] - 1) // 2
+    mask = batch["mask"]
+    root_mask = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
+    value_target = two_hot(batch["target_value"], support_size)
+    value_prefix_target = two_hot(batch["target_value_prefix"], support_size)
+    terms = {
+        "policy": (cross_entropy(predicted.policy_logits, batch["target_policy"]) * root_mask).sum(dim=1),
+        "value": (cross_entropy(predicted.value_logits, value_target) * root_mask).sum(dim=1),
+        "value_prefix": (cross_entropy(predicted.value_prefix_logits, value_prefix_target) * mask).sum(dim=1),
+    }
+    if predicted.projection is not None and predicted.target_projection is not None:
+        distance = negative_cosine(predicted.projection, predicted.target_projection)
+        terms["consistency"] = (distance * mask).sum(dim=1)
+    return terms
+
+
+def total_loss(terms: Mapping[str, Tensor], coefficients: Mapping[str, float], weights: Tensor, steps: int) -> Tensor:
+    """mean_i w_i sum_j c_j L_ij / K.
+
+    The division by the number of unroll steps K scales all gradients, the root's included, as the paper's code does.
+
+    Args:
+        terms: name -> `[B]`.
+        coefficients: by the same names.
+        weights: `[B]` importance weights; they multiply every term.
+        steps: K.
+    """
+    if terms.keys() != coefficients.keys():
+        raise ValueError(f"losses {sorted(terms)} and coefficients {sorted(coefficients)} do not match")
+    per_sample = sum(coefficients[name] * term for name, term in terms.items())
+    return (weights * per_sample).mean() / steps
+
+
+@torch.no_grad()
+def new_priorities(predicted: Unrolled, batch: Mapping[str, Tensor]) -> Tensor:
+    """`[B]` |predicted - target value| at the sampled position, in reward units, plus a floor."""
+    value = categorical_to_scalar(predicted.value_logits[:, 0])
+    return (value - batch["target_value"][:, 0]).abs() + PRIORITY_FLOOR
+
+
+@torch.no_grad()
+def prediction_errors(predicted: Unrolled, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean absolute errors by unroll step over the unmasked samples: value `[K+1]`, value prefix `[K]`."""
+    mask = batch["mask"]
+    root_mask = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
+    value = (categorical_to_scalar(predicted.value_logits) - batch["target_value"]).abs()
+    prefix = (categorical_to_scalar(predicted.value_prefix_logits) - batch["target_value_prefix"]).abs()
+    return _masked_mean(value, root_mask), _masked_mean(prefix, mask)
+
+
+def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    return (x * mask).sum(dim=0) / mask.sum(dim=0).clamp(min=1.0)

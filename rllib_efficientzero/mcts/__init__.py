@@ -1,0 +1,7 @@
+"""Batched Monte-Carlo tree search over the learned model. No Ray in here."""
+
+from rllib_efficientzero.mcts.actions import greedy_action, sample_action
+from rllib_efficientzero.mcts.config import SearchConfig
+from rllib_efficientzero.mcts.search import Searcher, SearchResult, search
+
+__all__ = ["SearchConfig", "SearchResult", "Searcher", "greedy_action", "sample_action", "search"]

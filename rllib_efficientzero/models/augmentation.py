@@ -1,0 +1,32 @@
+"""Image augmentation of the learner's observations: random shift, then random intensity (EfficientZero, appendix A.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PAD = 4
+INTENSITY_SCALE = 0.05
+
+
+def augment(planes: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift every sample by up to 4 pixels each way and scale its brightness by a few per cent.
+
+    All planes of a sample (a stack, or a row of consecutive frames) move together. A shift equals padding by
+    replicating the border and cropping at random.
+
+    Args:
+        planes: `[B, P, H, W]` floats.
+        generator: a CPU generator; the only source of randomness.
+
+    Returns:
+        `[B, P, H, W]`, not clamped to 0..1.
+    """
+    batch, _, height, width = planes.shape
+    shift = torch.randint(-PAD, PAD + 1, (batch, 2), generator=generator)
+    rows = (torch.arange(height) + shift[:, :1]).clamp(0, height - 1).to(planes.device)
+    columns = (torch.arange(width) + shift[:, 1:]).clamp(0, width - 1).to(planes.device)
+    samples = torch.arange(batch, device=planes.device)
+    shifted = planes.permute(0, 2, 3, 1)[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
+    noise = torch.randn(batch, generator=generator).clamp(-2.0, 2.0).to(planes.device)
+    return shifted.permute(0, 3, 1, 2) * (1.0 + INTENSITY_SCALE * noise).view(-1, 1, 1, 1)

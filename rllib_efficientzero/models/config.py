@@ -1,0 +1,55 @@
+"""Sizes of the networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the networks; the defaults are the paper's for Atari (8,350,708 parameters with 18 actions).
+
+    Passed to RLlib as `config.rl_module(model_config={...})` or `model_config:` in YAML.
+    """
+
+    channels: int = 64
+    """Channels of the latent of pixel observations."""
+    num_blocks: int = 1
+    """Residual blocks after the last down-sampling, in the dynamics and in the prediction network, each."""
+    latent_side: int = 6
+    """Images are halved until their longer side is at most about this; 96x96 gives 6x6."""
+    reduced_channels: int = 16
+    """Channels after the 1x1 convolutions in front of the value, policy and value prefix heads."""
+    latent_size: int = 128
+    """Width of the latent of vector observations."""
+    mlp_hidden: tuple[int, ...] = (256,)
+    """Hidden layers of the representation and dynamics of vector observations."""
+    head_hidden: tuple[int, ...] = (32,)
+    """Hidden layers of the value, policy and value prefix heads."""
+    lstm_hidden: int = 512
+    """Width of the LSTM that predicts value prefixes."""
+    support_size: int = 300
+    """Scalars are categorical over -support_size..support_size of the compressed axis."""
+    projector_hidden: int = 1024
+    projector_out: int = 1024
+    predictor_hidden: int = 512
+    """Widths of the consistency heads (SimSiam's projector and predictor)."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Build from plain values (YAML has lists where tuples are meant).
+
+        Raises:
+            ValueError: a key is not a field, or a size is not a positive integer.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise ValueError(f"unknown model_config keys {unknown}; known ones are {sorted(names)}")
+        built = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        for key, value in built.items():
+            sizes = value if isinstance(value, tuple) else (value,)
+            if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+                raise ValueError(f"model_config[{key!r}] must be a positive integer or a list of them, not {value!r}")
+        return cls(**built)

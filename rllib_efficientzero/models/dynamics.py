@@ -1,0 +1,69 @@
+"""The dynamics network g: latent and action -> next latent; and the value prefix head on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllib_efficientzero.models.layers import Reduce, ResidualBlock, conv3x3, mlp
+
+
+class ImageDynamics(nn.Module):
+    """`[B, C, h, w]` latent, `[B]` action -> `[B, C, h, w]` next latent."""
+
+    def __init__(self, channels: int, num_actions: int, num_blocks: int) -> None:
+        super().__init__()
+        self.num_actions = num_actions
+        self.conv = conv3x3(channels + 1, channels)
+        self.norm = nn.BatchNorm2d(channels)
+        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
+
+    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
+        # One constant plane a / A, as in the original: not one plane per action.
+        plane = (action / self.num_actions).to(latent.dtype).view(-1, 1, 1, 1).expand(-1, 1, *latent.shape[2:])
+        x = self.norm(self.conv(torch.cat((latent, plane), dim=1)))
+        return self.blocks(F.relu(x + latent))
+
+
+class VectorDynamics(nn.Module):
+    """`[B, D]` latent, `[B]` action -> `[B, D]` next latent; the action enters one-hot."""
+
+    def __init__(self, latent_size: int, num_actions: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.num_actions = num_actions
+        self.layers = nn.Sequential(mlp(latent_size + num_actions, hidden, latent_size), nn.BatchNorm1d(latent_size))
+
+    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
+        one_hot = F.one_hot(action.long(), self.num_actions).to(latent.dtype)
+        return F.relu(self.layers(torch.cat((latent, one_hot), dim=1)) + latent)
+
+
+class ValuePrefixHead(nn.Module):
+    """Next latent and LSTM state -> value prefix logits and next LSTM state (EfficientZero, section 4.2).
+
+    `reward_hidden` is `[B, 2 * lstm_hidden]`: the LSTM's h and c side by side, so that one tensor moves through the
+    search's pool. It is all zeros at the root and wherever a new prefix begins.
+    """
+
+    def __init__(
+        self, features: nn.Module, in_features: int, lstm_hidden: int, hidden: Sequence[int], out: int
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.lstm = nn.LSTMCell(in_features, lstm_hidden)
+        self.norm = nn.BatchNorm1d(lstm_hidden)
+        self.head = mlp(lstm_hidden, hidden, out, zero_last=True)
+
+    def forward(self, next_latent: Tensor, reward_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        h, c = reward_hidden.chunk(2, dim=1)
+        h, c = self.lstm(self.features(next_latent), (h, c))
+        # Only the prediction sees normalised features; the recurrent state stays as the LSTM made it.
+        return self.head(F.relu(self.norm(h))), torch.cat((h, c), dim=1)
+
+
+def image_value_prefix_features(channels: int, reduced_channels: int) -> nn.Module:
+    """What the value prefix head reads of an image latent."""
+    return Reduce(channels, reduced_channels)

@@ -1,0 +1,61 @@
+"""Building blocks shared by the networks (algorithmic description: EfficientZero, appendix A.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size (or halves it), without bias: batch normalisation always follows."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+
+
+class ResidualBlock(nn.Module):
+    """conv-BN-ReLU-conv-BN + shortcut, ReLU; `[B, in, H, W] -> [B, out, H / stride, W / stride]`."""
+
+    def __init__(self, in_channels: int, out_channels: int | None = None, stride: int = 1) -> None:
+        super().__init__()
+        out_channels = out_channels or in_channels
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        # The paper's down-sampling block projects its shortcut by a plain strided convolution without normalisation.
+        same_shape = stride == 1 and in_channels == out_channels
+        self.shortcut: nn.Module = nn.Identity() if same_shape else conv3x3(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        return F.relu(y + self.shortcut(x))
+
+
+def mlp(in_features: int, hidden: Sequence[int], out_features: int, *, zero_last: bool = False) -> nn.Sequential:
+    """Linear-BN-ReLU per hidden layer, then Linear.
+
+    `zero_last` sets the last layer to zero, so that a fresh head predicts a uniform policy, or value zero.
+    """
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.ReLU()]
+        in_features = width
+    last = nn.Linear(in_features, out_features)
+    if zero_last:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
+
+
+class Reduce(nn.Module):
+    """1x1 convolution to a few channels, BN, ReLU, flatten: `[B, C, H, W] -> [B, reduced * H * W]`."""
+
+    def __init__(self, channels: int, reduced_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, reduced_channels, kernel_size=1)
+        self.norm = nn.BatchNorm2d(reduced_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x))).flatten(1)

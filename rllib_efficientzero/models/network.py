@@ -1,0 +1,87 @@
+"""The three functions of MuZero with EfficientZero's value prefix, as one module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rllib_efficientzero.models.dynamics import ValuePrefixHead
+from rllib_efficientzero.models.prediction import Prediction
+from rllib_efficientzero.models.scalar_transform import categorical_to_scalar
+
+
+class NetworkOutput(NamedTuple):
+    """What the search needs of one evaluation, for B states."""
+
+    latent: Tensor  # [B, C, h, w] or [B, D]
+    reward_hidden: Tensor  # [B, 2 * lstm_hidden]
+    value: Tensor  # [B] float32, reward units
+    value_prefix: Tensor  # [B] float32, undiscounted sum of rewards since the LSTM's last reset
+    policy_logits: Tensor  # [B, A] float32
+
+
+class EfficientZeroNetwork(nn.Module):
+    """Representation h, dynamics g with value prefix, prediction f.
+
+    Build it with `models.build_network`. Acting and search use `initial_inference` and `recurrent_inference`; the
+    learner uses the parts `represent`, `step` and `predict`, which return logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        representation: nn.Module,
+        dynamics: nn.Module,
+        value_prefix: ValuePrefixHead,
+        prediction: Prediction,
+    ) -> None:
+        super().__init__()
+        self.representation = representation
+        self.dynamics = dynamics
+        self.value_prefix = value_prefix
+        self.prediction = prediction
+
+    # --- The parts, for the learner ----------------------------------------------------------------------------------
+
+    def represent(self, planes: Tensor) -> Tensor:
+        """h: `[B, S * C, H, W]` or `[B, S * D]` network input (see `observation_planes`) -> latent."""
+        return self.representation(planes)
+
+    def step(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """g: latent, LSTM state `[B, 2H]`, action `[B]` -> next latent, next LSTM state, value prefix logits."""
+        next_latent = self.dynamics(latent, action)
+        value_prefix_logits, reward_hidden = self.value_prefix(next_latent, reward_hidden)
+        return next_latent, reward_hidden, value_prefix_logits
+
+    def predict(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """f: latent -> `[B, A]` policy logits, `[B, support]` value logits."""
+        return self.prediction(latent)
+
+    def initial_reward_hidden(self, latent: Tensor) -> Tensor:
+        """LSTM state where a value prefix begins: zeros `[B, 2H]`."""
+        return latent.new_zeros(latent.shape[0], 2 * self.value_prefix.lstm.hidden_size)
+
+    # --- What search calls -------------------------------------------------------------------------------------------
+
+    def initial_inference(self, planes: Tensor) -> NetworkOutput:
+        """Network input -> output at the root; value prefix zero."""
+        latent = self.represent(planes)
+        policy_logits, value_logits = self.predict(latent)
+        value = categorical_to_scalar(value_logits)
+        return NetworkOutput(
+            latent, self.initial_reward_hidden(latent), value, torch.zeros_like(value), policy_logits.float()
+        )
+
+    def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput:
+        """One imagined step for each of B states."""
+        latent, reward_hidden, value_prefix_logits = self.step(latent, reward_hidden, action)
+        policy_logits, value_logits = self.predict(latent)
+        return NetworkOutput(
+            latent,
+            reward_hidden,
+            categorical_to_scalar(value_logits),
+            categorical_to_scalar(value_prefix_logits),
+            policy_logits.float(),
+        )

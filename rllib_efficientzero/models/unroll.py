@@ -1,0 +1,84 @@
+"""The learner's forward pass: unroll the model along stored actions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rllib_efficientzero.models.consistency import ConsistencyHeads
+from rllib_efficientzero.models.network import EfficientZeroNetwork
+
+
+class Unrolled(NamedTuple):
+    """Predictions for B positions and K imagined steps."""
+
+    policy_logits: Tensor  # [B, K+1, A]
+    value_logits: Tensor  # [B, K+1, support]
+    value_prefix_logits: Tensor  # [B, K, support]
+    projection: Tensor | None  # [B, K, P], predictor(projector(imagined latent))
+    target_projection: Tensor | None  # [B, K, P], projector(latent of the real observation), no gradient
+
+
+def unroll(
+    network: EfficientZeroNetwork,
+    root_planes: Tensor,
+    actions: Tensor,
+    *,
+    consistency: ConsistencyHeads | None,
+    target_planes: Tensor,
+    value_prefix_horizon: int,
+) -> Unrolled:
+    """Unroll K steps.
+
+    Args:
+        network: in train mode.
+        root_planes: network input at the sampled positions, B of them.
+        actions: `[B, K]`.
+        consistency: heads of the consistency loss; None leaves its projections out.
+        target_planes: network input of the K observations that followed, `[B, K, ...]`; used with `consistency` only.
+        value_prefix_horizon: steps after which the LSTM's state is reset.
+    """
+    latent = network.represent(root_planes)
+    reward_hidden = network.initial_reward_hidden(latent)
+    latents, value_prefix_logits = [latent], []
+    for k in range(actions.shape[1]):
+        latent, reward_hidden, logits = network.step(latent, reward_hidden, actions[:, k])
+        if latent.requires_grad:
+            # Halves all gradient that reaches an imagined latent, from its own heads and from later steps (0.5^k in
+            # all at step k), so that the dynamics' gradient does not grow with the depth; MuZero, appendix G.
+            latent.register_hook(_halve)
+        latents.append(latent)
+        value_prefix_logits.append(logits)
+        if (k + 1) % value_prefix_horizon == 0:
+            reward_hidden = torch.zeros_like(reward_hidden)
+
+    # The heads see all steps in one batch: fewer and larger calls, and the statistics with which they will be
+    # normalised when searching, where leaves of all depths are evaluated by the same running averages.
+    policy_logits, value_logits = network.predict(_fold(torch.stack(latents, dim=1)))
+    steps = (-1, len(latents))
+    projection = target_projection = None
+    if consistency is not None:
+        imagined_steps = (-1, actions.shape[1])
+        projection = consistency.predict(_fold(torch.stack(latents[1:], dim=1))).unflatten(0, imagined_steps)
+        # The target branch: online weights, no gradient (SimSiam has no second network).
+        with torch.no_grad():
+            target_projection = consistency.project(network.represent(_fold(target_planes)))
+        target_projection = target_projection.unflatten(0, imagined_steps)
+    return Unrolled(
+        policy_logits.unflatten(0, steps),
+        value_logits.unflatten(0, steps),
+        torch.stack(value_prefix_logits, dim=1),
+        projection,
+        target_projection,
+    )
+
+
+def _fold(x: Tensor) -> Tensor:
+    """`[B, K, ...] -> [B * K, ...]`."""
+    return x.flatten(0, 1)
+
+
+def _halve(gradient: Tensor) -> Tensor:
+    return 0.5 * gradient

@@ -1,0 +1,311 @@
+"""Reanalysis: fresh policy and value targets for replayed positions, by search with the target network.
+
+Stateless: the same windows, weights and configuration give the same targets, wherever it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult
+from rllib_efficientzero.models import EfficientZeroNetwork, NetworkOutput, observation_planes, stack_windows
+from rllib_efficientzero.replay.windows import Windows
+from rllib_efficientzero.targets.returns import (
+    bootstrap_times,
+    dynamic_horizon,
+    n_step_targets,
+    step_masks,
+    value_prefix_targets,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReanalyzeConfig:
+    """How targets are made; defaults are the paper's for Atari 100k."""
+
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    frame_stack: int = 4
+    unroll_steps: int = 5
+    td_steps: int = 5
+    reanalyze_ratio: float = 0.99
+    """Share of each batch whose policy targets come from a fresh search; the rest keep those of self-play."""
+    value_target: str = "network"
+    """What continues the n-step return: the target network's value head ("network"), the value of a fresh search there
+    ("root"); "mixed" is EfficientZero V2's: recent positions like "network", older ones take the value of the search
+    at the position itself."""
+    mixed_start_updates: int = 30_000
+    mixed_recent_steps: int = 5_000
+    """"mixed" begins after so many updates; positions at most so many steps old keep n-step targets."""
+    horizon_decay_steps: float = 30_000.0
+    """Steps of age per step by which the horizon shrinks; infinity switches the off-policy correction off."""
+    batch_size: int = 256
+    """Roots per search and observations per encoding call; bounds memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetStatistics:
+    """What reanalysis saw, for the logs."""
+
+    search_seconds: float
+    seconds: float
+    num_searched: int
+    simulations_per_s: float
+    horizon: np.ndarray  # [B]
+    age: np.ndarray  # [B]
+    root_value: float
+    network_value: float
+    policy_entropy: float
+    prior_entropy: float
+
+
+class Reanalyzer:
+    """Makes train batches of windows. Holds no state but the search's buffers."""
+
+    def __init__(self, config: ReanalyzeConfig) -> None:
+        if config.value_target not in _VALUE_TARGETS:
+            raise ValueError(f"unknown value_target {config.value_target!r}; known ones are {sorted(_VALUE_TARGETS)}")
+        self.config = config
+        self.searcher = Searcher(config.search)
+
+    def train_batch(
+        self, network: EfficientZeroNetwork, windows: Windows, *, num_updates: int = 0
+    ) -> tuple[dict[str, Tensor], TargetStatistics]:
+        """Targets for B windows.
+
+        Args:
+            network: the target network, in eval mode.
+            windows: B windows of the replay.
+            num_updates: updates made so far; "mixed" targets depend on it.
+
+        Returns:
+            The train batch (see `_assemble`), on the network's device, and what to log.
+        """
+        started = time.perf_counter()
+        config = self.config
+        rng = np.random.default_rng(windows.seed)
+        age = windows.num_added - windows.position_ids
+        horizon = dynamic_horizon(age, config.td_steps, config.horizon_decay_steps)
+        times = bootstrap_times(horizon, windows.steps_left, config.unroll_steps)
+
+        fresh_policy = _choose_rows(len(windows), config.reanalyze_ratio, rng)
+        unrolled = np.arange(config.unroll_steps + 1)
+        # Policies are searched where an action follows; at the end of an episode there is none to learn.
+        wants_policy = fresh_policy[:, None] & (unrolled < windows.steps_left[:, None])
+        wants_value = np.zeros((len(windows), config.unroll_steps + 1 + config.td_steps), dtype=bool)
+        np.put_along_axis(wants_value, times, True, axis=1)
+        # Terminal states have no value to ask for.
+        ends_inside = windows.terminated & (windows.steps_left < wants_value.shape[1])
+        wants_value[ends_inside, windows.steps_left[ends_inside]] = False
+        make_value = _VALUE_TARGETS[config.value_target]
+        wants_root = make_value.searched(wants_policy, wants_value)
+
+        # Raw frames travel to the device once; encoding here and the learner both read them there.
+        frames = torch.from_numpy(windows.frames).to(next(network.parameters()).device, non_blocking=True)
+        evaluated = _Evaluated.encode(network, frames, wants_value, wants_root, config)
+        searched = evaluated.search(self.searcher, network, windows, rng, config)
+
+        visit_policy = np.array(windows.visit_policy)
+        rows, columns = np.nonzero(wants_policy)
+        visit_policy[rows, columns] = searched.policy[rows, columns]
+
+        n_step = n_step_targets(
+            windows.rewards,
+            np.take_along_axis(make_value.bootstrap(evaluated, searched), times, axis=1),
+            horizon,
+            windows.steps_left,
+            windows.terminated,
+            config.search.discount,
+        )
+        value = make_value.target(n_step, searched, wants_policy, age, num_updates, config)
+        batch = _assemble(windows, frames, visit_policy, value, config)
+        return batch, searched.statistics(time.perf_counter() - started, horizon, age)
+
+
+@dataclasses.dataclass
+class _Searched:
+    """Search results scattered to `[B, T]` times, T = K + 1 + td_steps; zero where nothing was searched."""
+
+    policy: np.ndarray  # [B, T, A]
+    root_value: np.ndarray  # [B, T]
+    results: list[SearchResult]
+
+    def statistics(self, seconds: float, horizon: np.ndarray, age: np.ndarray) -> TargetStatistics:
+        def mean(values: list[np.ndarray]) -> float:
+            return float(np.concatenate(values).mean()) if values else 0.0
+
+        search_seconds = sum(result.seconds for result in self.results)
+        simulations = sum(int(result.visit_counts.sum()) for result in self.results)
+        return TargetStatistics(
+            search_seconds=search_seconds,
+            seconds=seconds,
+            num_searched=sum(len(result) for result in self.results),
+            simulations_per_s=simulations / search_seconds if search_seconds else 0.0,
+            horizon=horizon,
+            age=age,
+            root_value=mean([result.root_value for result in self.results]),
+            network_value=mean([result.network_value for result in self.results]),
+            policy_entropy=mean([entropy(result.policy) for result in self.results]),
+            prior_entropy=mean([entropy(result.prior) for result in self.results]),
+        )
+
+
+@dataclasses.dataclass
+class _Evaluated:
+    """Observations of the windows, each encoded once, whether for its value, for a search from it, or both."""
+
+    rows: np.ndarray  # [M]
+    times: np.ndarray  # [M]
+    is_root: np.ndarray  # [M] to be searched from
+    chunks: list[NetworkOutput]  # in the order of rows and times, `batch_size` each
+    value: np.ndarray  # [B, T]
+
+    @classmethod
+    @torch.inference_mode()
+    def encode(
+        cls,
+        network: EfficientZeroNetwork,
+        frames: Tensor,
+        wants_value: np.ndarray,
+        wants_root: np.ndarray,
+        config: ReanalyzeConfig,
+    ) -> _Evaluated:
+        # Roots first, so that a search's roots are whole chunks, or the front of one.
+        rows, times = np.nonzero(wants_value | wants_root)
+        is_root = wants_root[rows, times]
+        order = np.argsort(~is_root, kind="stable")
+        rows, times, is_root = rows[order], times[order], is_root[order]
+        device_rows, device_times = _to(rows, frames.device), _to(times, frames.device)
+        chunks, values = [], np.zeros(wants_value.shape, dtype=np.float32)
+        for start in range(0, len(rows), config.batch_size):
+            chunk = slice(start, start + config.batch_size)
+            stacks = stack_windows(frames, device_rows[chunk], device_times[chunk], config.frame_stack)
+            output = network.initial_inference(observation_planes(stacks))
+            values[rows[chunk], times[chunk]] = output.value.cpu().numpy()
+            chunks.append(output)
+        return cls(rows, times, is_root, chunks, values)
+
+    def search(
+        self,
+        searcher: Searcher,
+        network: EfficientZeroNetwork,
+        windows: Windows,
+        rng: np.random.Generator,
+        config: ReanalyzeConfig,
+    ) -> _Searched:
+        batch, num_times = self.value.shape
+        searched = _Searched(
+            np.zeros((batch, num_times, windows.visit_policy.shape[-1]), dtype=np.float32),
+            np.zeros((batch, num_times), dtype=np.float32),
+            [],
+        )
+        num_roots = int(self.is_root.sum())
+        for index, start in enumerate(range(0, num_roots, config.batch_size)):
+            count = min(config.batch_size, num_roots - start)
+            rows, times = self.rows[start : start + count], self.times[start : start + count]
+            root = NetworkOutput(*(part[:count] for part in self.chunks[index]))
+            legal = None if windows.action_mask is None else windows.action_mask[rows, times].astype(bool)
+            result = searcher.search(network, root, legal_actions=legal, rng=rng, explore=True)
+            searched.policy[rows, times] = result.policy
+            searched.root_value[rows, times] = result.root_value
+            searched.results.append(result)
+        return searched
+
+
+@dataclasses.dataclass(frozen=True)
+class _ValueTarget:
+    """A way to make value targets: which positions it wants searched, what it bootstraps from, what it returns."""
+
+    searched: Callable[[np.ndarray, np.ndarray], np.ndarray]  # ([B, K+1] policy, [B, T] value) -> [B, T]
+    bootstrap: Callable[[_Evaluated, _Searched], np.ndarray]  # -> [B, T]
+    target: Callable[[np.ndarray, _Searched, np.ndarray, np.ndarray, int, ReanalyzeConfig], np.ndarray]  # -> [B, K+1]
+
+
+def _policy_positions(wants_policy: np.ndarray, wants_value: np.ndarray) -> np.ndarray:
+    wanted = np.zeros_like(wants_value)
+    wanted[:, : wants_policy.shape[1]] = wants_policy
+    return wanted
+
+
+def _n_step(
+    n_step: np.ndarray,
+    searched: _Searched,
+    wants_policy: np.ndarray,
+    age: np.ndarray,
+    num_updates: int,
+    config: ReanalyzeConfig,
+) -> np.ndarray:
+    return n_step
+
+
+def _mixed(
+    n_step: np.ndarray,
+    searched: _Searched,
+    wants_policy: np.ndarray,
+    age: np.ndarray,
+    num_updates: int,
+    config: ReanalyzeConfig,
+) -> np.ndarray:
+    """EfficientZero V2, section 4.3: old positions take the value of the search at the position itself."""
+    if num_updates < config.mixed_start_updates:
+        return n_step
+    is_old = age > config.mixed_recent_steps
+    return np.where(is_old[:, None] & wants_policy, searched.root_value[:, : n_step.shape[1]], n_step)
+
+
+_VALUE_TARGETS = {
+    "network": _ValueTarget(_policy_positions, lambda evaluated, searched: evaluated.value, _n_step),
+    "root": _ValueTarget(
+        lambda wants_policy, wants_value: _policy_positions(wants_policy, wants_value) | wants_value,
+        lambda evaluated, searched: searched.root_value,
+        _n_step,
+    ),
+    "mixed": _ValueTarget(_policy_positions, lambda evaluated, searched: evaluated.value, _mixed),
+}
+
+
+def entropy(probabilities: np.ndarray) -> np.ndarray:
+    """`[..., A]` probabilities -> `[...]` entropy in nats."""
+    return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=-1)
+
+
+def _assemble(
+    windows: Windows, frames: Tensor, policy: np.ndarray, value: np.ndarray, config: ReanalyzeConfig
+) -> dict[str, Tensor]:
+    """The train batch, B rows each:
+
+    frames `[B, S-1 + K+1, ...]`, actions `[B, K]` int64, target_policy `[B, K+1, A]`, target_value `[B, K+1]`,
+    target_value_prefix `[B, K]`, mask `[B, K]` (gates unroll step k + 1), weights `[B]`, position_ids `[B]`,
+    seed `[B]` (of the augmentation; all the same).
+    """
+    num_frames = config.frame_stack - 1 + config.unroll_steps + 1
+    value_prefix = value_prefix_targets(
+        windows.rewards, windows.steps_left, config.unroll_steps, config.search.value_prefix_horizon
+    )
+    arrays = {
+        "actions": windows.actions,
+        "target_policy": policy,
+        "target_value": value,
+        "target_value_prefix": value_prefix,
+        "mask": step_masks(windows.steps_left, config.unroll_steps),
+        "weights": windows.weights,
+        "position_ids": windows.position_ids,
+        "seed": np.full(len(windows), windows.seed, dtype=np.int64),
+    }
+    return {"frames": frames[:, :num_frames]} | {key: _to(array, frames.device) for key, array in arrays.items()}
+
+
+def _choose_rows(batch: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """`[B]` bool: floor(share * B) random rows, as many as the original reanalyzes (253 of 256 at 0.99)."""
+    chosen = np.zeros(batch, dtype=bool)
+    chosen[rng.permutation(batch)[: int(share * batch + 1e-9)]] = True
+    return chosen
+
+
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
