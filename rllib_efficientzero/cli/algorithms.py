@@ -1,0 +1,174 @@
+"""From a checked experiment to RLlib's classes: the first module that imports ray, and the last checks before it runs.
+
+RLlib's own algorithms take the flat config as it is. What they would store as a useless string (dotted paths of
+classes and functions) is resolved here; `run: EfficientZero` goes through the same steps.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from rllib_efficientzero.cli import known_keys
+from rllib_efficientzero.cli.environments import find_problem, is_class_path
+from rllib_efficientzero.cli.errors import InputError
+from rllib_efficientzero.cli.experiment import Experiment
+from rllib_efficientzero.config_schema import GRID_SEARCH, ConfigError, resolve_config
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+MAX_VALIDATED_VARIANTS = 32
+
+# What RLlib's configs raise when they refuse a setting.
+_REFUSALS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, ImportError)
+
+
+@dataclass
+class Prepared:
+    """An experiment with its class and its config, proven to fit together."""
+
+    experiment: Experiment
+    algorithm: type[Algorithm]
+    param_space: dict[str, Any]
+    """The flat config for Tune, grid searches included."""
+    config: AlgorithmConfig
+    """The config of the first trial."""
+    resources: list[dict[str, float]]
+    """What one trial asks of the cluster, bundle by bundle."""
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Imports what the experiment names and validates every config its grid searches span.
+
+    Raises:
+        InputError: An import, the environment or a setting is wrong.
+    """
+    for module in experiment.imports:
+        _import(module, experiment.where, "'imports'")
+    algorithm = _algorithm_class(experiment)
+    default = algorithm.get_default_config()
+    config = experiment.config
+    if isinstance(experiment.run, str) and experiment.run not in known_keys.algorithm_names():
+        config = _check_own_class(experiment, default)
+    param_space = _import_classes(config, experiment, known_keys.schema_of(default).types)
+    _check_registered_env(experiment)
+    variants = [
+        _build(algorithm, values, experiment) for values in islice(_variants(param_space), MAX_VALIDATED_VARIANTS)
+    ]
+    request = algorithm.default_resource_request(variants[0])
+    return Prepared(experiment, algorithm, param_space, variants[0], list(request.bundles))
+
+
+def total_resources(bundles: list[dict[str, float]]) -> dict[str, float]:
+    """CPUs, GPUs and the like of all bundles together."""
+    total: dict[str, float] = {}
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            total[name] = total.get(name, 0) + amount
+    return total
+
+
+def _import(module: str, where: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{what}: cannot import {module!r}: {error}", where) from error
+
+
+def _import_attribute(path: str, where: str, what: str) -> Any:
+    """The object at `package.module.name`."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(_import(module, where, what), name)
+    except AttributeError as error:
+        raise InputError(f"{what}: the module {module!r} has no {name!r}", where) from error
+
+
+def _algorithm_class(experiment: Experiment) -> type[Algorithm]:
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.registry import ALGORITHMS
+
+    run = experiment.run
+    if isinstance(run, type):
+        return run
+    if run in ALGORITHMS:
+        return ALGORITHMS[run]()[0]
+    path = run if "." in run else f"rllib_efficientzero.{run}"
+    cls = _import_attribute(path, experiment.where, "'run'")
+    if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
+        raise InputError(f"'run': {path!r} is no subclass of RLlib's Algorithm", experiment.where)
+    return cls
+
+
+def _check_own_class(experiment: Experiment, default: AlgorithmConfig) -> dict[str, Any]:
+    """The checks that a class of the user's own could not have before it was imported."""
+    try:
+        resolved = resolve_config(experiment.config, known_keys.schema_of(default), f"the config of {experiment.run}")
+    except ConfigError as error:
+        raise InputError(error.message, experiment.place(str(error.path[0]))) from error
+    experiment.warnings.extend(resolved.warnings)
+    return resolved.config
+
+
+def _import_classes(config: Mapping[str, Any], experiment: Experiment, types: Mapping[str, str]) -> dict[str, Any]:
+    """Classes and functions for the dotted paths of keys that take nothing else.
+
+    RLlib resolves `callbacks` itself but would store, say, `env_runner_cls: pkg.mod.Class` as a string.
+    """
+    resolved = dict(config)
+    for key, value in config.items():
+        accepted = types.get(key, "any").split("|")
+        if isinstance(value, str) and "class" in accepted and "str" not in accepted:
+            resolved[key] = _import_attribute(value, experiment.place(key), repr(key))
+    return resolved
+
+
+def _check_registered_env(experiment: Experiment) -> None:
+    """The environments `environments.check_env` had to leave: class paths, and names registered by `imports`."""
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    env = experiment.config.get("env")
+    if not isinstance(env, str) or _global_registry.contains(ENV_CREATOR, env):
+        return
+    if is_class_path(env):
+        _import_attribute(env, experiment.place("env"), "'env'")
+    elif problem := find_problem(env):
+        raise InputError(problem, experiment.place("env"))
+
+
+def _variants(param_space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every config the grid searches span."""
+    from ray.tune.search.variant_generator import generate_variants
+
+    for _, variant in generate_variants(dict(param_space)):
+        yield variant
+
+
+def _build(algorithm: type[Algorithm], values: Mapping[str, Any], experiment: Experiment) -> AlgorithmConfig:
+    """One trial's config as `Algorithm.__init__` will build it, validated."""
+    config = algorithm.get_default_config().copy(copy_frozen=False)
+    try:
+        config.update_from_dict(dict(values))
+        config.validate()
+    except _REFUSALS as error:
+        message = " ".join(str(error).partition("To suppress all validation errors")[0].split()) or type(error).__name__
+        raise InputError(f"{experiment.run}: {message}", _blamed(message, values, experiment)) from error
+    return config
+
+
+def _blamed(message: str, values: Mapping[str, Any], experiment: Experiment) -> str:
+    """The line of the setting a refusal speaks of: the first one it names."""
+    named = [key for key in values if key in experiment.places and key in message.replace("`", " ").split()]
+    return experiment.place(min(named, key=message.find)) if named else experiment.where
+
+
+def has_grid_search(value: Any) -> bool:
+    """Whether a config holds a grid search anywhere."""
+    if isinstance(value, Mapping):
+        return set(value) == {GRID_SEARCH} or any(has_grid_search(inner) for inner in value.values())
+    return isinstance(value, list) and any(has_grid_search(inner) for inner in value)

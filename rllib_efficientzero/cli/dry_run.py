@@ -1,0 +1,64 @@
+"""`--dry-run`: everything a run would use, printed; nothing is started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from rllib_efficientzero.cli.algorithms import Prepared, has_grid_search, total_resources
+from rllib_efficientzero.cli.announce import announce, protocol
+from rllib_efficientzero.cli.console import say
+from rllib_efficientzero.cli.known_keys import schema_of
+
+
+def print_plan(prepared: Prepared, all_keys: bool = False) -> None:
+    """The resolved experiment: stop criteria, checkpoints, config, resources, protocol and notices."""
+    experiment = prepared.experiment
+    say(f"# {experiment.name}: {prepared.algorithm.__name__}, not started (--dry-run)", "bold")
+    plan: dict[str, Any] = {
+        "run": f"{prepared.algorithm.__module__}.{prepared.algorithm.__name__}",
+        "results": str(experiment.path),
+        "stop": experiment.stop,
+        "checkpoint_config": experiment.checkpoint,
+        "num_samples": experiment.num_samples,
+        "max_failures": experiment.max_failures,
+        "time_budget_s": experiment.time_budget_s,
+        "restore": experiment.restore,
+        "grid_search": {key: value for key, value in prepared.param_space.items() if has_grid_search(value)},
+        "resources_per_trial": {"total": total_resources(prepared.resources), "bundles": prepared.resources},
+        "protocol": protocol(prepared.config),
+        "config": _settings(prepared, all_keys),
+    }
+    plan = {key: value for key, value in plan.items() if value not in (None, {}, [])}
+    say(yaml.safe_dump({experiment.name: _plain(plan)}, sort_keys=False, width=120, allow_unicode=True).rstrip())
+    for notice in announce(prepared.config):
+        say(f"# {notice}")
+
+
+def _settings(prepared: Prepared, all_keys: bool) -> dict[str, Any]:
+    """The first trial's config: what the algorithm or the user changed from RLlib's base defaults, or all of it."""
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    schema = schema_of(prepared.config)
+    base = {} if all_keys else AlgorithmConfig().to_dict()
+    settings = {
+        key.removeprefix("_"): value
+        for key, value in prepared.config.to_dict().items()
+        # `model` belongs to the old API stack; what is in no schema is deprecated.
+        if key != "model" and key in schema.types
+        if key in prepared.param_space or key not in base or _plain(base[key]) != _plain(value)
+    }
+    return dict(sorted(settings.items()))
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML can show it; classes and functions by their path."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    name = getattr(value, "__qualname__", None)
+    return f"{value.__module__}.{name}" if name else str(value)

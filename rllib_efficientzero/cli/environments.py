@@ -1,0 +1,80 @@
+"""Whether an environment exists, asked of gymnasium alone: it is found out before ray is imported."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from rllib_efficientzero.cli.errors import InputError
+from rllib_efficientzero.cli.experiment import Experiment
+from rllib_efficientzero.config_schema import GRID_SEARCH, nearest
+
+ATARI_EXTRA = "rllib_efficientzero[atari]"
+
+
+def check_env(experiment: Experiment) -> None:
+    """Raises `InputError` if the experiment names an environment that gymnasium does not know.
+
+    Dotted class paths, and names that a module in `imports:` may register with Tune, are looked up once ray is
+    imported (`algorithms.check_env`).
+    """
+    env = experiment.config.get("env")
+    candidates = env[GRID_SEARCH] if isinstance(env, dict) and GRID_SEARCH in env else [env]
+    for candidate in candidates:
+        if not isinstance(candidate, str):
+            if candidate is None:
+                continue
+            raise InputError(f"'env' must be a name, not {candidate!r}", experiment.place("env"))
+        if not is_class_path(candidate) and not experiment.imports:
+            problem = find_problem(candidate)
+            if problem:
+                raise InputError(problem, experiment.place("env"))
+
+
+def is_class_path(env: str) -> bool:
+    """`package.module.Class`, which RLlib imports itself; `Name-v2.5` is none."""
+    return ":" not in env and "/" not in env and "." in env and all(part.isidentifier() for part in env.split("."))
+
+
+def find_problem(env: str) -> str | None:
+    """What is wrong with a gymnasium id (`Name-v0`, `module:Name-v0`), or None."""
+    import gymnasium
+
+    module, _, name = env.rpartition(":")
+    if module:
+        problem = _import_problem(module)
+        if problem:
+            return problem
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error:
+        return f"unknown environment {env!r}{_hint(module, name)}"
+    return None
+
+
+def _import_problem(module: str) -> str | None:
+    if importlib.util.find_spec(module.split(".")[0]) is None:
+        cure = f"pip install '{ATARI_EXTRA}'" if module == "ale_py" else f"pip install {module}"
+        return f"the environment needs the package {module!r}: {cure}"
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"the environment's module {module!r} cannot be imported: {error}"
+    return None
+
+
+def _hint(module: str, name: str) -> str:
+    """The nearest registered id. Atari's ids are only registered by ale_py."""
+    import gymnasium
+
+    has_atari = importlib.util.find_spec("ale_py") is not None
+    if has_atari and not module:
+        importlib.import_module("ale_py")
+        if name in gymnasium.registry:
+            return f"; did you mean 'ale_py:{name}'?"
+    suggestion = nearest(name, gymnasium.registry)
+    if suggestion is None:
+        return ""
+    spec = gymnasium.registry[suggestion]
+    prefix = "ale_py:" if str(spec.entry_point).startswith("ale_py") else ""
+    return f"; did you mean '{prefix}{suggestion}'?"

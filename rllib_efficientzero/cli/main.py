@@ -1,0 +1,26 @@
+"""The `rllib` command. Importing this module must stay cheap: `rllib --help` answers before ray could be imported."""
+
+from __future__ import annotations
+
+import typer
+
+from rllib_efficientzero.cli import train
+
+app = typer.Typer(
+    name="rllib",
+    no_args_is_help=True,
+    # A bug's traceback is for us to read; rich's version of it hides the chain and prints locals.
+    pretty_exceptions_enable=False,
+    help="Train RLlib's algorithms, and EfficientZero, from experiment files.",
+)
+app.add_typer(train.app, name="train")
+
+
+@app.callback()
+def rllib() -> None:
+    """Train RLlib's algorithms, and EfficientZero, from experiment files."""
+
+
+def main() -> None:
+    """Entry point of the console scripts `rllib` and `rllib-efficientzero`."""
+    app()

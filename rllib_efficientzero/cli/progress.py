@@ -1,0 +1,98 @@
+"""What a result says about the run's progress: the columns of the live table and of the plain lines. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rllib_efficientzero import metrics
+from rllib_efficientzero.cli.stopping import ENV_STEPS, EPISODE_RETURN, EVALUATION_RETURN, lookup
+
+SIMULATIONS = f"env_runners/{metrics.SEARCH}/{metrics.SIMULATIONS_PER_S}"
+
+GROWING = ("training_iteration", "time_total_s", "time_since_restore", ENV_STEPS, metrics.NUM_UPDATES_LIFETIME)
+"""Metrics that grow steadily, so that the time until they reach a criterion can be told."""
+
+WINDOW = 20
+"""Reports over which rates are taken."""
+
+
+@dataclass
+class TrialProgress:
+    """One trial's reports, as far as rates need them."""
+
+    criteria: Mapping[str, float]
+    budget: float | None = None
+    """Environment steps the run is to take, if it says so."""
+    history: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    """(seconds, fraction done, environment steps) of the last reports."""
+
+    def update(self, result: Mapping[str, Any]) -> dict[str, str]:
+        """Column -> text for a new result; a column whose metric the algorithm does not report is left out."""
+        steps = lookup(result, ENV_STEPS)
+        seconds = lookup(result, "time_total_s") or 0.0
+        self.history.append((seconds, self._fraction(result), steps or 0.0))
+        columns = {
+            "iter": _count(lookup(result, "training_iteration")),
+            "env steps": self._steps(steps),
+            "updates": _count(lookup(result, metrics.NUM_UPDATES_LIFETIME)),
+            "replay ratio": _number(lookup(result, metrics.EFFECTIVE_REPLAY_RATIO)),
+            "return": _number(lookup(result, EPISODE_RETURN)),
+            "eval return": _number(lookup(result, EVALUATION_RETURN)),
+            "sims/s": _count(lookup(result, SIMULATIONS)),
+            "steps/s": _number(self._steps_per_second(seconds)),
+            "elapsed": duration(seconds),
+            "left": self._time_left(),
+        }
+        return {name: text for name, text in columns.items() if text}
+
+    def _steps(self, steps: float | None) -> str:
+        target = self.budget or self.criteria.get(ENV_STEPS)
+        if steps is None or not target:
+            return _count(steps)
+        return f"{steps:,.0f}/{target:,.0f} ({min(steps / target, 1):.0%})"
+
+    def _fraction(self, result: Mapping[str, Any]) -> float:
+        """How much of the run is done: the criterion that is nearest to its end."""
+        criteria = {name: self.criteria[name] for name in GROWING if self.criteria.get(name)}
+        if self.budget:
+            criteria[ENV_STEPS] = min(self.budget, criteria.get(ENV_STEPS, self.budget))
+        return max((value / criteria[name] for name in criteria if (value := lookup(result, name))), default=0.0)
+
+    def _steps_per_second(self, seconds: float) -> float | None:
+        first, last = self.history[0], self.history[-1]
+        if len(self.history) == 1:
+            return last[2] / seconds if seconds and last[2] else None
+        return (last[2] - first[2]) / (last[0] - first[0]) if last[0] > first[0] else None
+
+    def _time_left(self) -> str:
+        """By the pace of the last reports; unknown before the second one."""
+        first, last = self.history[0], self.history[-1]
+        gained, spent = last[1] - first[1], last[0] - first[0]
+        if gained <= 0 or spent <= 0:
+            return ""
+        return duration(max(1 - last[1], 0) / gained * spent)
+
+
+def duration(seconds: float) -> str:
+    """`4s`, `3m20s`, `2h05m`, `1d03h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,73 @@
+"""Starting and stopping ray, and how much of its own talk is heard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rllib_efficientzero.cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """The `--ray-*` options and the verbosity."""
+
+    address: str | None = None
+    num_cpus: int | None = None
+    num_gpus: int | None = None
+    verbosity: int = 0
+
+
+def set_verbosity(verbosity: int) -> None:
+    """Imports ray, and silences its and gymnasium's warnings unless `-v` asks for them."""
+    if verbosity > 0:
+        return
+    # Tune's "new output" prints a header even at verbosity 0; our own display takes its place.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Silences a FutureWarning of ray.init.
+    warnings.simplefilter("ignore")
+    import ray  # noqa: F401  # It sets the levels of its loggers itself, when it is imported.
+
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # What goes wrong in a trial is reported at the end, with the file that holds the traceback.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def ray_session(options: RayOptions) -> Iterator[None]:
+    """Ray for the length of the block: a local one, or a connection to `--ray-address`."""
+    import ray
+
+    level = logging.INFO if options.verbosity else logging.ERROR
+    common = {"log_to_driver": options.verbosity > 0, "logging_level": level}
+    try:
+        if options.address:
+            ray.init(address=options.address, **common)
+        else:
+            ray.init(num_cpus=options.num_cpus, num_gpus=options.num_gpus, include_dashboard=False, **common)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"ray does not start: {error}", "--ray-address" if options.address else "") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(needed: dict[str, float], where: str, is_cluster: bool) -> None:
+    """Refuses a trial the local machine can never place: Tune would wait for ever. A cluster may still grow."""
+    import ray
+
+    available = ray.cluster_resources()
+    missing = [
+        f"{amount:g} {name}s (there are {available.get(name, 0):g})"
+        for name, amount in needed.items()
+        if amount > available.get(name, 0)
+    ]
+    if missing and not is_cluster:
+        cure = "ask for less (num_env_runners, num_gpus_per_learner, ...) or see --ray-num-cpus, --ray-address"
+        raise InputError(f"one trial needs {' and '.join(missing)}; {cure}", where)

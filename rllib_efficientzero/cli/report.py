@@ -1,0 +1,91 @@
+"""What is said around a run: what starts, how it ended, and the command that goes on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from rllib_efficientzero.cli.algorithms import Prepared, total_resources
+from rllib_efficientzero.cli.announce import announce, protocol
+from rllib_efficientzero.cli.console import out, say, say_error, say_warning
+from rllib_efficientzero.cli.errors import ExitCode
+from rllib_efficientzero.cli.progress import duration
+from rllib_efficientzero.cli.stopping import ENV_STEPS, EPISODE_RETURN, EVALUATION_RETURN, lookup
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+    from rllib_efficientzero.cli.runner import Outcome
+
+
+def print_start(prepared: Prepared) -> None:
+    """What is about to run, and the algorithm's notices."""
+    experiment = prepared.experiment
+    env = experiment.config.get("env", "offline data")
+    say(f"{experiment.name}: {prepared.algorithm.__name__} on {env}", "bold")
+    say(f"  results    {experiment.path}")
+    amounts = ", ".join(f"{amount:g} {name}" for name, amount in total_resources(prepared.resources).items())
+    say(f"  resources  {amounts} a trial")
+    criteria = ", ".join(f"{name} >= {value:g}" for name, value in experiment.stop.items())
+    say(f"  stops at   {criteria or 'Ctrl-C: no stop criterion is given'}")
+    for name, value in protocol(prepared.config).items():
+        say(f"  {name}: {value}")
+    for notice in announce(prepared.config):
+        say_warning(notice)
+    if not experiment.checkpoint.get("checkpoint_frequency"):
+        say_warning("no checkpoint before the end: an interrupted run starts over (--checkpoint-freq N changes that)")
+
+
+def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None:
+    """Result table, checkpoints, errors, and how to resume."""
+    say("")
+    out.print(_table(outcome.trials))
+    for trial in outcome.trials:
+        if trial.checkpoint:
+            say(f"checkpoint {trial.checkpoint.path}")
+        if trial.error_file:
+            say_error(f"trial {trial.trial_id} failed: {_last_line(trial.error_file)}")
+            say_error(f"the whole traceback is in {trial.error_file}")
+    if outcome.exit_code == ExitCode.INTERRUPTED:
+        say_warning("interrupted")
+    say(f"go on with: {resume_command(argv)}")
+
+
+def resume_command(argv: Sequence[str]) -> str:
+    """This command again, with `--resume`."""
+    resume = [] if "--resume" in argv else ["--resume"]
+    return shlex.join(["rllib", *argv, *resume])
+
+
+def _table(trials: Sequence[Trial]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("trial", "status", "iter", "env steps", "return", "eval return", "elapsed"):
+        table.add_column(name, justify="left" if name in {"trial", "status"} else "right")
+    for trial in trials:
+        result = trial.last_result or {}
+        cells = [
+            _cell(lookup(result, "training_iteration"), ",.0f"),
+            _cell(lookup(result, ENV_STEPS), ",.0f"),
+            _cell(lookup(result, EPISODE_RETURN), ".4g"),
+            _cell(lookup(result, EVALUATION_RETURN), ".4g"),
+            duration(lookup(result, "time_total_s") or 0),
+        ]
+        table.add_row(str(trial.experiment_tag or trial.trial_id), trial.status.lower(), *cells)
+    return table
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _last_line(error_file: str) -> str:
+    """The exception itself: the last line of a traceback that says anything."""
+    try:
+        with open(error_file, encoding="utf-8", errors="replace") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        return f"({error})"
+    return lines[-1] if lines else "(no message)"

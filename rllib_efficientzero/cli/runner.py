@@ -1,0 +1,151 @@
+"""Runs one experiment through Tune, afresh or from where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from rllib_efficientzero.cli.algorithms import Prepared
+from rllib_efficientzero.cli.console import out, say, say_warning
+from rllib_efficientzero.cli.errors import ExitCode
+from rllib_efficientzero.cli.progress_callback import ProgressCallback
+from rllib_efficientzero.cli.stopping import is_met
+
+
+@dataclass
+class Outcome:
+    """How an experiment ended."""
+
+    trials: list[Trial]
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        if self.interrupted:
+            return ExitCode.INTERRUPTED
+        errored = any(trial.status == Trial.ERROR for trial in self.trials)
+        return ExitCode.TRIAL_ERRORED if errored else ExitCode.DONE
+
+
+def run_experiment(prepared: Prepared, resume: bool, verbosity: int) -> Outcome:
+    """Trains every trial of the experiment to its end, or until Ctrl-C."""
+    saved = _saved_trials(str(prepared.experiment.path)) if resume else []
+    if saved and _all_done(saved, prepared.experiment.stop):
+        say(f"{prepared.experiment.name} is finished already; raise a stop criterion to train on")
+        return Outcome(saved, interrupted=False)
+    if resume and not saved:
+        say(f"{prepared.experiment.name}: nothing to resume in {prepared.experiment.path}; starting afresh")
+    callback = _callback(prepared, verbosity)
+    try:
+        if saved:
+            _warn_of_changes(saved, prepared)
+            _resume(prepared, callback, saved, verbosity)
+        else:
+            _start(prepared, callback, verbosity)
+    finally:
+        callback.close()
+    unfinished = [trial for trial in callback.trials if trial.status not in (Trial.TERMINATED, Trial.ERROR)]
+    return Outcome(callback.trials, interrupted=bool(unfinished) or not callback.trials)
+
+
+def _callback(prepared: Prepared, verbosity: int) -> ProgressCallback:
+    experiment = prepared.experiment
+    return ProgressCallback(
+        experiment.name,
+        experiment.stop,
+        budget=getattr(prepared.config, "total_env_steps", None),
+        live=out.is_terminal and verbosity == 0,
+        checkpoint=experiment.checkpoint,
+    )
+
+
+def _start(prepared: Prepared, callback: ProgressCallback, verbosity: int) -> None:
+    """A run from the beginning, or from the weights of a `restore:` checkpoint."""
+    experiment = prepared.experiment
+    tuner = tune.Tuner(
+        prepared.algorithm,
+        param_space=prepared.param_space,
+        tune_config=tune.TuneConfig(num_samples=experiment.num_samples, time_budget_s=experiment.time_budget_s),
+        run_config=tune.RunConfig(
+            name=experiment.name,
+            storage_path=_storage_path(prepared),
+            stop=experiment.stop,
+            checkpoint_config=tune.CheckpointConfig(**experiment.checkpoint),
+            failure_config=tune.FailureConfig(max_failures=experiment.max_failures),
+            callbacks=[callback],
+            verbose=verbosity,
+        ),
+        # Tuner has no public argument for a checkpoint to begin with; `tune.run`, which it calls, has.
+        _tuner_kwargs={"restore": experiment.restore} if experiment.restore else None,
+    )
+    tuner.fit()
+
+
+def _resume(prepared: Prepared, callback: ProgressCallback, saved: list[Trial], verbosity: int) -> None:
+    """Every saved trial from its newest checkpoint, under today's stop criteria.
+
+    `Tuner.restore` would bring back the old callbacks too; `tune.run`, which it calls with the same `ResumeConfig`, takes
+    new ones, and ours gives each trial today's criteria. Finished trials go on only if one of them has not met these:
+    then they were raised, or time ran out.
+    """
+    experiment = prepared.experiment
+    kind = tune.ResumeConfig.ResumeType
+    finished = [trial for trial in saved if trial.status == Trial.TERMINATED]
+    raised = any(not is_met(experiment.stop, trial.last_result or {}) for trial in finished)
+    tune.run(
+        prepared.algorithm,
+        name=experiment.name,
+        storage_path=_storage_path(prepared),
+        config=prepared.param_space,
+        stop=experiment.stop,
+        time_budget_s=experiment.time_budget_s,
+        checkpoint_config=tune.CheckpointConfig(**experiment.checkpoint),
+        max_failures=experiment.max_failures,
+        callbacks=[callback],
+        verbose=verbosity,
+        raise_on_failed_trial=False,
+        resume_config=tune.ResumeConfig(
+            finished=kind.RESUME if raised else kind.SKIP, unfinished=kind.RESUME, errored=kind.RESUME
+        ),
+    )
+
+
+def _storage_path(prepared: Prepared) -> str:
+    """The directory (or URI) above the experiment's."""
+    return str(prepared.experiment.path).removesuffix(f"/{prepared.experiment.name}")
+
+
+def _saved_trials(path: str) -> list[Trial]:
+    """The trials of an earlier run, or none."""
+    if not tune.Tuner.can_restore(path):
+        return []
+    try:
+        return list(tune.ExperimentAnalysis(path).trials)
+    except ValueError:
+        # The run ended before Tune had written any trial's state.
+        return []
+
+
+def _all_done(saved: list[Trial], stop: Mapping[str, float]) -> bool:
+    return all(trial.status == Trial.TERMINATED and is_met(stop, trial.last_result or {}) for trial in saved)
+
+
+def _warn_of_changes(saved: list[Trial], prepared: Prepared) -> None:
+    """A resumed trial keeps the config it was started with."""
+    old = saved[0].config
+    searched = {key for trial in saved for key, value in trial.config.items() if value != old.get(key)}
+    changed = [
+        key
+        for key, value in prepared.param_space.items()
+        if key not in searched and isinstance(value, bool | int | float | str) and old.get(key) != value
+    ]
+    if changed:
+        say_warning(
+            f"a resumed run keeps its config; these settings differ now and are ignored: {', '.join(sorted(changed))}"
+        )
+    without = [trial.trial_id for trial in saved if trial.checkpoint is None]
+    if without:
+        say_warning(f"no checkpoint was written by {', '.join(without)}: starting from the beginning")

@@ -1,0 +1,335 @@
+"""How a config written as nested or flat keys becomes the flat dict RLlib takes, and which mistakes in it are found.
+
+RLlib's own `AlgorithmConfig.update_from_dict` sets any attribute it is given: a typo, or a group such as
+`env_runners: {num_env_runners: 2}`, is accepted and has no effect. Everything here is pure and imports neither ray nor
+torch, so that the command line can check a file at once and `EfficientZeroConfig` can share the rules.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Path = tuple[str | int, ...]
+"""Where a value stands in a nested config: keys and list indices from the top."""
+
+GRID_SEARCH = "grid_search"
+
+RENAMED_KEYS = {
+    "num_workers": "num_env_runners",
+    "num_rollout_workers": "num_env_runners",
+    "num_envs_per_worker": "num_envs_per_env_runner",
+    "num_cpus_per_worker": "num_cpus_per_env_runner",
+    "num_gpus_per_worker": "num_gpus_per_env_runner",
+    "custom_resources_per_worker": "custom_resources_per_env_runner",
+    "num_learner_workers": "num_learners",
+    "num_gpus_per_learner_worker": "num_gpus_per_learner",
+    "num_cpus_per_learner_worker": "num_cpus_per_learner",
+    "num_gpus": "num_gpus_per_learner",
+    "sgd_minibatch_size": "minibatch_size",
+    "num_sgd_iter": "num_epochs",
+    "evaluation_num_workers": "evaluation_num_env_runners",
+    "min_time_s_per_reporting": "min_time_s_per_iteration",
+    "min_iter_time_s": "min_time_s_per_iteration",
+    "metrics_smoothing_episodes": "metrics_num_episodes_for_smoothing",
+}
+"""Names of the old API stack with the same meaning today; translated with a warning."""
+
+MULTI_AGENT_KEYS = frozenset(
+    {"policies", "policy_map_capacity", "policy_mapping_fn", "policies_to_train", "policy_states_are_swappable"}
+    | {"observation_fn", "count_steps_by"}
+)
+"""Keys that only take effect when handed to `AlgorithmConfig.multi_agent()`, which `update_from_dict` calls for
+`multiagent` alone."""
+
+RANGES: tuple[tuple[re.Pattern[str], float, float], ...] = (
+    (re.compile(r"(evaluation_)?num_\w+"), 0, float("inf")),
+    (re.compile(r"gamma|lambda|tau"), 0, 1),
+    (re.compile(r"lr|\w+_lr"), 0, float("inf")),
+    (re.compile(r"(train_|mini)?batch_size\w*|minibatch_size|train_batch_size_per_learner"), 1, float("inf")),
+)
+"""(keys, smallest, largest) for the mistakes RLlib would only meet in a worker."""
+
+
+class ConfigError(ValueError):
+    """A config is wrong at `path`; the message is one sentence without the place."""
+
+    def __init__(self, message: str, path: Path = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+
+
+class UnknownKeyError(ConfigError):
+    """A key that means nothing; `suggestion` is the nearest one that does."""
+
+    def __init__(self, key: str, known: Iterable[str], where: str = "config", path: Path = ()) -> None:
+        self.key = key
+        self.suggestion = nearest(key, known)
+        hint = f"; did you mean {self.suggestion!r}?" if self.suggestion else ""
+        super().__init__(f"unknown key {key!r} in {where}{hint}", path or (key,))
+
+
+class WrongTypeError(ConfigError):
+    """A value of a type its key cannot take."""
+
+
+@dataclass(frozen=True)
+class KeySchema:
+    """The keys one algorithm's config understands."""
+
+    types: Mapping[str, str]
+    """Key -> accepted types joined by "|": int, float, bool, str, list, dict, class (a dotted path), any."""
+    groups: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Config method -> the arguments it takes: the nested form of a config."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """Method argument -> key under which the config keeps it, where the two differ."""
+
+    @property
+    def names(self) -> set[str]:
+        """Every name that may stand at the top of a config."""
+        return {*self.types, *self.groups, *self.attributes, "multiagent"}
+
+
+@dataclass
+class ResolvedConfig:
+    """A flat config for `update_from_dict`, and what the user should be told about it."""
+
+    config: dict[str, Any]
+    warnings: list[str]
+    origins: dict[str, Path]
+    """Flat key -> where the user wrote it."""
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate a typo most likely meant: fewest edits first, then the most similar."""
+    lowered = word.lower()
+    choices = list(candidates)
+    limit = 1 + len(word) // 5
+    close = [(distance, choice) for choice in choices if (distance := edit_distance(lowered, choice.lower())) <= limit]
+    if close:
+        return min(close, key=lambda pair: (pair[0], -difflib.SequenceMatcher(None, word, pair[1]).ratio()))[1]
+    similar = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
+    return similar[0] if similar else None
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Insertions, deletions, substitutions and swaps of neighbours that turn one word into the other."""
+    before: list[int] = []
+    previous = list(range(len(second) + 1))
+    for i, letter in enumerate(first, start=1):
+        current = [i]
+        for j, other in enumerate(second, start=1):
+            cost = min(previous[j] + 1, current[j - 1] + 1, previous[j - 1] + (letter != other))
+            swapped = i > 1 and j > 1 and letter == second[j - 2] and first[i - 2] == other
+            current.append(min(cost, before[j - 2] + 1) if swapped else cost)
+        before, previous = previous, current
+    return previous[-1]
+
+
+def flatten_groups(config: Mapping[str, Any], known_groups: Mapping[str, Collection[str]]) -> dict[str, Any]:
+    """Merges `{"env_runners": {"num_env_runners": 2}, "lr": 1}` into `{"num_env_runners": 2, "lr": 1}`.
+
+    Args:
+        config: Flat keys, groups, or both.
+        known_groups: Group -> keys allowed in it. A group's name with a value that is no mapping (`framework: torch`)
+            is left as a key.
+
+    Raises:
+        UnknownKeyError: A group holds a key it does not know.
+        ConfigError: The same key is given twice with different values.
+    """
+    flat: dict[str, Any] = {}
+    for key, value, path in _entries(config, known_groups):
+        if key in flat and flat[key] != value:
+            raise ConfigError(f"{key!r} is given twice: {flat[key]!r} and {value!r}", path)
+        flat[key] = value
+    return flat
+
+
+def check_known_keys(
+    config: Mapping[str, Any], known: Collection[str], where: str = "config", private: bool = True
+) -> None:
+    """Raises `UnknownKeyError`, naming the nearest key, at the first key that is not in `known`.
+
+    Args:
+        config: A flat config.
+        known: The keys it may have.
+        where: What the config is called in the message.
+        private: Lets keys that begin with "_" pass; Tune adds `__trial_info__`, and configs carry `_model_config`.
+    """
+    for key in config:
+        if key not in known and not (private and str(key).startswith("_")):
+            raise UnknownKeyError(str(key), known, where)
+
+
+def resolve_config(config: Mapping[str, Any], schema: KeySchema, where: str = "config") -> ResolvedConfig:
+    """Checks a config as a user writes it and brings it into the flat form `update_from_dict` understands.
+
+    Raises:
+        ConfigError: With `path` at the place in `config` that is wrong.
+    """
+    resolved = ResolvedConfig({}, [], {})
+    for written, value, path in _entries(config, schema.groups):
+        key = _current_name(written, schema, resolved.warnings, where, path)
+        try:
+            value = _resolve_value(key, value, schema, resolved.warnings)
+        except ConfigError as error:
+            error.path = path + error.path
+            raise
+        if key in resolved.config and resolved.config[key] != value:
+            raise ConfigError(f"{key!r} is given twice: {resolved.config[key]!r} and {value!r}", path)
+        resolved.config[key] = value
+        resolved.origins[key] = path
+    resolved.config = _gather_multi_agent(resolved.config)
+    return resolved
+
+
+def normalise_env(env: str) -> str:
+    """Gymnasium's module prefix for Atari: `ALE/Pong-v5` is only known once `ale_py` is imported, in every worker."""
+    return f"ale_py:{env}" if env.startswith("ALE/") else env
+
+
+def normalise_value(key: str, value: Any, types: str) -> Any:
+    """The value as its key's type: YAML reads `1e-4` as a string and `1` where a float is meant as an int.
+
+    Raises:
+        WrongTypeError: The value cannot be meant.
+    """
+    accepted = set(types.split("|"))
+    if "any" in accepted or value is None:
+        return value
+    if isinstance(value, Mapping) and set(value) == {GRID_SEARCH}:
+        return {GRID_SEARCH: _normalise_grid(key, value[GRID_SEARCH], types)}
+    if _has_type(value, accepted):
+        result = float(value) if isinstance(value, int) and accepted & {"int", "float"} == {"float"} else value
+        return _in_range(key, result)
+    number = _as_number(value, accepted)
+    if number is None:
+        raise WrongTypeError(f"{key!r} must be {describe_types(types)}, not {_describe(value)}")
+    return _in_range(key, number)
+
+
+def describe_types(types: str) -> str:
+    """`int|float` as a reader says it."""
+    names = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a string",
+        "list": "a list",
+        "dict": "a mapping",
+        "class": "the dotted path of a class or function",
+    }
+    accepted = types.split("|")
+    if "float" in accepted and "int" in accepted:
+        accepted.remove("int")
+    return " or ".join(names[name] for name in accepted)
+
+
+def _entries(
+    config: Mapping[str, Any], groups: Mapping[str, Collection[str]]
+) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """(key, value, path) of every setting, groups opened."""
+    for key, value in config.items():
+        if key in groups and isinstance(value, Mapping):
+            for inner, setting in value.items():
+                if inner not in groups[key] and RENAMED_KEYS.get(inner) not in groups[key]:
+                    raise UnknownKeyError(str(inner), groups[key], f"group {key!r}", (key, inner))
+                yield inner, setting, (key, inner)
+        else:
+            yield key, value, (key,)
+
+
+def _current_name(written: str, schema: KeySchema, warnings: list[str], where: str, path: Path) -> str:
+    """The key under which the config keeps what the user wrote."""
+    name = written
+    if written in RENAMED_KEYS:
+        name = RENAMED_KEYS[written]
+        if name not in schema.names:
+            raise UnknownKeyError(written, schema.names, where, path)
+        warnings.append(f"{written!r} is now called {name!r}")
+    name = schema.attributes.get(name, name)
+    if name in schema.types or name == "multiagent":
+        return name
+    if name in schema.groups:
+        raise WrongTypeError(f"{written!r} is a group of settings and must be a mapping", path)
+    raise UnknownKeyError(written, schema.names, where, path)
+
+
+def _resolve_value(key: str, value: Any, schema: KeySchema, warnings: list[str]) -> Any:
+    """Type, range and nested config of one setting."""
+    if key == "env" and isinstance(value, str):
+        return normalise_env(value)
+    if key == "evaluation_config" and isinstance(value, Mapping):
+        # A partial config of its own, which RLlib would take with any typo in it.
+        inner = resolve_config(value, schema, "evaluation_config")
+        warnings.extend(inner.warnings)
+        return inner.config
+    return normalise_value(key, value, schema.types.get(key, "any"))
+
+
+def _gather_multi_agent(config: dict[str, Any]) -> dict[str, Any]:
+    """Moves the multi-agent keys to where `update_from_dict` hands them on."""
+    gathered = {key: value for key, value in config.items() if key in MULTI_AGENT_KEYS}
+    if not gathered:
+        return config
+    rest = {key: value for key, value in config.items() if key not in gathered}
+    return {**rest, "multiagent": {**rest.get("multiagent", {}), **gathered}}
+
+
+def _normalise_grid(key: str, values: Any, types: str) -> list[Any]:
+    """Every value of a grid search, checked like a single one."""
+    if not isinstance(values, list) or not values:
+        raise WrongTypeError(f"'grid_search' of {key!r} must be a list of at least one value")
+    return [normalise_value(key, value, types) for value in values]
+
+
+def _has_type(value: Any, accepted: set[str]) -> bool:
+    """Whether YAML's type of the value is one the key takes as it is."""
+    if isinstance(value, bool):
+        return "bool" in accepted
+    if isinstance(value, int):
+        return bool(accepted & {"int", "float"})
+    if isinstance(value, float):
+        return "float" in accepted
+    if isinstance(value, str):
+        return "str" in accepted or ("class" in accepted and "." in value)
+    if isinstance(value, Mapping):
+        return "dict" in accepted
+    return "list" in accepted and isinstance(value, list | tuple)
+
+
+def _as_number(value: Any, accepted: set[str]) -> int | float | None:
+    """`"1e-4"` as a float, `"1e5"` and `2.0` as an int where the key takes numbers; else None."""
+    if isinstance(value, bool) or not isinstance(value, str | float) or not accepted & {"int", "float"}:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    if "int" in accepted and number.is_integer():
+        return int(number)
+    return number if "float" in accepted else None
+
+
+def _in_range(key: str, value: Any) -> Any:
+    """The value, unless it is a number its key cannot mean."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    for pattern, smallest, largest in RANGES:
+        if pattern.fullmatch(key) and not smallest <= value <= largest:
+            bounds = f"at least {smallest}" if largest == float("inf") else f"between {smallest} and {largest}"
+            raise WrongTypeError(f"{key!r} must be {bounds}, not {value}")
+    return value
+
+
+def _describe(value: Any) -> str:
+    """A value for a message: what it is and, in short, which."""
+    text = repr(value)
+    shown = text if len(text) <= 40 else f"{text[:37]}..."
+    kind = {bool: "the boolean", str: "the string", dict: "the mapping", list: "the list"}.get(type(value), "the value")
+    return f"{kind} {str(value).lower() if isinstance(value, bool) else shown}"
