@@ -1,0 +1,1 @@
+"""Environments and the EnvRunner that plays them."""
