@@ -1,8 +1,8 @@
 """Which config keys, groups and types every algorithm knows, readable without importing ray.
 
-`known_keys.json` is generated from the `AlgorithmConfig` classes: `python -m rllib_efficientzero.cli.known_keys --write`.
-A test holds that it is current. Algorithms that are not in it (a user's own class) are read from their class at run
-time, by the same functions.
+`known_keys.json` is generated from the `AlgorithmConfig` classes by `python -m rllib_efficientzero.cli.known_keys
+--write`. A test holds that it is current. Algorithms that are not in it (a user's own class) are read from their class
+at run time, by the same functions.
 """
 
 from __future__ import annotations
@@ -21,26 +21,12 @@ from rllib_efficientzero.config_schema import KeySchema
 
 FILE = pathlib.Path(__file__).with_name("known_keys.json")
 BASE = "AlgorithmConfig"
-GROUPS = [
-    "python_environment",
-    "resources",
-    "framework",
-    "api_stack",
-    "environment",
-    "env_runners",
-    "learners",
-    "training",
-    "callbacks",
-    "evaluation",
-    "offline_data",
-    "multi_agent",
-    "reporting",
-    "checkpointing",
-    "debugging",
-    "fault_tolerance",
-    "rl_module",
-    "experimental",
-]
+GROUPS = (
+    *("python_environment", "resources", "framework", "api_stack", "environment", "env_runners", "learners"),
+    *("training", "callbacks", "evaluation", "offline_data", "multi_agent", "reporting", "checkpointing"),
+    *("debugging", "fault_tolerance", "rl_module", "experimental"),
+)
+"""The methods of `AlgorithmConfig` that set keys."""
 
 _LEGACY_KEYS = {
     # `AlgorithmConfig.to_dict` still writes these under the names of the old API stack.
@@ -217,10 +203,8 @@ def generate() -> dict[str, Any]:
 
 def _own_configs() -> dict[str, Any]:
     """This package's algorithms."""
-    try:
-        from rllib_efficientzero import EfficientZeroConfig
-    except ImportError:
-        return {}
+    from rllib_efficientzero import EfficientZeroConfig
+
     return {"EfficientZero": EfficientZeroConfig()}
 
 

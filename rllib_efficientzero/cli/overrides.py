@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.config_schema import GRID_SEARCH
@@ -39,13 +39,16 @@ def _unique(pairs: list[tuple[str, Any]], option: str) -> dict[str, Any]:
     return result
 
 
+def _is_nested(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping) and GRID_SEARCH not in value
+
+
 def merge_deep(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` wins; mappings are merged key by key, everything else (lists, grid searches) is replaced whole."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if both and GRID_SEARCH not in old and GRID_SEARCH not in value:
+        if _is_nested(old) and _is_nested(value):
             merged[key] = merge_deep(old, value)
         else:
             merged[key] = copy.deepcopy(value)

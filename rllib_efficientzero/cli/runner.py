@@ -87,9 +87,9 @@ def _start(prepared: Prepared, callback: ProgressCallback, verbosity: int) -> No
 def _resume(prepared: Prepared, callback: ProgressCallback, saved: list[Trial], verbosity: int) -> None:
     """Every saved trial from its newest checkpoint, under today's stop criteria.
 
-    `Tuner.restore` would bring back the old callbacks too; `tune.run`, which it calls with the same `ResumeConfig`, takes
-    new ones, and ours gives each trial today's criteria. Finished trials go on only if one of them has not met these:
-    then they were raised, or time ran out.
+    `Tuner.restore` would bring back the old callbacks too; `tune.run`, which it calls with the same `ResumeConfig`,
+    takes new ones, and ours gives each trial today's criteria. Finished trials go on only if one of them has not met
+    these: then they were raised, or time ran out.
     """
     experiment = prepared.experiment
     kind = tune.ResumeConfig.ResumeType

@@ -71,7 +71,8 @@ def _check_depth(text: str, name: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise InputError(f"nested deeper than {MAX_DEPTH} levels", f"{name}:{event.start_mark.line + 1}")
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise InputError(f"nested deeper than {MAX_DEPTH} levels", f"{name}:{line}")
 
 
 def _error_line(error: yaml.MarkedYAMLError) -> int:
