@@ -1,4 +1,4 @@
-"""EfficientZero as an RLlib Algorithm (Ye, Liu, Kurutach, Abbeel, Gao: Mastering Atari Games with Limited Data, 2021)."""
+"""EfficientZero as an RLlib Algorithm (Ye et al., Mastering Atari Games with Limited Data, NeurIPS 2021)."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class EfficientZero(Algorithm):
         return pairs[:, 0].astype(np.int64), pairs[:, 1]
 
     def _training_data(self, windows: Windows) -> TrainingData:
-        """Windows take the place of episodes. RLlib would sort and cut episodes to shard them, so the shards are ours."""
+        """Windows take the place of episodes. RLlib would sort and cut those to shard them, so the shards are ours."""
         if self.learner_group.is_local:
             return TrainingData(episodes=[windows])
         return TrainingData(episodes_refs=[ray.put(shard) for shard in windows.split(len(self.learner_group))])

@@ -182,15 +182,21 @@ class EfficientZeroConfig(AlgorithmConfig):
             use_consistency: self-supervised consistency of imagined and real latents (section 4.1).
             use_augmentation: random shifts and intensities of the learner's images; the original ties it to
                 use_consistency, here they are separate.
-            consistency_loss_coeff, value_loss_coeff, policy_loss_coeff, value_prefix_loss_coeff: Table 6: 2, 0.25, 1, 1.
+            consistency_loss_coeff: weight of the consistency loss (Table 6: 2).
+            value_loss_coeff: weight of the value loss (0.25).
+            policy_loss_coeff: weight of the policy loss (1).
+            value_prefix_loss_coeff: weight of the value prefix loss (1).
             lr_warmup_updates: updates over which the learning rate rises from 0 to `lr` (1,000).
-            lr_decay_rate, lr_decay_updates: factor, and updates between its applications (0.1, 100k).
+            lr_decay_rate: factor by which the learning rate steps down after that (0.1),
+            lr_decay_updates: every so many updates (100k).
             target_network_update_freq: updates between copies to the target network (Table 6: 200).
             self_play_update_freq: updates between copies to the EnvRunners (Table 6: 100).
             mixed_precision: bfloat16 where the device is a GPU that has it.
             max_consecutive_non_finite_updates: updates skipped in a row for NaN or infinity that end the run.
         """
-        given = {key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")}
+        given: dict[str, Any] = {
+            key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")
+        }
         super().training(**kwargs)
         buffer_config = given.pop("replay_buffer_config")
         if buffer_config is not NotProvided:
@@ -292,7 +298,8 @@ class EfficientZeroConfig(AlgorithmConfig):
         evaluation = super().get_evaluation_config_object()
         if evaluation is not None and is_atari_id(evaluation.env):
             # Scores are reported on full lives and raw rewards; say otherwise in evaluation_config's env_config.
-            given = (self.evaluation_config or {}).get("env_config", {})
+            given: Any = self.evaluation_config
+            given = given.get("env_config", {}) if isinstance(given, dict) else {}
             evaluation.env_config = {
                 **evaluation.env_config,
                 "terminal_on_life_loss": False,
@@ -304,7 +311,7 @@ class EfficientZeroConfig(AlgorithmConfig):
     def validate(self) -> None:
         super().validate()
         # Frames are stacked from what an episode remembers of its earlier chunks.
-        self.episode_lookback_horizon = max(self.episode_lookback_horizon, self.frame_stack)
+        self.episode_lookback_horizon: int = max(self.episode_lookback_horizon, self.frame_stack)
         for key, allowed in (
             ("search", SEARCHES),
             ("value_target", VALUE_TARGETS),

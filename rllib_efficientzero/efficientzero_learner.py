@@ -69,11 +69,10 @@ class EfficientZeroLearner(TorchLearner):
         config = self.config.get_config_for_module(module_id)
         module = self._unwrapped(module_id)
         update = int(module.num_updates)
-        for name, optimizer in self.get_optimizers_for_module(module_id):
+        for _, optimizer in self.get_optimizers_for_module(module_id):
             learning_rate = self._set_learning_rate(optimizer, update, config)
-            norm = torch.nn.utils.clip_grad_norm_(
-                self._optimizer_parameters_of(optimizer), config.grad_clip or torch.inf
-            )
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or torch.inf)
             # The one host synchronisation of the update.
             if not _agreed_finite(loss, norm):
                 statistics.restore()
@@ -105,10 +104,6 @@ class EfficientZeroLearner(TorchLearner):
     def _unwrapped(self, module_id: str) -> Any:
         """The module itself, where several learners have wrapped it for gradient synchronisation."""
         return self.module[module_id].unwrapped()
-
-    @staticmethod
-    def _optimizer_parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     @staticmethod
     def _set_learning_rate(optimizer: torch.optim.Optimizer, update: int, config: Any) -> float:

@@ -1,7 +1,7 @@
 """Names of every metric this package adds to RLlib's results, in one place, with meaning and unit.
 
-RLlib's own names stay as they are (`env_runners/episode_return_mean`, `num_env_steps_sampled_lifetime`, ...). Keys below
-are relative to where they are logged: the result's top level, `env_runners/`, `learners/default_policy/` or
+RLlib's own names stay as they are (`env_runners/episode_return_mean`, `num_env_steps_sampled_lifetime`, ...). Keys
+below are relative to where they are logged: the result's top level, `env_runners/`, `learners/default_policy/` or
 `replay_buffer/`. Durations are seconds.
 """
 

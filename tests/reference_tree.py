@@ -4,7 +4,6 @@ Written from the papers, EfficientZero (arXiv:2111.00210) and Gumbel MuZero (Dan
 recomputed from the nodes at every step; nothing is cached, nothing is incremental.
 """
 
-import math
 from collections import namedtuple
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def considered_visits(num_considered: int, num_simulations: int) -> list[int]:
     """Sequential halving: how often the action opened by each simulation was visited before. Length [N]."""
-    phases, level, sequence = max(1, math.ceil(math.log2(num_considered))), 0, []
+    phases, level, sequence = max(1, int(np.ceil(np.log2(num_considered)))), 0, []
     while len(sequence) < num_simulations:
         for _ in range(max(1, num_simulations // (phases * num_considered))):
             sequence += [level] * num_considered
@@ -60,13 +59,12 @@ class ReferenceTree:
                  **settings):  # fmt: skip
         self.set, self.policy = SimpleNamespace(**(DEFAULTS | settings)), settings.get("policy", "puct")
         legal = np.ones(len(logits), bool) if legal is None else legal.astype(bool)
-        root = make_node(np.where(legal, logits.astype(float), -np.inf), value)
+        root = make_node(np.where(legal, logits.astype(float), -np.inf), value, visits=1, value_sum=value)
         if noise is not None:
             noise = np.where(legal, noise.astype(float), 0.0)
             root.prior = (1 - noise_fraction) * root.prior + noise_fraction * noise / noise.sum()
         # A logit of -inf forbids an action of pUCT unless noise has raised its prior; mctx may still consider it.
         root.allowed = legal if self.policy == "gumbel" else legal & (np.isfinite(logits) | (root.prior > 0))
-        root.visits, root.value_sum = 1, value
         self.gumbel = np.zeros(len(logits)) if gumbel is None else gumbel.astype(float)
         self.schedule = considered_visits(min(self.set.max_considered_actions, int(legal.sum())), num_simulations)
         self.nodes = [root]
@@ -110,8 +108,8 @@ class ReferenceTree:
 
     def puct_scores(self, node, mean_q):
         visits, total = self.child_visits(node), node.visits - 1
-        factor = self.set.pb_c_init + math.log((total + self.set.pb_c_base + 1) / self.set.pb_c_base)
-        root_of_total = math.sqrt(total if self.set.first_visit == "uniform" else max(total, 1))
+        factor = self.set.pb_c_init + np.log((total + self.set.pb_c_base + 1) / self.set.pb_c_base)
+        root_of_total = np.sqrt(total if self.set.first_visit == "uniform" else max(total, 1))
         everywhere = [self.edge_q(other) for other in self.nodes[1:]] or [0.0]
         low, spread = min(everywhere), max(everywhere) - min(everywhere)
         low, stretch = (low, 1 / max(spread, self.set.value_delta_max)) if spread > 0 else (0.0, 1.0)

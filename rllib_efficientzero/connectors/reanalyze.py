@@ -54,7 +54,7 @@ def log_statistics(metrics: MetricsLogger, statistics: TargetStatistics, td_step
         names.TARGETS_SECONDS: statistics.seconds,
         names.SAMPLE_AGE: float(statistics.age.mean()),
         (names.TD_STEPS, "mean"): float(statistics.horizon.mean()),
-        **{(names.TD_STEPS, f"share_{l}"): float(share) for l, share in enumerate(shares, start=1)},
+        **{(names.TD_STEPS, f"share_{steps}"): float(share) for steps, share in enumerate(shares, start=1)},
     }
     if statistics.num_searched:
         values |= {

@@ -21,7 +21,7 @@ class SearchConfig:
     value_delta_max: float = 0.01
     """Floor of the range by which Q values are normalised in "puct"."""
     first_visit: str = "uniform"
-    """"uniform": an unvisited node's first action is uniformly random, as in the paper's code; "prior": by the prior."""
+    """"uniform": below an unvisited node the first action is random, as in the paper's code; "prior": the likeliest."""
     tie_break: str = "random"
     dirichlet_alpha: float = 0.3
     root_noise_fraction: float = 0.25

@@ -1,4 +1,4 @@
-"""Image augmentation of the learner's observations: random shift, then random intensity (EfficientZero, appendix A.3)."""
+"""Image augmentation of the learner's observations: a random shift, then a random intensity (appendix A.3)."""
 
 from __future__ import annotations
 

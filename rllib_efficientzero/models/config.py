@@ -47,7 +47,9 @@ class ModelConfig:
         unknown = sorted(set(values) - names)
         if unknown:
             raise ValueError(f"unknown model_config keys {unknown}; known ones are {sorted(names)}")
-        built = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        built: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         for key, value in built.items():
             sizes = value if isinstance(value, tuple) else (value,)
             if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):

@@ -12,8 +12,8 @@ from rllib_efficientzero.models.layers import ResidualBlock, conv3x3, mlp
 class ImageRepresentation(nn.Module):
     """`[B, in_channels, H, W] -> [B, channels, H / 2^n, W / 2^n]` with n = `num_halvings`.
 
-    With four halvings this is the paper's: a strided convolution, a strided residual block, then two average pools, each
-    followed by a residual block. Fewer halvings drop stages from the end (pools first), for smaller images.
+    With four halvings this is the paper's: a strided convolution, a strided residual block, then two average pools,
+    each followed by a residual block. Fewer halvings drop stages from the end (pools first), for smaller images.
     """
 
     def __init__(self, in_channels: int, channels: int, num_blocks: int, num_halvings: int) -> None:
@@ -40,7 +40,7 @@ class ImageRepresentation(nn.Module):
 
 
 class VectorRepresentation(nn.Module):
-    """`[B, in_features] -> [B, latent_size]`: an MLP whose output is normalised, as the latents of a long unroll are."""
+    """`[B, in_features] -> [B, latent_size]`: an MLP whose output is normalised and rectified, like image latents."""
 
     def __init__(self, in_features: int, hidden: Sequence[int], latent_size: int) -> None:
         super().__init__()
