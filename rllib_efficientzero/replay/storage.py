@@ -1,6 +1,6 @@
 """The replay on disk: immutable, content-addressed segment files, one state file, and a manifest written last.
 
-    replay.json                    manifest: counters, generator, ongoing episodes, name + size + sha256 of every file
+    replay.json                    manifest: counters, generator, ongoing episodes; name, size, sha256 of every file
     state-<hash>.npz               what changes: lengths and ends of the episodes, priorities
     segment-<number>-<hash>.npz    what never changes: the steps with positions [number * 4096, (number + 1) * 4096)
 
@@ -43,15 +43,16 @@ def write_save(
 
     Args:
         directory: where to.
-        manifest: JSON-able description; "format_version" and "files" are added.
+        manifest: JSON-able description; "format_version", "files" and "sha256" (of the rest) are added.
         state: the mutable arrays.
         segments: (number, arrays) of each segment.
     """
     directory.mkdir(parents=True, exist_ok=True)
     files = dict([_write_arrays(directory, "state", state)])
     files.update(_write_arrays(directory, f"segment-{number:08d}", arrays) for number, arrays in segments)
-    content = json.dumps({"format_version": FORMAT_VERSION, **manifest, "files": files}, indent=1)
-    _write_file(directory / MANIFEST, content.encode())
+    content = {"format_version": FORMAT_VERSION, **manifest, "files": files}
+    content["sha256"] = _hash_of_json(content)
+    _write_file(directory / MANIFEST, json.dumps(content, indent=1).encode())
     _sync_directory(directory)
     for path in directory.iterdir():
         is_ours = _FILE_NAME.fullmatch(path.name) or path.name.endswith(".npz.tmp")
@@ -74,6 +75,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ReplayLoadError(f"{path} is damaged: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise ReplayLoadError(f"{path} is not a replay manifest of format version {FORMAT_VERSION}.")
+    digest = manifest.pop("sha256", None)
+    if digest != _hash_of_json(manifest):
+        raise ReplayLoadError(f"{path} is damaged: its content does not have the sha256 {digest} that it states.")
     return manifest
 
 
@@ -134,6 +138,10 @@ def _read_arrays(path: Path, entry: Mapping[str, Any]) -> Arrays:
             return dict(arrays)
     except (ValueError, zipfile.BadZipFile) as error:
         raise ReplayLoadError(f"{path} is not a file of plain arrays: {error}.") from error
+
+
+def _hash_of_json(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _write_file(path: Path, content: bytes) -> None:

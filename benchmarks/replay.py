@@ -1,0 +1,184 @@
+"""The replay: memory per step of real Pong, and the time of its operations.
+
+python -m benchmarks.replay --out benchmarks/results/replay.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rllib_efficientzero.env.atari import AtariProtocol, make_atari
+from rllib_efficientzero.replay import PrioritizedReplay
+
+BATCH = 256
+NUM_ACTIONS = 6
+
+
+@dataclass
+class Chunk:
+    """What the replay reads of RLlib's `SingleAgentEpisode`."""
+
+    id_: str
+    observations: npt.NDArray[Any]
+    actions: npt.NDArray[np.int64]
+    rewards: npt.NDArray[np.float32]
+    is_terminated: bool = False
+    is_truncated: bool = False
+    t_started: int = 0
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def get_observations(self) -> npt.NDArray[Any]:
+        return self.observations
+
+    def get_actions(self) -> npt.NDArray[np.int64]:
+        return self.actions
+
+    def get_rewards(self) -> npt.NDArray[np.float32]:
+        return self.rewards
+
+    def get_extra_model_outputs(self, key: str) -> npt.NDArray[np.float32]:
+        shape = (len(self), NUM_ACTIONS) if key == "visit_policy" else (len(self),)
+        return np.full(shape, 1 / NUM_ACTIONS, np.float32)
+
+
+def new_replay(capacity: int = 1_000_000) -> PrioritizedReplay:
+    """A replay with the paper's window: 4 stacked frames, 5 unrolled steps, 5 TD steps."""
+    return PrioritizedReplay(capacity, frame_stack=4, unroll_steps=5, td_steps=5, seed=0)
+
+
+def play_pong(replay: PrioritizedReplay, num_steps: int, chunk_steps: int = 200) -> dict[str, float]:
+    """Fills `replay` with games of random actions. Returns seconds per step of playing and of adding."""
+    env = make_atari(asdict(AtariProtocol.training("Pong")))
+    env.action_space.seed(0)
+    seconds = {"env": 0.0, "add": 0.0}
+    observation, _ = env.reset(seed=0)
+    game = t_started = 0
+    while replay.num_added < num_steps:
+        start = time.perf_counter()
+        frames, actions, rewards, terminated, truncated = [observation], [], [], False, False
+        while len(actions) < chunk_steps and not (terminated or truncated):
+            actions.append(env.action_space.sample())
+            observation, reward, terminated, truncated, _ = env.step(actions[-1])
+            frames.append(observation)
+            rewards.append(reward)
+        seconds["env"] += time.perf_counter() - start
+        chunk = Chunk(
+            str(game), np.stack(frames), np.array(actions), np.float32(rewards), terminated, truncated, t_started
+        )
+        start = time.perf_counter()
+        replay.add([chunk])
+        seconds["add"] += time.perf_counter() - start
+        t_started += len(actions)
+        if terminated or truncated:
+            observation, _ = env.reset()
+            game, t_started = game + 1, 0
+    return {name: value / replay.num_added for name, value in seconds.items()}
+
+
+def median_ms(function: Callable[[], Any], repeats: int = 30) -> float:
+    """Median milliseconds of a call, after three to warm up."""
+    durations = []
+    for _ in range(repeats + 3):
+        start = time.perf_counter()
+        function()
+        durations.append(time.perf_counter() - start)
+    return round(1e3 * statistics.median(durations[3:]), 3)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process (Linux with glibc), without what the allocator merely keeps in reserve."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def benchmark_pong(num_steps: int) -> dict[str, Any]:
+    """Memory per step, and the times of adding, sampling, saving and loading."""
+    play_pong(new_replay(), 500)  # so that imports and the emulator do not count as the replay's memory
+    before = resident_bytes()
+    replay = new_replay()
+    per_step = play_pong(replay, num_steps)
+    grown = resident_bytes() - before
+    frames = replay.sample(BATCH, beta=1.0).frames
+    result = {
+        "steps": len(replay),
+        "bytes_per_step": round(replay.get_metrics()["bytes_per_step"], 1),
+        "resident_bytes_per_step": round(grown / len(replay), 1),
+        "raw_bytes_per_step": frames[0, 0].nbytes,
+        "env_ms_per_step": round(1e3 * per_step["env"], 4),
+        "add_ms_per_step": round(1e3 * per_step["add"], 4),
+        "batch_mib": round(frames.nbytes / 2**20, 1),
+        "sample_ms": median_ms(lambda: replay.sample(BATCH, beta=1.0)),
+        "copy_of_raw_frames_ms": median_ms(frames.copy),
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        start = time.perf_counter()
+        replay.save(directory)
+        result["save_s"] = round(time.perf_counter() - start, 3)
+        result["saved_bytes_per_step"] = round(
+            sum(path.stat().st_size for path in Path(directory).iterdir()) / len(replay), 1
+        )
+        loaded = new_replay()
+        start = time.perf_counter()
+        loaded.load(directory)
+        result["load_s"] = round(time.perf_counter() - start, 3)
+    return result
+
+
+def benchmark_priorities(num_positions: int) -> dict[str, float]:
+    """Times that depend on the number of positions; observations are vectors of four numbers."""
+    replay, rng = new_replay(num_positions), np.random.default_rng(0)
+    length = 1000
+    for game in range(num_positions // length):
+        observations = rng.random((length + 1, 4), dtype=np.float32)
+        replay.add([Chunk(str(game), observations, np.zeros(length, int), np.zeros(length, np.float32), True)])
+    replay.update_priorities(np.arange(num_positions), rng.exponential(size=num_positions))
+    batches = iter([(rng.integers(num_positions, size=BATCH), rng.exponential(size=BATCH)) for _ in range(33)])
+    return {
+        "positions": len(replay),
+        "update_priorities_ms": median_ms(lambda: replay.update_priorities(*next(batches))),
+        "draw_ms": median_ms(lambda: replay._draw_slots(BATCH)),
+        "sample_vectors_ms": median_ms(lambda: replay.sample(BATCH, beta=1.0)),
+        "max_priority_ms": median_ms(replay._max_priority),
+    }
+
+
+def main() -> None:
+    """Runs everything and writes one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/replay.json"))
+    parser.add_argument("--steps", type=int, default=20_000, help="steps of Pong to play")
+    arguments = parser.parse_args()
+    result = {
+        "machine": {
+            "cpus": os.cpu_count(),
+            "load_before": os.getloadavg()[0],  # other work on the same cores makes every figure worse
+            "processor": platform.machine(),
+            "python": platform.python_version(),
+        },
+        "batch": BATCH,
+        "pong": benchmark_pong(arguments.steps),
+        "priorities": [benchmark_priorities(count) for count in (100_000, 1_000_000)],
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
