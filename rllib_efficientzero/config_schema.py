@@ -109,15 +109,21 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
     lowered = word.lower()
     choices = list(candidates)
     limit = 1 + len(word) // 5
-    close = [(distance, choice) for choice in choices if (distance := edit_distance(lowered, choice.lower())) <= limit]
+    distances = ((edit_distance(lowered, choice.lower(), limit), choice) for choice in choices)
+    close = [pair for pair in distances if pair[0] <= limit]
     if close:
         return min(close, key=lambda pair: (pair[0], -difflib.SequenceMatcher(None, word, pair[1]).ratio()))[1]
     similar = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
     return similar[0] if similar else None
 
 
-def edit_distance(first: str, second: str) -> int:
-    """Insertions, deletions, substitutions and swaps of neighbours that turn one word into the other."""
+def edit_distance(first: str, second: str, limit: int = 1000) -> int:
+    """Insertions, deletions, substitutions and swaps of neighbours that turn one word into the other.
+
+    Beyond `limit` any number above it may be returned: most words are far from each other, which shows early.
+    """
+    if abs(len(first) - len(second)) > limit:
+        return limit + 1
     before: list[int] = []
     previous = list(range(len(second) + 1))
     for i, letter in enumerate(first, start=1):
@@ -126,6 +132,8 @@ def edit_distance(first: str, second: str) -> int:
             cost = min(previous[j] + 1, current[j - 1] + 1, previous[j - 1] + (letter != other))
             swapped = i > 1 and j > 1 and letter == second[j - 2] and first[i - 2] == other
             current.append(min(cost, before[j - 2] + 1) if swapped else cost)
+        if min(*current, *previous) > limit:
+            return limit + 1
         before, previous = previous, current
     return previous[-1]
 
@@ -300,7 +308,10 @@ def _has_type(value: Any, accepted: set[str]) -> bool:
         return "str" in accepted or ("class" in accepted and "." in value)
     if isinstance(value, Mapping):
         return "dict" in accepted
-    return "list" in accepted and isinstance(value, list | tuple)
+    if isinstance(value, list | tuple):
+        return "list" in accepted
+    # No YAML value but an object from Python, such as a class: whether it fits, only its user can tell.
+    return True
 
 
 def _as_number(value: Any, accepted: set[str]) -> int | float | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from typing import TYPE_CHECKING
 
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment
 from rllib_efficientzero.config_schema import GRID_SEARCH, nearest
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
 
 ATARI_EXTRA = "rllib_efficientzero[atari]"
 
@@ -46,9 +50,12 @@ def find_problem(env: str) -> str | None:
         if problem:
             return problem
     try:
-        gymnasium.spec(name)
+        spec = gymnasium.spec(name)
     except gymnasium.error.Error:
         return f"unknown environment {env!r}{_hint(module, name)}"
+    if not module and _is_atari(spec):
+        # Known here by chance: no worker would have imported ale_py.
+        return f"unknown environment {env!r}; did you mean 'ale_py:{name}'?"
     return None
 
 
@@ -67,14 +74,14 @@ def _hint(module: str, name: str) -> str:
     """The nearest registered id. Atari's ids are only registered by ale_py."""
     import gymnasium
 
-    has_atari = importlib.util.find_spec("ale_py") is not None
-    if has_atari and not module:
+    if not module and importlib.util.find_spec("ale_py") is not None:
         importlib.import_module("ale_py")
-        if name in gymnasium.registry:
-            return f"; did you mean 'ale_py:{name}'?"
-    suggestion = nearest(name, gymnasium.registry)
+    suggestion = name if name in gymnasium.registry else nearest(name, gymnasium.registry)
     if suggestion is None:
         return ""
-    spec = gymnasium.registry[suggestion]
-    prefix = "ale_py:" if str(spec.entry_point).startswith("ale_py") else ""
+    prefix = "ale_py:" if _is_atari(gymnasium.registry[suggestion]) else ""
     return f"; did you mean '{prefix}{suggestion}'?"
+
+
+def _is_atari(spec: EnvSpec) -> bool:
+    return str(spec.entry_point).startswith("ale_py")

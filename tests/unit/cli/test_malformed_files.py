@@ -1,0 +1,98 @@
+"""Wrong experiment files: exit code 2, one message with file and line, no traceback, and ray is never imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from malformed import MALFORMED, Malformed
+
+SECONDS = 1.5
+
+# Runs every file through the command in one fresh process, in which nothing else could have imported ray.
+DRIVER = """
+import json, sys, time
+from typer.testing import CliRunner
+from rllib_efficientzero.cli.main import app
+
+results = {}
+for name, path in json.load(open(sys.argv[1])).items():
+    start = time.perf_counter()
+    result = CliRunner().invoke(app, ["train", "file", path])
+    results[name] = {
+        "exit_code": result.exit_code,
+        "output": result.output,
+        "seconds": time.perf_counter() - start,
+        "ray": "ray" in sys.modules,
+        "exception": None if isinstance(result.exception, SystemExit) else repr(result.exception),
+    }
+print(json.dumps(results))
+"""
+
+
+@dataclasses.dataclass
+class Answer:
+    exit_code: int
+    output: str
+    seconds: float
+    ray: bool
+    exception: str | None
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("malformed")
+
+
+@pytest.fixture(scope="module")
+def answers(directory: pathlib.Path) -> dict[str, Answer]:
+    paths = {case.name: str(directory / f"{i}.yaml") for i, case in enumerate(MALFORMED)}
+    for case in MALFORMED:
+        pathlib.Path(paths[case.name]).write_text(case.text)
+    (directory / "paths.json").write_text(json.dumps(paths))
+    command = [sys.executable, "-c", DRIVER, str(directory / "paths.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return {name: Answer(**answer) for name, answer in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("case", MALFORMED, ids=lambda case: case.name)
+def test_answer_names_file_line_and_cure(case: Malformed, answers: dict[str, Answer], directory: pathlib.Path) -> None:
+    answer = answers[case.name]
+    path = str(directory / f"{MALFORMED.index(case)}.yaml")
+    place = path if case.line is None else f"{path}:{case.line}: "
+    assert answer.exit_code == 2, answer
+    assert answer.exception is None
+    assert answer.output.startswith(f"error: {place}")
+    assert len(answer.output.splitlines()) == 1
+    for word in case.words:
+        assert word in answer.output
+    assert "Traceback" not in answer.output
+    assert not answer.ray, "the message must not wait for ray's import"
+    assert answer.seconds < SECONDS
+
+
+def test_cases_are_many_and_distinct() -> None:
+    assert len({case.name for case in MALFORMED}) == len(MALFORMED) >= 40
+
+
+@pytest.mark.parametrize("name", ["unknown config key", "tab indent", "unknown env"])
+def test_process_answers_at_once(name: str, tmp_path: pathlib.Path) -> None:
+    """The same through the real entry point, interpreter start included."""
+    case = next(case for case in MALFORMED if case.name == name)
+    (tmp_path / "bad.yaml").write_text(case.text)
+    command = [sys.executable, "-m", "rllib_efficientzero", "train", "file", "bad.yaml"]
+    seconds = []
+    for _ in range(3):  # The best of three: other work on the machine must not fail the test.
+        start = time.perf_counter()
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert f"bad.yaml:{case.line}: " in done.stderr
+        assert "Traceback" not in done.stderr
+    assert min(seconds) < SECONDS
