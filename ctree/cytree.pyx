@@ -10,6 +10,8 @@ cimport numpy as cnp
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp cimport bool as cbool
 
+import operator
+
 import numpy as np
 
 cnp.import_array()
@@ -100,13 +102,24 @@ cdef bint is_second(str name, object given, str first, str second) except -1:
     return given == second
 
 
-cdef uint64_t as_seed(object seed) except? 0:
-    value = seed.__index__() if hasattr(seed, "__index__") else None
-    if value is None:
-        raise TypeError(f"seed must be an integer, not {type(seed).__name__}")
-    if not 0 <= value < 2**64:
-        raise ValueError(f"seed is {value}; it must be between 0 and 2**64 - 1")
+cdef object as_integer(str name, object given, object low, object high):
+    """Cython itself would cut 2.5 down to 2."""
+    try:
+        value = operator.index(given)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(given).__name__}") from None
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
     return value
+
+
+cdef uint64_t as_seed(object seed) except? 0:
+    return as_integer("seed", seed, 0, 2**64 - 1)
+
+
+cdef int64_t as_size(str name, object given) except? 0:
+    # The tree knows the narrower limits of each size; these only keep the number within 64 bits.
+    return as_integer(name, given, -2**63, 2**63 - 1)
 
 
 cdef class BatchedTree:
@@ -148,19 +161,22 @@ cdef class BatchedTree:
     cdef int32_t *leaves  # [3, B]: parent slots, actions, depths
     cdef tuple leaf_arrays
 
-    def __cinit__(self, int64_t num_roots, int64_t num_actions, int64_t num_simulations, *, double discount,
-                  policy="puct", double pb_c_init=1.25, double pb_c_base=19652.0, double value_delta_max=0.01,
-                  int64_t horizon=5, first_visit="uniform", tie_break="random", int64_t num_threads=1, seed=0,
-                  int64_t max_considered_actions=16, double c_visit=50.0, double c_scale=0.1):
+    def __cinit__(self, num_roots, num_actions, num_simulations, *, double discount, policy="puct",
+                  double pb_c_init=1.25, double pb_c_base=19652.0, double value_delta_max=0.01, horizon=5,
+                  first_visit="uniform", tie_break="random", num_threads=1, seed=0, max_considered_actions=16,
+                  double c_visit=50.0, double c_scale=0.1):
         cdef Config config
-        config.num_roots, config.num_actions, config.num_simulations = num_roots, num_actions, num_simulations
+        config.num_roots = as_size("num_roots", num_roots)
+        config.num_actions = as_size("num_actions", num_actions)
+        config.num_simulations = as_size("num_simulations", num_simulations)
         config.policy = Policy.kGumbel if is_second("policy", policy, "puct", "gumbel") else Policy.kPuct
         config.discount, config.pb_c_init, config.pb_c_base = discount, pb_c_init, pb_c_base
-        config.value_delta_max, config.horizon = value_delta_max, horizon
+        config.value_delta_max, config.horizon = value_delta_max, as_size("horizon", horizon)
         config.uniform_first_visit = not is_second("first_visit", first_visit, "uniform", "prior")
         config.random_ties = not is_second("tie_break", tie_break, "random", "first")
-        config.max_considered_actions, config.c_visit, config.c_scale = max_considered_actions, c_visit, c_scale
-        config.num_threads, config.seed = num_threads, as_seed(seed)
+        config.max_considered_actions = as_size("max_considered_actions", max_considered_actions)
+        config.c_visit, config.c_scale = c_visit, c_scale
+        config.num_threads, config.seed = as_size("num_threads", num_threads), as_seed(seed)
         self.tree = new CppTree(config)
         self.num_roots, self.num_actions, self.num_simulations = num_roots, num_actions, num_simulations
         # Views of an array that only this object holds: what owns no memory cannot be resized under the tree's feet.
@@ -296,8 +312,9 @@ cdef class BatchedTree:
             self.busy = False
         return out
 
-    def node_table(self, int64_t root):
+    def node_table(self, root):
         """All nodes of one tree for drawing: arrays [simulation + 1] by name; the root comes first, with parent -1."""
+        cdef int64_t index = as_size("root", root)
         cdef Py_ssize_t nodes = self.simulation + 1
         names = ("parent", "action", "depth", "visits", "value", "reward", "prior")
         columns = [np.empty(nodes, np.int32 if i < 4 else np.float32) for i in range(7)]
@@ -311,7 +328,7 @@ cdef class BatchedTree:
         table.prior = <float*>cnp.PyArray_DATA(<cnp.ndarray>columns[6])
         self.enter()
         try:
-            self.tree.node_table(root, table)
+            self.tree.node_table(index, table)
         finally:
             self.busy = False
         return dict(zip(names, columns))
