@@ -5,17 +5,29 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rllib_efficientzero.env.atari import is_atari_id
+from rllib_efficientzero import cost
+from rllib_efficientzero.cli.known_keys import schema_of
+from rllib_efficientzero.config_schema import resolve_config
+from rllib_efficientzero.env.atari import AtariProtocol, is_atari_id
 from rllib_efficientzero.mcts.config import SearchConfig
+from rllib_efficientzero.models import ModelConfig, build_network
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
 SEARCHES = ("puct", "gumbel")
 VALUE_TARGETS = ("network", "root", "mixed")
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "weight_decay", "nesterov", "dampening"),
+    "adam": ("betas", "eps", "weight_decay", "amsgrad"),
+}
+"""Optimizers and their options, which are torch's."""
+SET_BY_VALIDATE = ("simple_optimizer",)
+"""Attributes that RLlib's `validate` adds to a config; they are in validated configs and nowhere else."""
+LONG_RUN_SECONDS = 6 * 3600.0
 REPLAY_DEFAULTS: dict[str, Any] = {"capacity": 1_000_000, "alpha": 0.6, "beta": (0.4, 1.0)}
 
 
@@ -122,6 +134,7 @@ class EfficientZeroConfig(AlgorithmConfig):
         replay_ratio: float | None = NotProvided,
         num_steps_sampled_before_learning_starts: int | None = NotProvided,
         replay_buffer_config: dict[str, Any] | None = NotProvided,
+        optimizer: dict[str, Any] | None = NotProvided,
         unroll_steps: int | None = NotProvided,
         td_steps: int | None = NotProvided,
         reanalyze_ratio: float | None = NotProvided,
@@ -168,6 +181,8 @@ class EfficientZeroConfig(AlgorithmConfig):
             num_steps_sampled_before_learning_starts: random steps before the first update (Table 6: 2000).
             replay_buffer_config: `capacity` in steps (1M), `alpha` priority exponent (0.6), `beta` exponent of the
                 importance weights as a constant or [first, last] over the run ([0.4, 1.0]).
+            optimizer: `type` "sgd" or "adam", and options of torch's class of that name; replaces the default as a whole
+                (Table 6: SGD, momentum 0.9, weight decay 1e-4).
             unroll_steps: K, steps the model is unrolled in training (Table 6: 5).
             td_steps: largest number of rewards in a value target (Table 6: 5).
             reanalyze_ratio: share of policy targets searched afresh (Table 6: 0.99).
@@ -252,7 +267,66 @@ class EfficientZeroConfig(AlgorithmConfig):
         }
         return coefficients | ({"consistency": self.consistency_loss_coeff} if self.use_consistency else {})
 
+    # --- What is said before a run ---------------------------------------------------------------------------------
+
+    def describe_protocol(self) -> dict[str, Any]:
+        """How the environment is played in training and evaluation, and the budgets: what a score depends on."""
+        described: dict[str, Any] = {
+            "env": str(self.env),
+            "frame_stack": self.frame_stack,
+            "total_env_steps": self.total_env_steps,
+            "total_updates": self.updates_at_end(),
+            "evaluation_episodes": self.evaluation_duration,
+        }
+        protocol = self._atari_protocol()
+        if protocol is not None:
+            described |= {"training": protocol.describe()}
+            evaluation = self.get_evaluation_config_object()
+            if evaluation is not None:
+                described |= {"evaluation": evaluation._atari_protocol().describe()}
+        return described
+
+    def get_notices(self) -> list[str]:
+        """What a user should know before the run: without a GPU, how long it would take."""
+        protocol = self._atari_protocol()
+        if protocol is None or torch.cuda.is_available():
+            return []
+        shape = (self.frame_stack, *protocol.describe()["observation_shape"])
+        sizes = {key: value for key, value in self.model_config.items() if key != "efficientzero"}
+        encode, simulate = cost.seconds_per_call(build_network(shape, 18, ModelConfig.from_dict(sizes)), shape)
+        seconds = cost.run_seconds(
+            encode,
+            simulate,
+            self.reanalyze_config(),
+            batch_size=self.total_train_batch_size,
+            env_steps=self.total_env_steps,
+            updates=self.updates_at_end(),
+        )
+        notice = f"There is no GPU here. At this machine's speed the whole run would take about {cost.describe(seconds)}"
+        if seconds < LONG_RUN_SECONDS:
+            return [notice + "."]
+        return [notice + "; tuned_examples/pong-ez-cpu.yaml is made for machines without one."]
+
+    def _atari_protocol(self) -> AtariProtocol | None:
+        """The protocol of an Atari environment; None of any other."""
+        if not (isinstance(self.env, str) and is_atari_id(self.env)):
+            return None
+        return AtariProtocol.from_config({"game": self.env, **self.env_config})
+
     # --- RLlib's hooks ---------------------------------------------------------------------------------------------
+
+    def update_from_dict(self, config_dict: dict[str, Any]) -> EfficientZeroConfig:
+        """As RLlib's, for flat keys or nested groups (`env_runners: {...}`), but a key that means nothing is an error.
+
+        Raises:
+            ConfigError: a key is unknown (the message names the nearest) or a value has the wrong type.
+        """
+        current = self.to_dict()
+        # RLlib and Tune hand over whole configs too, with names of their own (`__trial_info__`, `_model_config`, ...).
+        changed = {key: value for key, value in config_dict.items() if key not in current or current[key] != value}
+        internal = {key: changed.pop(key) for key in list(changed) if key.startswith("_") or key in SET_BY_VALIDATE}
+        super().update_from_dict(resolve_config(changed, schema_of(self)).config | internal)
+        return self
 
     def get_default_learner_class(self) -> type:
         from rllib_efficientzero.efficientzero_learner import EfficientZeroLearner
@@ -296,7 +370,7 @@ class EfficientZeroConfig(AlgorithmConfig):
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
         evaluation = super().get_evaluation_config_object()
-        if evaluation is not None and is_atari_id(evaluation.env):
+        if evaluation is not None and evaluation._atari_protocol() is not None:
             # Scores are reported on full lives and raw rewards; say otherwise in evaluation_config's env_config.
             given: Any = self.evaluation_config
             given = given.get("env_config", {}) if isinstance(given, dict) else {}
@@ -332,8 +406,12 @@ class EfficientZeroConfig(AlgorithmConfig):
         self._validate_structures()
 
     def _validate_structures(self) -> None:
-        if self.optimizer.get("type") not in OPTIMIZERS:
-            self._value_error(f"`optimizer['type']` must be one of {OPTIMIZERS}, not {self.optimizer.get('type')!r}.")
+        options = dict(self.optimizer)
+        kind = options.pop("type", None)
+        if kind not in OPTIMIZERS:
+            self._value_error(f"`optimizer` needs a `type`, one of {sorted(OPTIMIZERS)}, not {kind!r}.")
+        if unknown := sorted(set(options) - set(OPTIMIZERS[kind])):
+            self._value_error(f"unknown options {unknown} of optimizer {kind!r}; known: {sorted(OPTIMIZERS[kind])}.")
         unknown = sorted(set(self.replay_buffer_config) - set(REPLAY_DEFAULTS))
         if unknown:
             self._value_error(f"unknown `replay_buffer_config` keys {unknown}; known: {sorted(REPLAY_DEFAULTS)}.")

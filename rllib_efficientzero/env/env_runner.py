@@ -31,8 +31,8 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         if self.config.seed is not None:
             self._seed = int(self._seed_sequence("env").generate_state(1)[0]) % 2**31
         env = self.config.env
-        if is_atari_id(env) and not _global_registry.contains(ENV_CREATOR, env):
-            register_env(env, lambda env_config: make_atari({"env": env, **env_config}))
+        if _is_atari(env) and not _global_registry.contains(ENV_CREATOR, env):
+            register_env(env, lambda env_config: make_atari({"game": env, **env_config}))
         super().make_env()
 
     def make_module(self) -> None:
@@ -49,7 +49,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
 
     def pop_hidden_steps(self) -> int:
         """Environment steps taken inside resets since the last call; they count as interactions."""
-        if not is_atari_id(self.config.env):
+        if not _is_atari(self.config.env):
             return 0
         hidden_steps = sum(self.env.get_attr("hidden_steps"))
         new, self._hidden_steps_reported = hidden_steps - self._hidden_steps_reported, hidden_steps
@@ -93,3 +93,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         values[names.TEMPERATURE] = self.module.temperature
         for key, value in values.items():
             self.metrics.log_value((names.SEARCH, key), value, reduce="mean", window=100)
+
+
+def _is_atari(env: Any) -> bool:
+    return isinstance(env, str) and is_atari_id(env)

@@ -1,0 +1,66 @@
+"""How long a run will take on this machine, from a few timed network calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from rllib_efficientzero.models import EfficientZeroNetwork, observation_planes
+from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
+
+BACKWARD_FACTOR = 3.0
+"""Forward and backward together cost about three forwards."""
+
+
+@torch.inference_mode()
+def seconds_per_call(network: EfficientZeroNetwork, stacked_shape: tuple[int, ...]) -> tuple[float, float]:
+    """Seconds per observation encoded, and per simulated step, in batches as a search uses them; takes a second."""
+    frames = torch.zeros(16, *stacked_shape, dtype=torch.uint8 if len(stacked_shape) == 4 else torch.float32)
+    planes = observation_planes(frames)
+    root = network.eval().initial_inference(planes)
+    latent, hidden = root.latent.repeat_interleave(4, dim=0), root.reward_hidden.repeat_interleave(4, dim=0)
+    action = torch.zeros(len(latent), dtype=torch.int64)
+    encode = _fastest(lambda: network.initial_inference(planes)) / len(planes)
+    simulate = _fastest(lambda: network.recurrent_inference(latent, hidden, action)) / len(latent)
+    return encode, simulate
+
+
+def run_seconds(
+    encode: float, simulate: float, config: ReanalyzeConfig, *, batch_size: int, env_steps: int, updates: int
+) -> float:
+    """Seconds of a whole run whose time goes into network calls.
+
+    Args:
+        encode: seconds per encoded observation.
+        simulate: seconds per simulated step.
+        config: what an update searches.
+        batch_size: positions per update.
+        env_steps: environment steps, each with one search.
+        updates: gradient steps.
+    """
+    simulations = config.search.num_simulations
+    acting = encode + simulations * simulate
+    unrolled = config.unroll_steps + 1
+    targets = (unrolled + config.td_steps) * encode + config.reanalyze_ratio * unrolled * simulations * simulate
+    learning = BACKWARD_FACTOR * (encode + config.unroll_steps * simulate) + config.unroll_steps * encode
+    return env_steps * acting + updates * batch_size * (targets + learning)
+
+
+def describe(seconds: float) -> str:
+    """Seconds in the unit a person would use."""
+    for unit, size in (("days", 86_400.0), ("hours", 3_600.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(1.0, seconds / 60):.0f} minutes"
+
+
+def _fastest(call: Callable[[], object], repetitions: int = 3) -> float:
+    call()  # the first call allocates
+    durations = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        call()
+        durations.append(time.perf_counter() - started)
+    return min(durations)
