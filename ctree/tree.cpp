@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -158,7 +159,9 @@ BatchedTree::BatchedTree(const Config& config) : config_(config) {
   stride_ = sizeof(Node) + padded_actions_ * sizeof(float) + max_children_ * (gumbel ? 3 : 2) * sizeof(float) +
             max_children_ * 2 * sizeof(uint16_t);
   if (__builtin_mul_overflow(stride_, roots * nodes, &arena_bytes_)) throw std::bad_alloc();
-  arena_.reset(new std::byte[arena_bytes_]);  // Left uninitialised: a block is written when its node is made.
+  // Left uninitialised: a block is written when its node is made. (The sanitizers abort in a `new` that may throw.)
+  arena_.reset(new (std::nothrow) std::byte[arena_bytes_]);
+  if (!arena_) throw std::bad_alloc();
   bounds_stride_ = pad(nodes);
   roots_.resize(roots);
   if (gumbel) {

@@ -1,8 +1,8 @@
 """BatchedTree(policy="gumbel") against `mctx.gumbel_muzero_policy`, the reference implementation of its authors.
 
 The "network" is a set of tables, looked up by a hash of the path to a leaf. mctx knows rewards, our tree knows value
-prefixes: the rewards are summed along each path. A mask is data to mctx, so each shape is compiled only once, which takes
-seconds.
+prefixes: the rewards are summed along each path. A mask is data to mctx, so each shape, which takes seconds, is
+compiled only once.
 """
 
 import numpy as np
