@@ -11,6 +11,7 @@ constexpr int kLanes = 4;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
 typedef uint32_t Uint4 __attribute__((vector_size(16)));  // unsigned: it may wrap
 
 inline Float4 load4(const float* from) {

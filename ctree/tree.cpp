@@ -124,7 +124,7 @@ struct BatchedTree::Block {
   Node* operator->() const { return header; }
 };
 
-BatchedTree::Block BatchedTree::block(int root, int slot) const {
+[[gnu::always_inline]] inline BatchedTree::Block BatchedTree::block(int root, int slot) const {
   std::byte* at = arena_.get() + (static_cast<size_t>(root) * (config_.num_simulations + 1) + slot) * stride_;
   Block node;
   node.header = reinterpret_cast<Node*>(at);
@@ -190,11 +190,23 @@ size_t BatchedTree::nbytes() const {
          reciprocal_.size() * sizeof(double);
 }
 
+// Roots lie far apart, and what one needs first is known while the one before it is worked on.
+inline void BatchedTree::prefetch(int root) const {
+  const Block first = block(root, stage_ == Stage::kSelected ? roots_[root].leaf_parent : 0);
+  __builtin_prefetch(first.header);
+  __builtin_prefetch(first.u);
+  __builtin_prefetch(first.q);
+  if (stage_ == Stage::kSelected) __builtin_prefetch(block(root, simulation_ + 1).header, 1);
+}
+
 template <typename Task>
 void BatchedTree::for_each_root(const Task& task) {
   const auto share = [&](int begin, int end, int worker) {
     float* scratch = scratch_.data() + worker * std::max<size_t>(max_children_, kLanes);
-    for (int root = begin; root < end; ++root) task(root, scratch);
+    for (int root = begin; root < end; ++root) {
+      if (root + 1 < end) prefetch(root + 1);
+      task(root, scratch);
+    }
   };
   if (pool_) {
     pool_->run(static_cast<int>(config_.num_roots), share);
@@ -405,20 +417,18 @@ OpenScan scan_row(const float* row, size_t padded) {
   for (size_t a = 0; a < padded; a += kLanes) top = max4(top, load4(row + a));
   const float best = highest(top);
   Float4 second = closed, sums = zero;
-  int action = -1, count = 0;
-  for (size_t a = 0; a < padded; a += kLanes) {
+  Int4 lanes = {0, 1, 2, 3}, first = lanes + 65536, count = {0, 0, 0, 0};
+  for (size_t a = 0; a < padded; a += kLanes, lanes += kLanes) {
     const Float4 x = load4(row + a);
-    const auto is_best = x == broadcast4(best);
+    const Int4 is_best = x == broadcast4(best);
     second = max4(second, is_best ? closed : x);
     sums += x > closed ? x : zero;
-    const int hits = -(is_best[0] + is_best[1] + is_best[2] + is_best[3]);
-    if (hits != 0 && action < 0) {
-      const int lane = is_best[0] ? 0 : is_best[1] ? 1 : is_best[2] ? 2 : 3;
-      action = static_cast<int>(a) + lane;
-    }
-    count += hits;
+    first = is_best & (lanes < first) ? lanes : first;
+    count -= is_best;
   }
-  return {best, count > 1 ? best : highest(second), total(sums), action};
+  const int action = std::min(std::min(first[0], first[1]), std::min(first[2], first[3]));
+  const bool alone = count[0] + count[1] + count[2] + count[3] == 1;
+  return {best, alone ? highest(second) : best, total(sums), action};
 }
 
 }  // namespace
@@ -432,7 +442,7 @@ void BatchedTree::prepare(const Block& node, bool is_root) const {
   const bool puct = config_.policy == Policy::kPuct;
   if (puct && config_.uniform_first_visit && node->visits == 1) return;
   const OpenScan open = scan_row(node.open, padded_actions_);
-  node->open_action = static_cast<uint16_t>(std::max(open.action, 0));
+  node->open_action = static_cast<uint16_t>(open.action);
   node->open_best = puct || is_root ? open.best : open.best / std::max(open.sum, kTiny);
   node->open_next = puct || is_root ? open.next : std::log(open.sum);
   node->scanned = true;
@@ -633,7 +643,7 @@ void BatchedTree::expand(int index, float value_prefix, float value, const float
 
   *node.header = Node{};
   // EfficientZero App. A: the LSTM starts anew every `horizon` steps, and with it the sum of rewards it predicts.
-  const bool restarted = parent->depth > 0 && parent->depth % config_.horizon == 0;
+  const bool restarted = parent->depth > 0 && parent->depth % static_cast<int>(config_.horizon) == 0;
   node->reward = restarted ? value_prefix : value_prefix - parent->value_prefix;
   node->value_prefix = value_prefix;
   node->raw_value = value;

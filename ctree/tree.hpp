@@ -87,6 +87,7 @@ class BatchedTree {
   struct Block;  // one node's header and rows
 
   Block block(int root, int slot) const;
+  void prefetch(int root) const;
   template <typename Task>
   void for_each_root(const Task& task);
   void check_reset(const RootInput& input) const;
