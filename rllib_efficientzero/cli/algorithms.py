@@ -56,7 +56,7 @@ def prepare(experiment: Experiment) -> Prepared:
     if isinstance(experiment.run, str) and experiment.run not in known_keys.algorithm_names():
         config = _check_own_class(experiment, default)
     param_space = _import_classes(config, experiment, known_keys.schema_of(default).types)
-    _check_registered_env(experiment)
+    _resolve_env(param_space, experiment)
     variants = [
         _build(algorithm, values, experiment) for values in islice(_variants(param_space), MAX_VALIDATED_VARIANTS)
     ]
@@ -128,15 +128,16 @@ def _import_classes(config: Mapping[str, Any], experiment: Experiment, types: Ma
     return resolved
 
 
-def _check_registered_env(experiment: Experiment) -> None:
+def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
     """The environments `environments.check_env` had to leave: class paths, and names registered by `imports`."""
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
-    env = experiment.config.get("env")
+    env = param_space.get("env")
     if not isinstance(env, str) or _global_registry.contains(ENV_CREATOR, env):
         return
     if is_class_path(env):
-        _import_attribute(env, experiment.place("env"), "'env'")
+        # The new API stack would ask gymnasium for an id of this name.
+        param_space["env"] = _import_attribute(env, experiment.place("env"), "'env'")
     elif problem := find_problem(env):
         raise InputError(problem, experiment.place("env"))
 

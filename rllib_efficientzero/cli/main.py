@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import typer
 
 from rllib_efficientzero.cli import train
@@ -23,4 +26,6 @@ def rllib() -> None:
 
 def main() -> None:
     """Entry point of the console scripts `rllib` and `rllib-efficientzero`."""
+    # So that `imports: [my_envs]` and dotted paths find modules beside the user, as under `python -m`.
+    sys.path.insert(0, os.getcwd())
     app()

@@ -37,6 +37,8 @@ class ProgressCallback(Callback):
         """
         self.settings = (name, dict(criteria), budget, live, dict(checkpoint or {}))
         self.trials: list[Trial] = []
+        self.unfinished: list[Trial] = []
+        """Those still to be trained when the last step ended; an interrupted run marks them as terminated later."""
         self.progress: dict[str, TrialProgress] = {}
         self.rows: dict[str, dict[str, str]] = {}
         self.table: Live | None = None
@@ -54,6 +56,7 @@ class ProgressCallback(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self.trials = list(trials)
+        self.unfinished = [trial for trial in trials if not trial.is_finished()]
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         # A resumed trial comes with the criteria and checkpoint settings it was saved with; today's take their place.
@@ -62,9 +65,8 @@ class ProgressCallback(Callback):
         for key, value in self.settings[4].items():
             setattr(settings, key, value)
         trial.invalidate_json_state()
-        if not self.live:
-            since = f" from {trial.checkpoint.path}" if trial.checkpoint else ""
-            say(f"[{self._label(trial)}] starting{since}")
+        since = f" from {trial.checkpoint.path}" if trial.checkpoint else ""
+        say(f"[{self._label(trial)}] starting{since}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -75,7 +77,7 @@ class ProgressCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if not self.live:
-            say(f"[{self._label(trial)}] failed; see {trial.error_file}", "red")
+            say(f"[{self._label(trial)}] failed", "red")
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from rllib_efficientzero.cli.runner import Outcome
 
 
-def print_start(prepared: Prepared) -> None:
+def print_start(prepared: Prepared, resume: bool) -> None:
     """What is about to run, and the algorithm's notices."""
     experiment = prepared.experiment
     env = experiment.config.get("env", "offline data")
@@ -35,20 +37,21 @@ def print_start(prepared: Prepared) -> None:
         say(f"  {name}: {value}")
     for notice in announce(prepared.config):
         say_warning(notice)
-    if not experiment.checkpoint.get("checkpoint_frequency"):
+    if not experiment.checkpoint.get("checkpoint_frequency") and not resume:
         say_warning("no checkpoint before the end: an interrupted run starts over (--checkpoint-freq N changes that)")
 
 
 def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None:
     """Result table, checkpoints, errors, and how to resume."""
     say("")
-    out.print(_table(outcome.trials))
+    out.print(_table(outcome))
     for trial in outcome.trials:
         if trial.checkpoint:
             say(f"checkpoint {trial.checkpoint.path}")
-        if trial.error_file:
-            say_error(f"trial {trial.trial_id} failed: {_last_line(trial.error_file)}")
-            say_error(f"the whole traceback is in {trial.error_file}")
+        if outcome.status(trial) == "failed":
+            file = _error_file(trial)
+            say_error(f"trial {trial.trial_id} failed: {_last_line(file)}")
+            say_error(f"the whole traceback is in {file}")
     if outcome.exit_code == ExitCode.INTERRUPTED:
         say_warning("interrupted")
     say(f"go on with: {resume_command(argv)}")
@@ -60,11 +63,11 @@ def resume_command(argv: Sequence[str]) -> str:
     return shlex.join(["rllib", *argv, *resume])
 
 
-def _table(trials: Sequence[Trial]) -> Table:
+def _table(outcome: Outcome) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("trial", "status", "iter", "env steps", "return", "eval return", "elapsed"):
         table.add_column(name, justify="left" if name in {"trial", "status"} else "right")
-    for trial in trials:
+    for trial in outcome.trials:
         result = trial.last_result or {}
         cells = [
             _cell(lookup(result, "training_iteration"), ",.0f"),
@@ -73,7 +76,7 @@ def _table(trials: Sequence[Trial]) -> Table:
             _cell(lookup(result, EVALUATION_RETURN), ".4g"),
             duration(lookup(result, "time_total_s") or 0),
         ]
-        table.add_row(str(trial.experiment_tag or trial.trial_id), trial.status.lower(), *cells)
+        table.add_row(str(trial.experiment_tag or trial.trial_id), outcome.status(trial), *cells)
     return table
 
 
@@ -81,11 +84,19 @@ def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _last_line(error_file: str) -> str:
-    """The exception itself: the last line of a traceback that says anything."""
+def _error_file(trial: Trial) -> pathlib.Path:
+    """The trial's traceback, beside its results; in ray's own folder if these are not on this machine."""
+    beside = pathlib.Path(trial.path or "") / (trial.run_metadata.error_filename or "")
+    return beside if beside.is_file() else pathlib.Path(trial.error_file or "")
+
+
+def _last_line(file: pathlib.Path) -> str:
+    """The exception itself: the last line of a traceback that says what went wrong."""
     try:
-        with open(error_file, encoding="utf-8", errors="replace") as file:
-            lines = [line.strip() for line in file if line.strip()]
+        text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         return f"({error})"
+    # RLlib re-raises some errors without their message; the cause stands further up.
+    told = re.findall(r"^[A-Za-z_][\w.]*(?:Error|Exception): \S.*$", text, flags=re.MULTILINE)
+    lines = told or text.strip().splitlines()
     return lines[-1] if lines else "(no message)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray import tune
@@ -20,22 +19,33 @@ class Outcome:
     """How an experiment ended."""
 
     trials: list[Trial]
-    interrupted: bool
+    unfinished: list[Trial]
 
     @property
     def exit_code(self) -> ExitCode:
-        if self.interrupted:
+        """The command's exit code as far as this experiment goes."""
+        if self.unfinished or not self.trials:
             return ExitCode.INTERRUPTED
         errored = any(trial.status == Trial.ERROR for trial in self.trials)
         return ExitCode.TRIAL_ERRORED if errored else ExitCode.DONE
+
+    def status(self, trial: Trial) -> str:
+        """How a trial ended, in a word."""
+        words = {Trial.TERMINATED: "done", Trial.ERROR: "failed"}
+        return "interrupted" if trial in self.unfinished else words.get(trial.status, "interrupted")
+
+
+def finished_before(prepared: Prepared) -> Outcome | None:
+    """The outcome of an earlier run that met today's stop criteria in every trial; needs no running ray."""
+    saved = _saved_trials(str(prepared.experiment.path))
+    stop = prepared.experiment.stop
+    done = saved and all(trial.status == Trial.TERMINATED and is_met(stop, trial.last_result or {}) for trial in saved)
+    return Outcome(saved, unfinished=[]) if done else None
 
 
 def run_experiment(prepared: Prepared, resume: bool, verbosity: int) -> Outcome:
     """Trains every trial of the experiment to its end, or until Ctrl-C."""
     saved = _saved_trials(str(prepared.experiment.path)) if resume else []
-    if saved and _all_done(saved, prepared.experiment.stop):
-        say(f"{prepared.experiment.name} is finished already; raise a stop criterion to train on")
-        return Outcome(saved, interrupted=False)
     if resume and not saved:
         say(f"{prepared.experiment.name}: nothing to resume in {prepared.experiment.path}; starting afresh")
     callback = _callback(prepared, verbosity)
@@ -47,8 +57,7 @@ def run_experiment(prepared: Prepared, resume: bool, verbosity: int) -> Outcome:
             _start(prepared, callback, verbosity)
     finally:
         callback.close()
-    unfinished = [trial for trial in callback.trials if trial.status not in (Trial.TERMINATED, Trial.ERROR)]
-    return Outcome(callback.trials, interrupted=bool(unfinished) or not callback.trials)
+    return Outcome(callback.trials, callback.unfinished)
 
 
 def _callback(prepared: Prepared, verbosity: int) -> ProgressCallback:
@@ -127,10 +136,6 @@ def _saved_trials(path: str) -> list[Trial]:
     except ValueError:
         # The run ended before Tune had written any trial's state.
         return []
-
-
-def _all_done(saved: list[Trial], stop: Mapping[str, float]) -> bool:
-    return all(trial.status == Trial.TERMINATED and is_met(stop, trial.last_result or {}) for trial in saved)
 
 
 def _warn_of_changes(saved: list[Trial], prepared: Prepared) -> None:

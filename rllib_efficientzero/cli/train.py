@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rllib_efficientzero.cli.console import say_warning
+from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.environments import check_env
 from rllib_efficientzero.cli.errors import ExitCode, InputError, exit_codes
 from rllib_efficientzero.cli.experiment import Experiment, Overrides, load_experiments
@@ -148,16 +148,32 @@ def _run(prepared: list[Prepared], options: RayOptions, resume: bool) -> ExitCod
     from rllib_efficientzero.cli.report import print_end, print_start
     from rllib_efficientzero.cli.runner import run_experiment
 
+    waiting = [experiment for experiment in prepared if not (resume and _is_finished(experiment))]
+    if not waiting:
+        return ExitCode.DONE
     code = ExitCode.DONE
     with ray_session(options):
-        for experiment in prepared:
+        for experiment in waiting:
             needed = total_resources(experiment.resources)
             check_resources(needed, experiment.experiment.where, is_cluster=bool(options.address))
-        for experiment in prepared:
-            print_start(experiment)
+        for experiment in waiting:
+            print_start(experiment, resume)
             outcome = run_experiment(experiment, resume, options.verbosity)
             print_end(experiment, outcome, sys.argv[1:])
             if outcome.exit_code == ExitCode.INTERRUPTED:
                 return ExitCode.INTERRUPTED
             code = max(code, outcome.exit_code)
     return code
+
+
+def _is_finished(prepared: Prepared) -> bool:
+    """Says so if an earlier run of the experiment leaves nothing to do."""
+    from rllib_efficientzero.cli.report import print_end
+    from rllib_efficientzero.cli.runner import finished_before
+
+    outcome = finished_before(prepared)
+    if outcome is None:
+        return False
+    say(f"{prepared.experiment.name} is finished already; raise a stop criterion to train on")
+    print_end(prepared, outcome, sys.argv[1:])
+    return True

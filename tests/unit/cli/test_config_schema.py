@@ -40,10 +40,10 @@ def one_edit_typos(word: str, rng: random.Random) -> list[str]:
 def test_one_edit_typos_find_their_key(schema: KeySchema) -> None:
     rng = random.Random(0)
     names = sorted(schema.names)
-    pairs = [(typo, name) for name in names if len(name) > 1 for typo in one_edit_typos(name, rng)]
+    pairs = [(typo, name) for name in rng.sample(names, 100) if len(name) > 1 for typo in one_edit_typos(name, rng)]
     pairs = [(typo, name) for typo, name in pairs if typo not in schema.names]
     found = sum(nearest(typo, names) == name for typo, name in pairs)
-    assert len(pairs) > 800
+    assert len(pairs) > 300
     assert found / len(pairs) >= 0.97  # the goal is 0.9; two keys can be one edit apart
 
 

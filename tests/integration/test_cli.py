@@ -1,0 +1,163 @@
+"""The `rllib` command as a user runs it: in a process of its own, training PPO on CartPole."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+PPO = """
+cartpole:
+  run: PPO
+  env: CartPole-v1
+  stop: {training_iteration: 2}
+  checkpoint_config: {checkpoint_frequency: 1}
+  config:
+    env_runners: {num_env_runners: 0}
+    training: {lr: 1e-3, train_batch_size_per_learner: 100, minibatch_size: 50, num_epochs: 1}
+"""
+
+EXPLODING_ENV = """
+import gymnasium
+
+class Exploding(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, config=None):
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 150:
+            raise RuntimeError("the reactor exploded")
+        return self.observation_space.sample(), 1.0, False, False, {}
+"""
+
+
+def command(*arguments: str) -> list[str]:
+    """The console script where it is installed, else the module behind it."""
+    script = pathlib.Path(sys.executable).with_name("rllib")
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "rllib_efficientzero"]
+
+
+def run(directory: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    full = [*command(), "train", "file", *arguments, "--storage-path", "results"]
+    return subprocess.run(full, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
+
+
+def results(directory: pathlib.Path) -> list[dict[str, Any]]:
+    (file,) = directory.glob("results/*/*/result.json")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def newest_checkpoint(directory: pathlib.Path) -> pathlib.Path:
+    return max(directory.glob("results/*/*/checkpoint_*"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a ray that runs already: it spares each command the start of its own."""
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    if started:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Two iterations, with a local ray."""
+    directory = tmp_path_factory.mktemp("trained")
+    (directory / "ppo.yaml").write_text(PPO)
+    done = run(directory, "ppo.yaml", "--ray-num-cpus", "2")
+    assert done.returncode == 0, done.stderr
+    assert "[cartpole] iter 2  env steps 200" in done.stdout
+    assert "go on with: rllib train file ppo.yaml --ray-num-cpus 2 --storage-path results --resume" in done.stdout
+    assert done.stderr == "", "a clean run has nothing to complain about"
+    return directory
+
+
+def test_results_and_checkpoint_are_written(trained: pathlib.Path) -> None:
+    lines = results(trained)
+    assert [line["training_iteration"] for line in lines] == [1, 2]
+    assert lines[-1]["config"]["lr"] == 1e-3
+    assert (newest_checkpoint(trained) / "rllib_checkpoint.json").is_file()
+
+
+def test_resume_goes_on(trained: pathlib.Path, cluster: str) -> None:
+    """A finished run with a raised stop criterion, an interrupted run, and a finished one with nothing to do."""
+    address = ("--ray-address", cluster)
+    raised = run(trained, "ppo.yaml", "--resume", "--stop", '{"training_iteration": 4}', *address)
+    assert raised.returncode == 0, raised.stderr
+    lines = results(trained)
+    assert [line["training_iteration"] for line in lines] == [1, 2, 3, 4]
+    assert [line["num_env_steps_sampled_lifetime"] for line in lines] == [100, 200, 300, 400]
+
+    code = interrupt_after(trained, "iter 6", "--resume", "--stop", '{"training_iteration": 100000}', *address)
+    assert code == 130
+    reached = results(trained)[-1]["training_iteration"]
+    assert reached >= 6
+
+    target = reached + 2
+    finishing = ("ppo.yaml", "--resume", "--stop", json.dumps({"training_iteration": target}), *address)
+    done = run(trained, *finishing)
+    assert done.returncode == 0, done.stderr
+    iterations = [line["training_iteration"] for line in results(trained)]
+    assert iterations[-1] == target
+    # From the newest checkpoint, which is at most one iteration older than the last report.
+    assert iterations.index(target) - iterations.index(reached) <= 3
+
+    again = run(trained, *finishing)
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    assert [line["training_iteration"] for line in results(trained)] == iterations
+
+
+def interrupt_after(directory: pathlib.Path, sign: str, *arguments: str) -> int:
+    """Runs the command, presses Ctrl-C once `sign` is printed, and returns the exit code."""
+    full = [*command(), "train", "file", "ppo.yaml", *arguments, "--storage-path", "results"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(full, cwd=directory, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if sign in line:
+                process.send_signal(signal.SIGINT)
+                break
+        process.communicate(timeout=120)
+    return process.returncode
+
+
+def test_failed_trial_ends_with_one(tmp_path: pathlib.Path, cluster: str) -> None:
+    (tmp_path / "exploding.py").write_text(EXPLODING_ENV)
+    (tmp_path / "ppo.yaml").write_text(PPO.replace("CartPole-v1", "exploding.Exploding"))
+    done = run(tmp_path, "ppo.yaml", "--ray-address", cluster)
+    assert done.returncode == 1
+    assert "RuntimeError: the reactor exploded" in done.stderr
+    named = done.stderr.rpartition("traceback is in ")[2].strip()
+    assert "the reactor exploded" in (tmp_path / named).read_text()
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_starts_nothing(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "pong.yaml").write_text("pong: {run: EfficientZero, env: ALE/Pong-v5, config: {num_simulations: 7}}\n")
+    full = [*command(), "train", "file", "pong.yaml", "--dry-run", "--storage-path", "results"]
+    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / "ray")}
+    done = subprocess.run(full, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    for expected in ("env: ale_py:ALE/Pong-v5", "num_simulations: 7", "total_env_steps: 100000", "training_done: 1.0"):
+        assert expected in done.stdout
+    assert "resources_per_trial" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pong.yaml"], "nothing but the file itself"
