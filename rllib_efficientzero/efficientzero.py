@@ -22,12 +22,14 @@ from ray.rllib.utils.metrics import (
 from ray.tune.registry import register_trainable
 
 from rllib_efficientzero import metrics as names
+from rllib_efficientzero import run_files
 from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
 from rllib_efficientzero.schedules import linear
 
 logger = logging.getLogger(__name__)
 
+COUNTERS = "efficientzero"
 REPLAY_DIR = "replay"
 
 
@@ -157,6 +159,7 @@ class EfficientZero(Algorithm):
         self.num_updates = 0
         self.num_interactions = 0
         super().setup(config)
+        run_files.write_protocol(pathlib.Path(self.logdir), self.config.describe_protocol())
 
     def _create_local_replay_buffer_if_necessary(self, config: Any) -> PrioritizedReplay:
         # RLlib's own would look for the word "EpisodeReplayBuffer" in a class path; ours is always this one.
@@ -170,24 +173,44 @@ class EfficientZero(Algorithm):
             seed=config.seed,
         )
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As RLlib's; the score of every episode goes to `evaluation.json` in the run's directory."""
+        results = super().evaluate(*args, **kwargs)
+        runners = results.get(ENV_RUNNER_RESULTS, {})
+        returns, lengths = runners.get(names.EPISODE_RETURNS, []), runners.get(names.EPISODE_LENGTHS, [])
+        if len(returns):
+            record = {
+                names.NUM_INTERACTIONS_LIFETIME: self.num_interactions,
+                names.NUM_UPDATES_LIFETIME: self.num_updates,
+                names.EPISODE_RETURNS: [float(value) for value in returns],
+                names.EPISODE_LENGTHS: [int(value) for value in lengths],
+            }
+            run_files.append_evaluation(pathlib.Path(self.logdir), self.config.describe_protocol(), record)
+        return results
+
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         counters = {"num_updates": self.num_updates, "num_interactions": self.num_interactions}
-        return super().get_state(*args, **kwargs) | {"efficientzero": counters}
+        return super().get_state(*args, **kwargs) | {COUNTERS: counters}
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        if "efficientzero" in state:
-            self.num_updates = state["efficientzero"]["num_updates"]
-            self.num_interactions = state["efficientzero"]["num_interactions"]
+        if COUNTERS in state:
+            self.num_updates = state[COUNTERS]["num_updates"]
+            self.num_interactions = state[COUNTERS]["num_interactions"]
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        super().save_checkpoint(checkpoint_dir)
+    def save_to_path(self, path: str | pathlib.Path | None = None, **kwargs: Any) -> str:
+        saved = pathlib.Path(super().save_to_path(path, **kwargs))
         # Beside RLlib's state, not in it: that goes through one pickle in memory.
-        self.local_replay_buffer.save(pathlib.Path(checkpoint_dir) / REPLAY_DIR)
+        self.local_replay_buffer.save(saved / REPLAY_DIR)
+        return str(saved)
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        super().load_checkpoint(checkpoint_dir)
-        self.local_replay_buffer.load(pathlib.Path(checkpoint_dir) / REPLAY_DIR)
+    def restore_from_path(self, path: str | pathlib.Path, *args: Any, **kwargs: Any) -> None:
+        super().restore_from_path(path, *args, **kwargs)
+        replay_path = pathlib.Path(path) / REPLAY_DIR
+        if replay_path.is_dir():
+            self.local_replay_buffer.load(replay_path)
+        elif kwargs.get("component") is None:
+            logger.warning("%s has no replay buffer: learning goes on once a new one is filled", path)
 
 
 def _sample_and_get_metrics(env_runner: Any, num_timesteps: int) -> tuple[list[Any], Any, int]:

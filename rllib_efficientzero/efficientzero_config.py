@@ -61,6 +61,8 @@ class EfficientZeroConfig(AlgorithmConfig):
         self.train_batch_size_per_learner = 256
         self.optimizer: dict[str, Any] = {"type": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
         self.env_runner_cls = EfficientZeroEnvRunner
+        # The main process trains on a GPU where there is one; say 0 to train without.
+        self.num_gpus_per_learner = int(torch.cuda.is_available())
         self.num_env_runners = 0
         self.num_envs_per_env_runner = 4
         self.rollout_fragment_length = 5
@@ -181,8 +183,8 @@ class EfficientZeroConfig(AlgorithmConfig):
             num_steps_sampled_before_learning_starts: random steps before the first update (Table 6: 2000).
             replay_buffer_config: `capacity` in steps (1M), `alpha` priority exponent (0.6), `beta` exponent of the
                 importance weights as a constant or [first, last] over the run ([0.4, 1.0]).
-            optimizer: `type` "sgd" or "adam", and options of torch's class of that name; replaces the default as a whole
-                (Table 6: SGD, momentum 0.9, weight decay 1e-4).
+            optimizer: `type` "sgd" or "adam", and options of torch's class of that name; replaces the default as a
+                whole (Table 6: SGD, momentum 0.9, weight decay 1e-4).
             unroll_steps: K, steps the model is unrolled in training (Table 6: 5).
             td_steps: largest number of rewards in a value target (Table 6: 5).
             reanalyze_ratio: share of policy targets searched afresh (Table 6: 0.99).
@@ -302,7 +304,9 @@ class EfficientZeroConfig(AlgorithmConfig):
             env_steps=self.total_env_steps,
             updates=self.updates_at_end(),
         )
-        notice = f"There is no GPU here. At this machine's speed the whole run would take about {cost.describe(seconds)}"
+        notice = (
+            f"There is no GPU here. At this machine's speed the whole run would take about {cost.describe(seconds)}"
+        )
         if seconds < LONG_RUN_SECONDS:
             return [notice + "."]
         return [notice + "; tuned_examples/pong-ez-cpu.yaml is made for machines without one."]

@@ -42,6 +42,10 @@ POLICY_ENTROPY = "policy_entropy"
 TEMPERATURE = "temperature"
 """Temperature with which self-play samples from the visit counts."""
 
+EPISODE_RETURNS = "episode_returns"
+EPISODE_LENGTHS = "episode_lengths"
+"""Of every episode of an evaluation; also written to `evaluation.json` in the run's directory."""
+
 # --- learners/default_policy/ ----------------------------------------------------------------------------------------
 POLICY_LOSS = "policy_loss"
 VALUE_LOSS = "value_loss"

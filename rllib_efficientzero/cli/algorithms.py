@@ -49,7 +49,7 @@ def prepare(experiment: Experiment) -> Prepared:
         InputError: An import, the environment or a setting is wrong.
     """
     for module in experiment.imports:
-        _import(module, experiment.where, "'imports'")
+        _import(module, experiment.place("imports"), "'imports'")
     algorithm = _algorithm_class(experiment)
     default = algorithm.get_default_config()
     config = experiment.config
@@ -99,9 +99,9 @@ def _algorithm_class(experiment: Experiment) -> type[Algorithm]:
     if run in ALGORITHMS:
         return ALGORITHMS[run]()[0]
     path = run if "." in run else f"rllib_efficientzero.{run}"
-    cls = _import_attribute(path, experiment.where, "'run'")
+    cls = _import_attribute(path, experiment.place("run"), "'run'")
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
-        raise InputError(f"'run': {path!r} is no subclass of RLlib's Algorithm", experiment.where)
+        raise InputError(f"'run': {path!r} is no subclass of RLlib's Algorithm", experiment.place("run"))
     return cls
 
 

@@ -95,7 +95,7 @@ class Experiment:
     where: str = ""
     """`file:line` of the experiment, for mistakes that only show once ray is imported."""
     places: dict[str, str] = field(default_factory=dict)
-    """Config key -> `file:line` or the option that set it."""
+    """Config key (and `run`, `imports`) -> `file:line` or the option that set it."""
 
     @property
     def path(self) -> pathlib.Path | str:
@@ -195,7 +195,7 @@ def _parse(name: Any, spec: Any, place: _Place, overrides: Overrides) -> Experim
         imports=_imports(values, place),
         warnings=warnings,
         where=place(),
-        places=places,
+        places={**places, "run": place("run"), "imports": place("imports")},
     )
 
 
