@@ -1,0 +1,188 @@
+"""What is checked once ray is imported, and still before it is started: classes, values, Python files."""
+
+from __future__ import annotations
+
+import pathlib
+import textwrap
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from rllib_efficientzero.cli import known_keys
+from rllib_efficientzero.cli.main import app
+
+MODULE = """
+import gymnasium
+from ray import tune
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+
+class MyConfig(PPOConfig):
+    def __init__(self, algo_class=None):
+        super().__init__(algo_class=algo_class or MyPPO)
+        self.my_setting = 3
+
+class MyPPO(PPO):
+    @classmethod
+    def get_default_config(cls):
+        return MyConfig()
+
+class MyCallback(RLlibCallback):
+    pass
+
+class MyRunner(SingleAgentEnvRunner):
+    pass
+
+tune.register_env("registered", lambda config: gymnasium.make("CartPole-v1"))
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    (tmp_path / "my_module.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def dry_run(text: str, *arguments: str, name: str = "x.yaml") -> Result:
+    pathlib.Path(name).write_text(textwrap.dedent(text))
+    return CliRunner().invoke(app, ["train", "file", name, "--dry-run", *arguments])
+
+
+def experiment(run: str = "PPO", env: str = "CartPole-v1", config: str = "{}", imports: str = "[]") -> str:
+    return f"x:\n  run: {run}\n  env: {env}\n  imports: {imports}\n  config: {config}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (experiment(run="no_such.module.Algo"), 2, ("'run'", "no_such")),
+        (experiment(run="my_module.Missing"), 2, ("'my_module' has no 'Missing'",)),
+        (experiment(run="my_module.MyCallback"), 2, ("no subclass of RLlib's Algorithm",)),
+        (experiment(imports="[no_such_module]"), 4, ("'imports'", "no_such_module")),
+        (experiment(env="my_module.NoEnv"), 3, ("'env'", "'NoEnv'")),
+        (experiment(env="regstered", imports="[my_module]"), 3, ("unknown environment 'regstered'",)),
+        (experiment(config="{env_runner_cls: my_module.Nope}"), 5, ("'env_runner_cls'", "'Nope'")),
+        (experiment(config="{minibatch_size: 100, train_batch_size_per_learner: 10}"), 5, ("`minibatch_size` (100)",)),
+        (experiment(config="{lr: {grid_search: [0.1]}, minibatch_size: 9999}"), 5, ("`minibatch_size` (9999)",)),
+        (experiment(config="{framework: tf2}"), 5, ("framework",)),
+        (experiment("EfficientZero", config="{search: uct}"), 5, ("`search` must be one of", "'uct'")),
+        (experiment("EfficientZero", config="{search: {grid_search: [puct, uct]}}"), 5, ("'uct'",)),
+        (experiment("my_module.MyPPO", config="{my_settin: 4}"), 5, ("did you mean 'my_setting'",)),
+        (experiment("my_module.MyPPO", config="{env_runners: {explor: 4}}"), 5, ("did you mean 'explore'",)),
+    ],
+)
+def test_mistakes_found_by_importing(directory: pathlib.Path, text: str, line: int, words: tuple[str, ...]) -> None:
+    result = dry_run(text)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: x.yaml:{line}: ")
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.output
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_own_classes_and_registered_envs(directory: pathlib.Path) -> None:
+    config = "{my_setting: 4, env_runner_cls: my_module.MyRunner, callbacks: my_module.MyCallback, num_workers: 0}"
+    result = dry_run(experiment("my_module.MyPPO", "registered", config, "[my_module]"))
+    assert result.exit_code == 0, result.output
+    plan = yaml.safe_load(result.stdout)["x"]["config"]
+    assert plan["my_setting"] == 4
+    assert plan["env"] == "registered"
+    assert plan["env_runner_cls"] == "my_module.MyRunner"
+    assert plan["callbacks"] == "my_module.MyCallback"
+    assert result.stderr == "warning: 'num_workers' is now called 'num_env_runners'\n"
+
+
+@pytest.mark.parametrize("algorithm", known_keys.algorithm_names())
+def test_every_algorithm_prepares(algorithm: str, directory: pathlib.Path) -> None:
+    continuous = {"SAC", "CQL", "IQL"}
+    env = "Pendulum-v1" if algorithm in continuous else "CartPole-v1"
+    offline = algorithm in {"BC", "CQL", "IQL", "MARWIL"}
+    lr = "null" if algorithm == "CQL" else "1e-4"
+    data = (
+        f"{{offline_data: {{input_: [nowhere], dataset_num_iters_per_learner: 1}}, evaluation_interval: 1, lr: {lr}}}"
+    )
+    config = data if offline else "{num_env_runners: 0}"
+    result = dry_run(experiment(algorithm, env, config))
+    assert result.exit_code == 0, result.output
+    assert f"# x: {algorithm}, not started" in result.stdout
+    assert yaml.safe_load(result.stdout)["x"]["resources_per_trial"]["total"]["CPU"] >= 1
+
+
+def test_dry_run_shows_what_would_run(directory: pathlib.Path) -> None:
+    config = "{training: {gamma: {grid_search: [0.9, 0.99]}}, env_runners: {num_env_runners: 3}}"
+    result = dry_run(experiment(config=config), "--stop", '{"timesteps_total": 1e4}', "--seed", "5")
+    plan = yaml.safe_load(result.stdout)["x"]
+    assert plan["stop"] == {"num_env_steps_sampled_lifetime": 1e4}
+    assert plan["grid_search"] == {"gamma": {"grid_search": [0.9, 0.99]}}
+    assert plan["resources_per_trial"] == {"total": {"CPU": 4}, "bundles": [{"CPU": 1}] * 4}
+    assert plan["config"]["seed"] == 5
+    assert "sample_timeout_s" not in plan["config"]
+    verbose = yaml.safe_load(dry_run(experiment(config=config), "-v").stdout)["x"]
+    assert verbose["config"]["sample_timeout_s"] == 60.0
+
+
+def test_notices_and_protocol_are_asked_of_the_config(directory: pathlib.Path) -> None:
+    module = MODULE + textwrap.indent(
+        "\ndef get_notices(self):\n    return ['This takes 3 years.']\n"
+        "\ndef describe_protocol(self):\n    return {'frame_skip': 4}\n",
+        "",
+    )
+    module += "\nMyConfig.get_notices = get_notices\nMyConfig.describe_protocol = describe_protocol\n"
+    (directory / "talking.py").write_text(module)
+    result = dry_run(experiment("talking.MyPPO"))
+    assert yaml.safe_load(result.stdout)["x"]["protocol"] == {"frame_skip": 4}
+    assert result.stdout.endswith("# This takes 3 years.\n")
+
+
+def test_python_file(directory: pathlib.Path) -> None:
+    text = """
+        from ray.rllib.algorithms.ppo import PPOConfig
+        config = PPOConfig().environment("CartPole-v1").training(lr=0.25)
+        stop = {"episode_reward_mean": 100}
+    """
+    result = dry_run(text, "--config", '{"env_runners": {"num_env_runners": 1}}', name="my_run.py")
+    assert result.exit_code == 0, result.output
+    plan = yaml.safe_load(result.stdout)["my_run"]
+    assert plan["stop"] == {"env_runners/episode_return_mean": 100}
+    assert plan["config"]["lr"] == 0.25
+    assert plan["config"]["num_env_runners"] == 1
+
+
+def test_python_file_without_a_config(directory: pathlib.Path) -> None:
+    result = dry_run("configuration = 1", name="my_run.py")
+    assert result.exit_code == 2
+    assert result.stderr == "error: my_run.py: a Python file needs a module-level `config = SomeAlgorithmConfig()...`\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "{"], "--config: not valid JSON"),
+        (["--config", '{"lrr": 1}'], "--config: unknown key 'lrr' in the config of PPO; did you mean 'lr'?"),
+        (["--stop", '{"training_iterations": 1}'], "--stop: unknown stop criterion"),
+        (["--env", "CartPol-v1"], "--env: unknown environment 'CartPol-v1'"),
+        (["--checkpoint-freq", "-1"], "--checkpoint-freq"),
+        (["--seed", "x"], "--seed"),
+        (["--storge-path", "x"], "--storage-path"),
+    ],
+)
+def test_wrong_options(directory: pathlib.Path, arguments: list[str], words: str) -> None:
+    result = dry_run(experiment(), *arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+@pytest.mark.parametrize("name", ["x.yml", "x.json", "missing.yaml"])
+def test_wrong_files(directory: pathlib.Path, name: str) -> None:
+    pathlib.Path("x.yaml").write_text(experiment())
+    pathlib.Path("x.json").write_text("{}")
+    result = CliRunner().invoke(app, ["train", "file", name])
+    assert result.exit_code == 2
+    assert name in result.stderr
+    assert ("did you mean 'x.yaml'" in result.stderr) == (name == "x.yml")
