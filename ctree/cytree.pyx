@@ -187,10 +187,14 @@ cdef class BatchedTree:
     def __dealloc__(self):
         del self.tree
 
-    cdef int enter(self) except -1:
+    cdef int require_idle(self) except -1:
         # Checked under the GIL: a second thread would otherwise come in while the first runs without it.
         if self.busy:
             raise RuntimeError("another thread is using this tree: give every thread a tree of its own")
+        return 0
+
+    cdef int enter(self) except -1:
+        self.require_idle()
         self.busy = True
         return 0
 
@@ -263,53 +267,38 @@ cdef class BatchedTree:
     def visit_counts(self):
         """Visits of the root's children, i32 [B, A]."""
         out = np.empty((self.num_roots, self.num_actions), np.int32)
-        self.enter()
-        try:
-            self.tree.visit_counts(<int32_t*>cnp.PyArray_DATA(<cnp.ndarray>out))
-        finally:
-            self.busy = False
+        self.require_idle()
+        self.tree.visit_counts(<int32_t*>cnp.PyArray_DATA(<cnp.ndarray>out))
         return out
 
     def root_values(self):
         """Mean of all returns that reached the root, f32 [B]; see `reset(value=...)`."""
         out = np.empty(self.num_roots, np.float32)
-        self.enter()
-        try:
-            self.tree.root_values(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
-        finally:
-            self.busy = False
+        self.require_idle()
+        self.tree.root_values(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
         return out
 
     def qvalues(self):
         """Q values of the root's actions, f32 [B, A]; unvisited ones are 0 ("puct") or the mixed value ("gumbel")."""
         out = np.empty((self.num_roots, self.num_actions), np.float32)
-        self.enter()
-        try:
-            self.tree.qvalues(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
-        finally:
-            self.busy = False
+        self.require_idle()
+        self.tree.qvalues(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
         return out
 
     def improved_policy(self):
         """The policy that the search recommends, f32 [B, A]: shares of the visits ("puct"; the root's prior before the
         first simulation) or the softmax of logits + scaled completed Q values ("gumbel")."""
         out = np.empty((self.num_roots, self.num_actions), np.float32)
-        self.enter()
-        try:
-            self.tree.improved_policy(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
-        finally:
-            self.busy = False
+        self.require_idle()
+        self.tree.improved_policy(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
         return out
 
     def selected_actions(self):
         """The best action of each root, i32 [B]: the most visited, and among those the first ("puct") or the one with
         the best gumbel + logit + scaled Q value ("gumbel")."""
         out = np.empty(self.num_roots, np.int32)
-        self.enter()
-        try:
-            self.tree.selected_actions(<int32_t*>cnp.PyArray_DATA(<cnp.ndarray>out))
-        finally:
-            self.busy = False
+        self.require_idle()
+        self.tree.selected_actions(<int32_t*>cnp.PyArray_DATA(<cnp.ndarray>out))
         return out
 
     def node_table(self, root):
@@ -326,11 +315,8 @@ cdef class BatchedTree:
         table.value = <float*>cnp.PyArray_DATA(<cnp.ndarray>columns[4])
         table.reward = <float*>cnp.PyArray_DATA(<cnp.ndarray>columns[5])
         table.prior = <float*>cnp.PyArray_DATA(<cnp.ndarray>columns[6])
-        self.enter()
-        try:
-            self.tree.node_table(index, table)
-        finally:
-            self.busy = False
+        self.require_idle()
+        self.tree.node_table(index, table)
         return dict(zip(names, columns))
 
     @property

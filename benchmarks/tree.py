@@ -1,0 +1,212 @@
+"""The search tree alone: CPU time per simulation over a grid of shapes, beside mctx where that is installed.
+
+    python -m benchmarks.tree [--full] [--out benchmarks/results/tree.json]
+
+A search is one reset, N times (select, expand_and_backup), and all results read. The network is a pool of arrays drawn
+before the clock starts, so what is timed is the tree and its Python door; mctx looks its outputs up in a table. Times
+are CPU time on one core, which other work on the machine disturbs less than wall time: of the calling thread for the
+tree, of the process for mctx, whose work runs on threads of XLA (held to one core). All subjects of a shape take turns,
+repetition by repetition; the first repetition, which for mctx compiles, is dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rllib_efficientzero._ctree import BatchedTree
+
+DISCOUNT, POOL, TABLE = 0.997, 8, 1021
+BUDGET_S = 20.0  # of repetitions behind the 7th, and the most a subject may take for its first to be kept at all
+
+
+class Shape(NamedTuple):
+    num_roots: int
+    num_actions: int
+    num_simulations: int
+
+
+DEFAULT_GRID = [
+    Shape(1, 18, 50),
+    Shape(64, 6, 50),
+    *(Shape(256, a, n) for a, n in [(4, 50), (18, 16), (18, 50), (18, 200)]),
+]
+FULL_GRID = [Shape(*shape) for shape in itertools.product((1, 16, 64, 256, 1024), (4, 6, 18, 125), (16, 50, 200))]
+MCTX_GRID = [Shape(1, 18, 50), Shape(64, 6, 50), Shape(256, 18, 16), Shape(256, 18, 50)]
+
+Subject = tuple[Callable[[], object], Callable[[], float]]  # one search, and the clock it is timed with
+
+
+def tree_subject(shape: Shape, policy: str, num_threads: int = 1) -> tuple[Subject, BatchedTree]:
+    rng = np.random.default_rng(0)
+    num_roots, num_actions, num_simulations = shape
+    logits = rng.normal(size=(POOL, num_roots, num_actions)).astype(np.float32)
+    value = (0.5 * rng.normal(size=(POOL, num_roots))).astype(np.float32)
+    prefix = (0.2 * rng.normal(size=(POOL, num_roots))).astype(np.float32)
+    explore = {"gumbel": rng.gumbel(size=logits[0].shape).astype(np.float32)}
+    if policy == "puct":
+        explore = {"noise": rng.dirichlet([0.3] * num_actions, num_roots).astype(np.float32) + np.float32(1e-6)}
+    pool = [(prefix[i], value[(i + 1) % POOL], logits[(i + 3) % POOL]) for i in range(POOL)]
+    outputs = [pool[i % POOL] for i in range(num_simulations)]
+    tree = BatchedTree(*shape, discount=DISCOUNT, policy=policy, num_threads=num_threads)
+
+    def search() -> object:
+        tree.reset(logits[0], value=value[0], **explore)
+        for output in outputs:
+            tree.select()
+            tree.expand_and_backup(*output)
+        return tree.visit_counts(), tree.root_values(), tree.qvalues(), tree.improved_policy(), tree.selected_actions()
+
+    return (search, time.thread_time if num_threads == 1 else time.perf_counter), tree
+
+
+def mctx_subject(shape: Shape, policy: str) -> Subject:
+    import jax
+    import jax.numpy as jnp
+    import mctx
+
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(TABLE, shape.num_actions)), jnp.float32)
+    value, reward = (jnp.asarray(scale * rng.normal(size=TABLE), jnp.float32) for scale in (0.5, 0.2))
+    root_index = jnp.asarray(rng.integers(TABLE, size=shape.num_roots))
+
+    def recurrent(_params: Any, _rng: Any, action: Any, index: Any) -> Any:
+        leaf = (index * 131 + action * 17 + 7) % TABLE
+        discount = jnp.full(action.shape, DISCOUNT, jnp.float32)
+        output = {"reward": reward[leaf], "discount": discount, "prior_logits": logits[leaf], "value": value[leaf]}
+        return mctx.RecurrentFnOutput(**output), leaf
+
+    def run(key: Any, index: Any) -> Any:
+        root = mctx.RootFnOutput(prior_logits=logits[index], value=value[index], embedding=index)
+        result = getattr(mctx, policy)(None, key, root, recurrent, shape.num_simulations)
+        return result.action, result.action_weights
+
+    compiled, key = jax.jit(run), jax.random.PRNGKey(0)
+    return lambda: jax.block_until_ready(compiled(key, root_index)), time.process_time
+
+
+def time_in_turns(subjects: dict[str, Subject], repetitions: int) -> dict[str, list[float]]:
+    """Milliseconds per search, at least 7 per subject and up to `repetitions` while they fit the budget."""
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    for repetition in range(repetitions + 1):
+        for name, (search, clock) in subjects.items():
+            if repetition > 7 and sum(times[name]) > 1000 * BUDGET_S:
+                continue
+            start = clock()
+            search()
+            if repetition > 0:
+                times[name].append(1000 * (clock() - start))
+    return times
+
+
+def measure(shape: Shape, with_mctx: bool, repetitions: int, num_threads: int) -> list[dict[str, Any]]:
+    subjects, trees = {}, {}
+    for policy in ("puct", "gumbel"):
+        subjects[policy], trees[policy] = tree_subject(shape, policy)
+    if num_threads > 1:
+        name = f"puct, {num_threads} threads (wall time)"
+        subjects[name], trees[name] = tree_subject(shape, "puct", num_threads)
+    if with_mctx:
+        subjects |= {
+            f"mctx.{policy}": mctx_subject(shape, policy) for policy in ("muzero_policy", "gumbel_muzero_policy")
+        }
+    rows = []
+    for name, times in time_in_turns(subjects, repetitions).items():
+        simulations = shape.num_roots * shape.num_simulations
+        row = {"subject": name, **shape._asdict(), "repetitions": len(times)}
+        row |= {"ms_min": round(min(times), 4), "ms_median": round(statistics.median(times), 4)}
+        row["ns_per_simulation"] = round(1e6 * min(times) / simulations)
+        row["simulations_per_s"] = round(1000 * simulations / min(times))
+        if name in trees:
+            row["megabytes"] = round(trees[name].nbytes / 1e6, 3)
+            row["mean_depth"] = round(
+                float(np.mean([trees[name].node_table(i)["depth"].mean() for i in range(shape[0])])), 2
+            )
+        rows.append(row)
+    return rows
+
+
+def goals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the tree is held to: figure, limit and whether it was met."""
+    found = {(row["subject"], *(row[field] for field in Shape._fields)): row for row in rows}
+    large, long, single = (found.get(("puct", *shape)) for shape in ((256, 18, 50), (256, 18, 200), (1, 18, 50)))
+    results = {}
+    if large:
+        speed, memory = large["simulations_per_s"], large["megabytes"]
+        results["simulations/s at B=256 A=18 N=50, at least"] = (speed, 2.5e6, speed >= 2.5e6)
+        results["megabytes at B=256 A=18 N=50, less than"] = (memory, 8, memory < 8)
+    if large and long:
+        ratio = round(long["ns_per_simulation"] / large["ns_per_simulation"], 2)
+        results["time per simulation at N=200 over N=50, at most"] = (ratio, 1.5, ratio <= 1.5)
+    if single:
+        latency = single["ns_per_simulation"] / 1000
+        results["microseconds per simulation at B=1 with the Python calls, less than"] = (latency, 5, latency < 5)
+    return {name: dict(zip(("measured", "goal", "met"), result, strict=True)) for name, result in results.items()}
+
+
+def conditions() -> dict[str, Any]:
+    cpu = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "../ctree"], capture_output=True, text=True, check=False
+    ).stdout
+    versions = {}
+    for name in ("numpy", "mctx", "jax"):
+        if importlib.util.find_spec(name):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "commit": commit + (" with changes in ctree/" if changed.strip() else ""),
+        "cpu": cpu[0] if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "load_average_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        **versions,
+        "build": "-O3 -std=c++17, no -march",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="60 shapes instead of 6; minutes instead of seconds")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tree.json")
+    parser.add_argument("--repetitions", type=int, default=15, help="per shape and subject, at least 7 (default: 15)")
+    parser.add_argument("--threads", type=int, default=1, help="also time pUCT with so many threads, by wall time")
+    parser.add_argument("--no-mctx", action="store_true", help="leave mctx out")
+    args = parser.parse_args()
+
+    has_mctx = not args.no_mctx and importlib.util.find_spec("mctx") is not None
+    if args.threads == 1:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    report = {"conditions": conditions(), "rows": []}
+    for shape in FULL_GRID if args.full else DEFAULT_GRID:
+        rows = measure(shape, has_mctx and shape in MCTX_GRID, max(7, args.repetitions), args.threads)
+        report["rows"] += rows
+        at = "B={:<5} A={:<4} N={:<4}".format(*shape)
+        for row in rows:
+            speed = row["simulations_per_s"] / 1e6
+            print(f"{at} {row['subject']:26} {row['ms_min']:10.3f} ms {speed:8.3f} M/s")
+    report["goals"] = goals(report["rows"])
+    for name, result in report["goals"].items():
+        print(f"{'met' if result['met'] else 'MISSED'}: {name} {result['goal']}: {result['measured']}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
