@@ -43,15 +43,21 @@ class ModelConfig:
         Raises:
             ValueError: a key is not a field, or a size is not a positive integer.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - names)
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(defaults))
         if unknown:
-            raise ValueError(f"unknown model_config keys {unknown}; known ones are {sorted(names)}")
+            raise ValueError(f"unknown model_config keys {unknown}; known ones are {sorted(defaults)}")
         built: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         for key, value in built.items():
-            sizes = value if isinstance(value, tuple) else (value,)
-            if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-                raise ValueError(f"model_config[{key!r}] must be a positive integer or a list of them, not {value!r}")
+            takes_list = isinstance(defaults[key], tuple)
+            sizes = value if takes_list and isinstance(value, tuple) else (value,)
+            if takes_list != isinstance(value, tuple) or not all(_is_size(size) for size in sizes):
+                kind = "a list of positive integers" if takes_list else "a positive integer"
+                raise ValueError(f"model_config[{key!r}] must be {kind}, not {values[key]!r}")
         return cls(**built)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -17,35 +17,37 @@ def compress(x: Tensor) -> Tensor:
     """h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x, elementwise.
 
     The linear term stands outside the sign: inside it, as in the code that accompanied the paper, it has the wrong sign
-    for every negative x.
+    for every negative x. Written as x / (sqrt(|x| + 1) + 1), which is the same and keeps the digits of small numbers.
     """
-    return torch.sign(x) * (torch.sqrt(x.abs() + 1.0) - 1.0) + EPSILON * x
+    return x / (torch.sqrt(x.abs() + 1.0) + 1.0) + EPSILON * x
 
 
 def expand(y: Tensor) -> Tensor:
     """The inverse of `compress`, elementwise.
 
-    Solving eps t^2 + t - (|y| + 1 + eps) = 0 for t = sqrt(|x| + 1) by the formula that does not subtract nearly equal
-    numbers keeps small values exact in float32.
+    With d = sqrt(|x| + 1) - 1, |y| = d + eps (d^2 + 2 d) and |x| = d (d + 2). Solved for d by the formula that does not
+    subtract nearly equal numbers, so that small values keep their digits in float32.
     """
-    z = y.abs() + 1.0 + EPSILON
-    root = 2.0 * z / (1.0 + torch.sqrt(1.0 + 4.0 * EPSILON * z))
-    return torch.sign(y) * (root * root - 1.0)
+    magnitude = y.abs()
+    slope = 1.0 + 2.0 * EPSILON
+    d = 2.0 * magnitude / (slope + torch.sqrt(slope * slope + 4.0 * EPSILON * magnitude))
+    return torch.sign(y) * d * (d + 2.0)
 
 
 def two_hot(x: Tensor, support_size: int) -> Tensor:
     """Categorical targets for scalars.
 
     Args:
-        x: `[...]` scalars in reward units; saturate at the ends of the support.
+        x: `[...]` scalars in reward units; saturate at the ends of the support. What is not finite gives NaN.
         support_size: the support is the integers -support_size..support_size of the compressed axis.
 
     Returns:
         `[..., 2 * support_size + 1]` probabilities, at most two of them non-zero.
     """
     position = compress(x).clamp(-support_size, support_size) + support_size
-    low = position.floor()
-    high_weight = (position - low).unsqueeze(-1)
+    # An index must not be NaN (on a GPU that would end the process); the weights are, for the learner's guard to see.
+    low = position.nan_to_num(0.0).floor()
+    high_weight = torch.where(torch.isfinite(x), position - low, torch.nan).unsqueeze(-1)
     low_index = low.long().unsqueeze(-1)
     high_index = (low_index + 1).clamp(max=2 * support_size)
     target = torch.zeros(*x.shape, 2 * support_size + 1, dtype=x.dtype, device=x.device)
