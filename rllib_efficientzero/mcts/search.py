@@ -170,7 +170,6 @@ class Searcher:
         started = time.perf_counter()
         pool = self._pool(root)
         _, value, policy_logits = pool.fetch(root)
-        network_value, prior = value.copy(), _masked_softmax(policy_logits, legal_actions)
         noise = _ROOT_NOISE[self.config.policy](rng, policy_logits.shape, self.config) if explore else {}
         pool.tree.reset(
             policy_logits,
@@ -179,6 +178,8 @@ class Searcher:
             seed=int(rng.integers(2**63)),
             **noise,
         )
+        # Copies, before the first leaf is fetched into the same memory; after reset, which refuses what is not finite.
+        network_value, prior = value.copy(), _masked_softmax(policy_logits, legal_actions)
         pool.write(0, root)
         for slot in range(1, self.config.num_simulations + 1):
             pool.simulate(model, slot, self.config.value_prefix_horizon)
