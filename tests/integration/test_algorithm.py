@@ -1,0 +1,214 @@
+"""The whole loop on CartPole: ratio, budget, determinism, checkpoints, evaluation, Tune."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray import tune
+
+from rllib_efficientzero import EfficientZero, EfficientZeroConfig
+
+TINY_NETWORK = {
+    "latent_size": 16,
+    "mlp_hidden": [16],
+    "lstm_hidden": 16,
+    "projector_hidden": 16,
+    "projector_out": 16,
+    "predictor_hidden": 8,
+    "support_size": 20,
+}
+
+
+def tiny_config(**training: object) -> EfficientZeroConfig:
+    """CartPole with a tiny network: 400 steps, 100 updates."""
+    settings: dict[str, object] = {
+        "num_simulations": 4,
+        "frame_stack": 2,
+        "total_env_steps": 400,
+        "total_updates": None,
+        "replay_ratio": 0.25,
+        "num_steps_sampled_before_learning_starts": 64,
+        "train_batch_size_per_learner": 32,
+        "target_network_update_freq": 20,
+        "self_play_update_freq": 10,
+        "optimizer": {"type": "adam"},
+        "lr": 0.002,
+        "lr_warmup_updates": 10,
+    }
+    return (
+        EfficientZeroConfig()
+        .environment("CartPole-v1")
+        .debugging(seed=0, log_level="ERROR")
+        .training(**(settings | training))
+        .env_runners(num_envs_per_env_runner=4, rollout_fragment_length=8)
+        .learners(num_gpus_per_learner=0)
+        .rl_module(model_config=TINY_NETWORK)
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    yield
+    ray.shutdown()
+
+
+def train_to_end(algo: EfficientZero) -> dict:
+    for _ in range(200):
+        result = algo.train()
+        if result["training_done"]:
+            return result
+    raise AssertionError("the run did not end")
+
+
+def fingerprint(algo: EfficientZero) -> str:
+    """A hash of the weights, the target network's included, and of the replay's order of samples to come."""
+    digest = hashlib.sha256()
+    module = algo.learner_group._learner.module["default_policy"]
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    digest.update(algo.local_replay_buffer.sample(16, beta=1.0).position_ids.tobytes())
+    return digest.hexdigest()
+
+
+def test_budget_and_replay_ratio_are_exact() -> None:
+    algo = tiny_config().build_algo()
+    sampled_when_learning_began = None
+    while True:
+        result = algo.train()
+        if result["num_updates_lifetime"] and sampled_when_learning_began is None:
+            sampled_when_learning_began = result["num_interactions_lifetime"]
+        if result["training_done"]:
+            break
+        # Self-play never runs ahead of the updates that the steps so far owe, once learning has begun.
+        if sampled_when_learning_began is not None:
+            assert result["num_updates_lifetime"] <= 0.25 * result["num_interactions_lifetime"]
+    assert 64 <= sampled_when_learning_began < 64 + 8 * 4
+    assert 397 <= result["num_interactions_lifetime"] <= 400
+    assert result["num_updates_lifetime"] == 100
+    assert result["num_interactions_lifetime"] == algo.local_replay_buffer.num_added
+    before = algo.num_updates
+    algo.train()
+    assert algo.num_updates == before, "a finished run must not go on learning"
+    algo.stop()
+
+
+def test_updates_beyond_the_replay_ratio_follow_after_the_last_step() -> None:
+    algo = tiny_config(total_env_steps=200, total_updates=80).build_algo()
+    result = train_to_end(algo)
+    assert result["num_updates_lifetime"] == 80
+    assert result["num_interactions_lifetime"] <= 200
+    algo.stop()
+
+
+def test_same_seed_same_run_and_other_seed_another() -> None:
+    def run(seed: int) -> str:
+        algo = tiny_config(total_env_steps=200).debugging(seed=seed).build_algo()
+        train_to_end(algo)
+        result = fingerprint(algo)
+        algo.stop()
+        return result
+
+    first = run(0)
+    assert run(0) == first
+    assert run(1) != first
+
+
+def test_evaluation_does_not_disturb_training() -> None:
+    def run(evaluation_interval: int | None) -> str:
+        config = tiny_config(total_env_steps=200)
+        config.evaluation(evaluation_interval=evaluation_interval, evaluation_duration=3)
+        algo = config.build_algo()
+        train_to_end(algo)
+        result = fingerprint(algo)
+        algo.stop()
+        return result
+
+    assert run(2) == run(None)
+
+
+def test_checkpoint_restores_everything_and_goes_on(tmp_path: pathlib.Path) -> None:
+    algo = tiny_config().build_algo()
+    while algo.num_updates < 40:
+        algo.train()
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    saved = (algo.num_updates, algo.num_interactions, len(algo.local_replay_buffer), algo.iteration)
+    before = fingerprint(algo)
+    optimizer = algo.learner_group._learner.get_optimizers_for_module("default_policy")[0][1].state_dict()
+    rng = algo.env_runner.module.rng.bit_generator.state
+    algo.stop()
+
+    restored = EfficientZero.from_checkpoint(path)
+    counters = (restored.num_updates, restored.num_interactions)
+    assert (*counters, len(restored.local_replay_buffer), restored.iteration) == saved
+    assert restored.env_runner.module.rng.bit_generator.state == rng
+    assert fingerprint(restored) == before
+    again = restored.learner_group._learner.get_optimizers_for_module("default_policy")[0][1].state_dict()
+    for key, value in optimizer["state"].items():
+        for name, tensor in value.items():
+            torch.testing.assert_close(again["state"][key][name], tensor, rtol=0, atol=0)
+    result = train_to_end(restored)
+    assert result["num_updates_lifetime"] == 100
+    assert result["num_interactions_lifetime"] <= 400
+    restored.stop()
+
+
+def test_evaluation_plays_equally_often_in_every_environment() -> None:
+    config = tiny_config().evaluation(evaluation_interval=1, evaluation_duration=6)
+    algo = config.build_algo()
+    result = algo.train()
+    runners = result["evaluation"]["env_runners"]
+    assert len(runners["episode_returns"]) == 6
+    assert np.isclose(runners["episode_return_mean"], np.mean(runners["episode_returns"]))
+    recorded = json.loads((pathlib.Path(algo.logdir) / "evaluation.json").read_text())
+    assert recorded["evaluations"][0]["episode_returns"] == [float(r) for r in runners["episode_returns"]]
+    assert recorded["protocol"]["env"] == "CartPole-v1"
+    assert json.loads((pathlib.Path(algo.logdir) / "protocol.json").read_text())["versions"]["ray"] == ray.__version__
+    algo.stop()
+
+
+def test_remote_env_runners_feed_the_same_loop() -> None:
+    algo = tiny_config(total_env_steps=200).env_runners(num_env_runners=1).build_algo()
+    result = train_to_end(algo)
+    assert result["num_interactions_lifetime"] <= 200
+    assert result["num_updates_lifetime"] == 50
+    assert result["env_runners"]["search"]["simulations_per_s"] > 0
+    algo.stop()
+
+
+def test_tune_knows_the_algorithm_by_name(tmp_path: pathlib.Path) -> None:
+    space = {
+        "env": "CartPole-v1",
+        "training": {"num_simulations": 2, "num_steps_sampled_before_learning_starts": 32, "total_env_steps": 64},
+        "train_batch_size_per_learner": 16,
+        "num_gpus_per_learner": 0,
+        "replay_ratio": tune.grid_search([0.1, 0.2]),
+        "model_config": TINY_NETWORK,
+    }
+    run_config = tune.RunConfig(storage_path=str(tmp_path), stop={"training_iteration": 2}, verbose=0)
+    results = tune.Tuner("EfficientZero", param_space=space, run_config=run_config).fit()
+    assert len(results) == 2
+    assert not results.errors
+    assert all((pathlib.Path(result.path) / "result.json").exists() for result in results)
+
+
+def test_a_policy_acts_from_its_module_checkpoint_alone(tmp_path: pathlib.Path) -> None:
+    from ray.rllib.core.rl_module.rl_module import RLModule
+
+    algo = tiny_config(total_env_steps=200).build_algo()
+    train_to_end(algo)
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    module = RLModule.from_checkpoint(f"{path}/learner_group/learner/rl_module/default_policy")
+    observation = torch.zeros(3, 2, 4)
+    served = module.forward_inference({"obs": observation})
+    trained = algo.get_module().forward_inference({"obs": observation})
+    assert served["actions"].tolist() == trained["actions"].tolist()
+    np.testing.assert_allclose(served["visit_policy"].sum(axis=1), 1.0, atol=1e-6)
+    algo.stop()
