@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import pyarrow.fs
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -159,7 +160,7 @@ class EfficientZero(Algorithm):
         self.num_updates = 0
         self.num_interactions = 0
         super().setup(config)
-        run_files.write_protocol(pathlib.Path(self.logdir), self.config.describe_protocol())
+        run_files.write_protocol(self.run_directory, self.config.describe_protocol())
 
     def _create_local_replay_buffer_if_necessary(self, config: Any) -> PrioritizedReplay:
         # RLlib's own would look for the word "EpisodeReplayBuffer" in a class path; ours is always this one.
@@ -173,6 +174,14 @@ class EfficientZero(Algorithm):
             seed=config.seed,
         )
 
+    @property
+    def run_directory(self) -> pathlib.Path:
+        """Where this run's files belong: beside Tune's `result.json`, or RLlib's log directory outside of Tune."""
+        storage = self._storage
+        if storage is not None and isinstance(storage.storage_filesystem, pyarrow.fs.LocalFileSystem):
+            return pathlib.Path(storage.trial_fs_path)
+        return pathlib.Path(self.logdir)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As RLlib's; the score of every episode goes to `evaluation.json` in the run's directory."""
         results = super().evaluate(*args, **kwargs)
@@ -185,7 +194,7 @@ class EfficientZero(Algorithm):
                 names.EPISODE_RETURNS: [float(value) for value in returns],
                 names.EPISODE_LENGTHS: [int(value) for value in lengths],
             }
-            run_files.append_evaluation(pathlib.Path(self.logdir), self.config.describe_protocol(), record)
+            run_files.append_evaluation(self.run_directory, self.config.describe_protocol(), record)
         return results
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

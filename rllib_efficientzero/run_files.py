@@ -31,6 +31,7 @@ def append_evaluation(directory: pathlib.Path, protocol: dict[str, Any], record:
 
 def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
     # Whole or not at all: a run may be killed at any moment.
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1))
     os.replace(temporary, path)

@@ -54,16 +54,14 @@ def n_step_targets(
         `[B, K+1]` float32. At and beyond a terminal state 0; beyond any other end the value of the last observation
         (never trained on: masked).
     """
-    batch, num_targets = bootstrap_value.shape
-    times = np.arange(rewards.shape[1])
-    discounted = np.where(times < steps_left[:, None], rewards, 0.0) * gamma**times
-    # cumulative[:, t] = sum of discounted rewards before time t, so that every return is one difference.
-    cumulative = np.concatenate([np.zeros((batch, 1)), np.cumsum(discounted, axis=1)], axis=1)
-    start = np.broadcast_to(np.arange(num_targets), (batch, num_targets))
+    num_targets, num_rewards = bootstrap_value.shape[1], rewards.shape[1]
     end = bootstrap_times(horizon, steps_left, num_targets - 1)
-    start = np.minimum(start, end)
-    rows = np.arange(batch)[:, None]
-    returns = (cumulative[rows, end] - cumulative[rows, start]) / gamma**start
+    start = np.minimum(np.arange(num_targets), end)
+    # [B, K+1, K+n]: how many steps after the start of each return every reward lies.
+    delay = np.arange(num_rewards) - start[..., None]
+    is_counted = (delay >= 0) & (np.arange(num_rewards) < end[..., None])
+    discounted = gamma ** np.maximum(delay, 0) * rewards[:, None]
+    returns = np.where(is_counted, discounted, 0.0).sum(axis=-1)
     is_terminal = terminated[:, None] & (end == steps_left[:, None])
     return (returns + np.where(is_terminal, 0.0, gamma ** (end - start) * bootstrap_value)).astype(np.float32)
 

@@ -167,10 +167,10 @@ def test_evaluation_plays_equally_often_in_every_environment() -> None:
     runners = result["evaluation"]["env_runners"]
     assert len(runners["episode_returns"]) == 6
     assert np.isclose(runners["episode_return_mean"], np.mean(runners["episode_returns"]))
-    recorded = json.loads((pathlib.Path(algo.logdir) / "evaluation.json").read_text())
+    recorded = json.loads((algo.run_directory / "evaluation.json").read_text())
     assert recorded["evaluations"][0]["episode_returns"] == [float(r) for r in runners["episode_returns"]]
     assert recorded["protocol"]["env"] == "CartPole-v1"
-    assert json.loads((pathlib.Path(algo.logdir) / "protocol.json").read_text())["versions"]["ray"] == ray.__version__
+    assert json.loads((algo.run_directory / "protocol.json").read_text())["versions"]["ray"] == ray.__version__
     algo.stop()
 
 
