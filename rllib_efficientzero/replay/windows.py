@@ -64,8 +64,9 @@ class Windows:
     root_value: npt.NDArray[np.float32]
     """`[B, K+1]` stored root values of the times t .. t+K; from T on 0"""
     action_mask: npt.NDArray[np.uint8] | None
-    """`[B, K+1, A]` legal actions (1) of the times t .. t+K; after T that of T is repeated. A row without any legal
-    action (a terminal observation) becomes all 1, since no search could be run with it. None: all are always legal."""
+    """`[B, K+1+n, A]` legal actions (1) of the times t .. t+K+n, wherever a target may search; after T that of T is
+    repeated. A row without any legal action (a terminal observation) becomes all 1, since no search could be run with
+    it. None: all are always legal."""
     steps_left: npt.NDArray[np.int64]
     """`[B]` T - t, at least 1: number of actions known from t on"""
     terminated: npt.NDArray[np.bool_]
@@ -120,6 +121,7 @@ def gather_windows(
         num_added: steps ever added.
     """
     batch, first = len(samples), samples[0][0]
+    reach = shape.unroll_steps + shape.td_steps
     unroll, num_actions = shape.unroll_steps, first.num_actions
     frames = np.empty((batch, shape.num_frames, *first.codec.shape), first.codec.dtype)
     windows = Windows(
@@ -128,10 +130,10 @@ def gather_windows(
         num_added=num_added,
         frames=frames,
         actions=rng.integers(num_actions, size=(batch, unroll)),
-        rewards=np.zeros((batch, unroll + shape.td_steps), np.float32),
+        rewards=np.zeros((batch, reach), np.float32),
         visit_policy=np.zeros((batch, unroll + 1, num_actions), np.float32),
         root_value=np.zeros((batch, unroll + 1), np.float32),
-        action_mask=np.empty((batch, unroll + 1, num_actions), np.uint8) if first.has_action_mask else None,
+        action_mask=np.empty((batch, reach + 1, num_actions), np.uint8) if first.has_action_mask else None,
         steps_left=np.array([len(episode) - t for episode, t in samples], np.int64),
         terminated=np.array([episode.terminated for episode, _ in samples], np.bool_),
         seed=_draw_seed(rng),
@@ -144,7 +146,7 @@ def gather_windows(
         _copy_from(episode.column(VISIT_POLICY)[t:], out=windows.visit_policy[row])
         _copy_from(episode.column(ROOT_VALUE)[t:], out=windows.root_value[row])
         if windows.action_mask is not None:
-            times = np.minimum(np.arange(t, t + unroll + 1), len(episode))
+            times = np.minimum(np.arange(t, t + reach + 1), len(episode))
             windows.action_mask[row] = episode.column(ACTION_MASK)[times]
     if windows.action_mask is not None:
         windows.action_mask[~windows.action_mask.any(axis=-1)] = 1

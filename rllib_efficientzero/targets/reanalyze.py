@@ -209,6 +209,15 @@ class _Evaluated:
             count = min(config.batch_size, num_roots - start)
             rows, times = self.rows[start : start + count], self.times[start : start + count]
             root = NetworkOutput(*(part[:count] for part in self.chunks[index]))
+            is_finite = np.isfinite(self.value[rows, times])
+            if not is_finite.all():
+                # No search can start from a NaN observation. Its targets are NaN, so that the learner skips the update.
+                bad = rows[~is_finite], times[~is_finite]
+                searched.policy[bad] = searched.root_value[bad] = np.nan
+                rows, times = rows[is_finite], times[is_finite]
+                if len(rows) == 0:
+                    continue
+                root = NetworkOutput(*(part[_to(is_finite, part.device)] for part in root))
             legal = None if windows.action_mask is None else windows.action_mask[rows, times].astype(bool)
             result = searcher.search(network, root, legal_actions=legal, rng=rng, explore=True)
             searched.policy[rows, times] = result.policy

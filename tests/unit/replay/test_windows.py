@@ -51,11 +51,12 @@ def check_window(windows: Windows, row: int, episode: FakeChunk, t: int) -> None
         assert windows.root_value[row, k] == (episode.extra["root_value"][t + k] if known else 0)
         expected = episode.extra["visit_policy"][t + k] if known else np.zeros(NUM_ACTIONS)
         np.testing.assert_array_equal(windows.visit_policy[row, k], expected)
-        if masks is not None:
-            assert windows.action_mask is not None
-            np.testing.assert_array_equal(windows.action_mask[row, k], masks[min(t + k, length)])
     if masks is None:
         assert windows.action_mask is None
+    else:
+        assert windows.action_mask is not None
+        for k in range(K + N + 1):
+            np.testing.assert_array_equal(windows.action_mask[row, k], masks[min(t + k, length)])
     assert windows.steps_left[row] == length - t
     assert windows.terminated[row] == episode.is_terminated
 
@@ -97,7 +98,7 @@ def test_shapes_and_dtypes() -> None:
         "rewards": ((8, 10), np.float32),
         "visit_policy": ((8, 6, 4), np.float32),
         "root_value": ((8, 6), np.float32),
-        "action_mask": ((8, 6, 4), np.uint8),
+        "action_mask": ((8, 11, 4), np.uint8),
         "steps_left": ((8,), np.int64),
         "terminated": ((8,), np.bool_),
     }
