@@ -21,7 +21,7 @@ from reanalyze_helpers import (
     store,
 )
 
-from rllib_efficientzero.mcts import SearchConfig
+from rllib_efficientzero.mcts import SearchConfig, Searcher
 from rllib_efficientzero.replay import Windows
 from rllib_efficientzero.targets import ReanalyzeConfig, Reanalyzer, TargetStatistics
 
@@ -224,16 +224,24 @@ def test_action_masks_are_respected(value_target: str, policy: str) -> None:
             assert batch["target_policy"][row, k].sum() == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.xfail(
-    raises=IndexError, strict=True, reason="Windows.action_mask ends at t + K; bootstraps reach t + K + n"
-)
-def test_root_values_with_action_masks_are_searched_beyond_the_unroll() -> None:
+def test_root_values_with_action_masks_are_searched_beyond_the_unroll(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bootstraps stand as far as K + n after the sampled position, and their legal actions must be known there."""
+    given: list[tuple[list[float], np.ndarray]] = []
+    real = Searcher.search
+
+    def spy(self: Searcher, model: Any, root: Any, **kwargs: Any) -> Any:
+        given.append((root.latent[:, 1].tolist(), kwargs["legal_actions"]))
+        return real(self, model, root, **kwargs)
+
+    monkeypatch.setattr(Searcher, "search", spy)
     stored = store(np.random.default_rng(2), ENDS, masks=True)
     windows, batch, statistics = make(stored, value_target="root")
     assert_values(
         stored, windows, batch["target_value"], statistics.horizon, of=lambda value: searched_value(value, SIMULATIONS)
     )
+    for ids, legal in given:
+        for frame, row in zip(ids, legal, strict=True):
+            np.testing.assert_array_equal(row, stored.masks[int(frame) // 100][int(frame) % 100].astype(bool))
 
 
 # --- Stateless, and in pieces ----------------------------------------------------------------------------------------
