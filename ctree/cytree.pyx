@@ -25,7 +25,7 @@ cdef extern from "tree.hpp" namespace "efficientzero" nogil:
     cdef struct Config:
         int64_t num_roots, num_actions, num_simulations, horizon, max_considered_actions, num_threads
         Policy policy
-        double discount, pb_c_init, pb_c_base, value_delta_max, c_visit, c_scale
+        double discount, pb_c_init, pb_c_base, value_delta_max, c_visit, c_scale, min_q_range
         cbool uniform_first_visit, random_ties
         uint64_t seed
 
@@ -141,6 +141,8 @@ cdef class BatchedTree:
         num_threads: roots are shared out among so many threads. Not worth it below some hundred roots.
         seed: of all randomness.
         max_considered_actions, c_visit, c_scale: of sequential halving and of the Q scale ("gumbel").
+        min_q_range: the least range of a node's Q values that "gumbel" stretches to [0, 1]; 1e-8 is mctx's, with which
+            differences that mean nothing decide while all actions are worth the same; EfficientZero V2 has 0.01.
 
     Example:
         >>> import numpy as np
@@ -164,7 +166,7 @@ cdef class BatchedTree:
     def __cinit__(self, num_roots, num_actions, num_simulations, *, double discount, policy="puct",
                   double pb_c_init=1.25, double pb_c_base=19652.0, double value_delta_max=0.01, horizon=5,
                   first_visit="uniform", tie_break="random", num_threads=1, seed=0, max_considered_actions=16,
-                  double c_visit=50.0, double c_scale=0.1):
+                  double c_visit=50.0, double c_scale=0.1, double min_q_range=1e-8):
         cdef Config config
         config.num_roots = as_size("num_roots", num_roots)
         config.num_actions = as_size("num_actions", num_actions)
@@ -175,7 +177,7 @@ cdef class BatchedTree:
         config.uniform_first_visit = not is_second("first_visit", first_visit, "uniform", "prior")
         config.random_ties = not is_second("tie_break", tie_break, "random", "first")
         config.max_considered_actions = as_size("max_considered_actions", max_considered_actions)
-        config.c_visit, config.c_scale = c_visit, c_scale
+        config.c_visit, config.c_scale, config.min_q_range = c_visit, c_scale, min_q_range
         config.num_threads, config.seed = as_size("num_threads", num_threads), as_seed(seed)
         self.tree = new CppTree(config)
         self.num_roots, self.num_actions, self.num_simulations = num_roots, num_actions, num_simulations

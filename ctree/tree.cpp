@@ -151,6 +151,7 @@ BatchedTree::BatchedTree(const Config& config) : config_(config) {
   check_range("value_delta_max", config.value_delta_max, 0.0, 1e30);
   check_range("c_visit", config.c_visit, 0.0, 1e6);
   check_range("c_scale", config.c_scale, 0.0, 1e6);
+  check_range("min_q_range", config.min_q_range, 1e-30, 1e30);
 
   const size_t roots = config.num_roots, nodes = config.num_simulations + 1, actions = config.num_actions;
   const bool gumbel = config.policy == Policy::kGumbel;
@@ -536,7 +537,7 @@ CompletedQ complete(const Block& node, const Config& config) {
   if (children < config.num_actions) low = std::min(low, result.mixed), high = std::max(high, result.mixed);
   result.low = low;
   const double scale = (config.c_visit + node->most_visits) * config.c_scale;
-  result.factor = static_cast<float>(scale / std::max(high - low, 1e-8f));
+  result.factor = static_cast<float>(scale / std::max(high - low, static_cast<float>(config.min_q_range)));
   return result;
 }
 

@@ -35,6 +35,7 @@ struct Config {
   int64_t max_considered_actions = 16;
   double c_visit = 50.0;
   double c_scale = 0.1;
+  double min_q_range = 1e-8;
   int64_t num_threads = 1;
   uint64_t seed = 0;
 };

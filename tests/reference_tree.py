@@ -51,7 +51,7 @@ def make_node(logits, raw_value, **fields):
 Decision = namedtuple("Decision", "slot action scores stretch")
 
 DEFAULTS = {"policy": "puct", "pb_c_init": 1.25, "pb_c_base": 19652.0, "value_delta_max": 0.01, "horizon": 5}
-DEFAULTS |= {"first_visit": "uniform", "max_considered_actions": 16, "c_visit": 50.0, "c_scale": 0.1}
+DEFAULTS |= {"first_visit": "uniform", "max_considered_actions": 16, "c_visit": 50, "c_scale": 0.1, "min_q_range": 1e-8}
 
 
 class ReferenceTree:
@@ -122,7 +122,7 @@ class ReferenceTree:
         visited_q = (prior * self.qvalues(node)).sum() / prior.sum() if node.children else 0.0
         mixed = (node.raw_value + visits.sum() * visited_q) / (visits.sum() + 1)
         qvalues = self.qvalues(node, mixed)
-        stretch = (self.set.c_visit + visits.max()) * self.set.c_scale / max(np.ptp(qvalues), 1e-8)
+        stretch = (self.set.c_visit + visits.max()) * self.set.c_scale / max(np.ptp(qvalues), self.set.min_q_range)
         return qvalues, (qvalues - qvalues.min()) * stretch, stretch
 
     def root_scores(self, considered):

@@ -29,5 +29,7 @@ class SearchConfig:
     """Actions that sequential halving starts with in "gumbel"."""
     gumbel_c_visit: float = 50.0
     gumbel_c_scale: float = 0.1
+    gumbel_min_q_range: float = 0.01
+    """Floor of the range by which "gumbel" normalises Q values, as `value_delta_max` is in "puct"."""
     num_threads: int = 1
     """Threads of the tree (over roots); does not change results."""

@@ -85,6 +85,7 @@ class _Pool:
             max_considered_actions=config.max_considered_actions,
             c_visit=config.gumbel_c_visit,
             c_scale=config.gumbel_c_scale,
+            min_q_range=config.gumbel_min_q_range,
             num_threads=config.num_threads,
         )
         self.latents = root.latent.new_empty(slots * batch, *root.latent.shape[1:])

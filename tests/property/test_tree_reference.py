@@ -53,6 +53,7 @@ class Case:
             "pb_c_base": float(rng.choice([10.0, 19652.0])),
             "value_delta_max": float(rng.choice([0.0, 0.01, 1.0])),
             "max_considered_actions": int(rng.choice([1, 2, 5, 8, 16])),
+            "min_q_range": float(rng.choice([1e-8, 0.01, 1.0])),
         }
         self.roots = self.draw_roots()
 

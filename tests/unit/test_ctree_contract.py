@@ -327,6 +327,7 @@ CONSTRUCTIONS = [
     (lambda: make(max_considered_actions=0), ValueError),
     (lambda: make(c_visit=-1.0), ValueError),
     (lambda: make(c_scale=NAN), ValueError),
+    (lambda: make(min_q_range=0.0), ValueError),
     (lambda: make(depth=3), TypeError),
 ]
 
