@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rllib_efficientzero.cli.errors import InputError
+
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ def ray_session(options: RayOptions) -> Iterator[None]:
     """Ray for the length of the block: a local one, or a connection to `--ray-address`."""
     import ray
 
+    if options.address:
+        _check_reachable(options.address)
     level = logging.INFO if options.verbosity else logging.ERROR
     common = {"log_to_driver": options.verbosity > 0, "logging_level": level}
     try:
@@ -56,6 +61,18 @@ def ray_session(options: RayOptions) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses a `host:port` where nobody listens: ray would try again for ten minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # "auto", "local": ray answers these at once.
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"no ray cluster answers at {address!r}: {error}", "--ray-address") from error
 
 
 def check_resources(needed: dict[str, float], where: str, is_cluster: bool) -> None:

@@ -10,7 +10,10 @@ import sys
 import time
 
 import pytest
+import typer
 from malformed import MALFORMED, Malformed
+
+from rllib_efficientzero.cli.main import app
 
 SECONDS = 1.5
 
@@ -80,6 +83,17 @@ def test_cases_are_many_and_distinct() -> None:
     assert len({case.name for case in MALFORMED}) == len(MALFORMED) >= 40
 
 
+def test_help_answers_within_a_second() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "rllib_efficientzero", "train", "file", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        seconds.append(time.perf_counter() - start)
+        assert "--resume" in done.stdout
+    assert min(seconds) < 1.0
+
+
 @pytest.mark.parametrize("name", ["unknown config key", "tab indent", "unknown env"])
 def test_process_answers_at_once(name: str, tmp_path: pathlib.Path) -> None:
     """The same through the real entry point, interpreter start included."""
@@ -96,3 +110,11 @@ def test_process_answers_at_once(name: str, tmp_path: pathlib.Path) -> None:
         assert f"bad.yaml:{case.line}: " in done.stderr
         assert "Traceback" not in done.stderr
     assert min(seconds) < SECONDS
+
+
+def test_documentation_lists_every_option() -> None:
+    documented = (pathlib.Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    command = typer.main.get_command(app).commands["train"].commands["file"]  # type: ignore[attr-defined]
+    options = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
+    assert len(options) > 10
+    assert [name for name in options if f"`{name}`" not in documented] == []

@@ -178,6 +178,14 @@ def test_wrong_options(directory: pathlib.Path, arguments: list[str], words: str
     assert words in result.output
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:ray", "127.0.0.1:99999999"])
+def test_unreachable_cluster_is_refused_at_once(directory: pathlib.Path, address: str) -> None:
+    pathlib.Path("x.yaml").write_text(experiment())
+    result = CliRunner().invoke(app, ["train", "file", "x.yaml", "--ray-address", address])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --ray-address: no ray cluster answers at")
+
+
 @pytest.mark.parametrize("name", ["x.yml", "x.json", "missing.yaml"])
 def test_wrong_files(directory: pathlib.Path, name: str) -> None:
     pathlib.Path("x.yaml").write_text(experiment())
