@@ -127,8 +127,9 @@ class EfficientZero(Algorithm):
         )
         if not results:
             raise RuntimeError("no Learner returned a result: all of them are out of service; their logs say why")
+        # A skipped update has no priorities, and RLlib's logger keeps no shape: [0, 2] comes back as [].
         pairs = np.concatenate(
-            [np.asarray(result[DEFAULT_MODULE_ID].pop(names.PRIORITIES).peek())[0] for result in results]
+            [np.reshape(result[DEFAULT_MODULE_ID].pop(names.PRIORITIES).peek()[0], (-1, 2)) for result in results]
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         return pairs[:, 0].astype(np.int64), pairs[:, 1]

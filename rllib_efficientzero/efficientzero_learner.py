@@ -62,10 +62,11 @@ class EfficientZeroLearner(TorchLearner):
         loss_per_module = self.compute_losses(fwd_out=fwd_out, batch=batch)
         self.compute_gradients(loss_per_module)
         for module_id, loss in loss_per_module.items():
-            self._step_if_finite(module_id, loss.detach(), statistics)
+            has_stepped = self._step_if_finite(module_id, loss.detach(), statistics)
+            self._log_priorities(module_id, Unrolled(**fwd_out[module_id]), batch[module_id], has_stepped)
         return fwd_out, loss_per_module, {}
 
-    def _step_if_finite(self, module_id: str, loss: Tensor, statistics: _NormalisationStatistics) -> None:
+    def _step_if_finite(self, module_id: str, loss: Tensor, statistics: _NormalisationStatistics) -> bool:
         config = self.config.get_config_for_module(module_id)
         module = self._unwrapped(module_id)
         update = int(module.num_updates)
@@ -77,12 +78,13 @@ class EfficientZeroLearner(TorchLearner):
             if not _agreed_finite(loss, norm):
                 statistics.restore()
                 self._count_non_finite(module_id, update, config.max_consecutive_non_finite_updates)
-                return
+                return False
             optimizer.step()
             self._log(module_id, {names.GRADIENT_NORM: norm, names.LEARNING_RATE: learning_rate})
         self._num_non_finite_in_a_row = 0
         self.metrics.log_value((module_id, names.NUM_NON_FINITE_UPDATES_LIFETIME), 0, reduce="lifetime_sum")
         module.num_updates += 1
+        return True
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().after_gradient_based_update(timesteps=timesteps)
@@ -139,9 +141,14 @@ class EfficientZeroLearner(TorchLearner):
             self._log(module_id, {(names.VALUE_ERROR, str(k)): error})
         for k, error in enumerate(value_prefix_errors, start=1):
             self._log(module_id, {(names.VALUE_PREFIX_ERROR, str(k)): error})
+
+    def _log_priorities(self, module_id: str, predicted: Unrolled, batch: dict[str, Tensor], has_stepped: bool) -> None:
         # Ids travel with the priorities: with several learners no other order could be relied on.
         priorities = new_priorities(predicted, batch)
         pairs = torch.stack((batch["position_ids"].double(), priorities.double()), dim=1)
+        if not has_stepped:
+            # What was not learned from keeps its priority; the new one may be NaN.
+            pairs = pairs[:0]
         self.metrics.log_value((module_id, names.PRIORITIES), pairs, reduce="item_series")
 
     def _log(self, module_id: str, values: dict[Any, Any]) -> None:
