@@ -24,7 +24,7 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
-from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult
+from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, sample_action
 from rllib_efficientzero.models import (
     ConsistencyHeads,
     EfficientZeroNetwork,
@@ -108,7 +108,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         frames, legal_actions = _split(observation)
         legal = np.ones((len(frames), self.num_actions)) if legal_actions is None else legal_actions
         policy = (legal / legal.sum(axis=1, keepdims=True)).astype(np.float32)
-        action = (policy.cumsum(axis=1) > self.rng.random((len(policy), 1))).argmax(axis=1)
+        action = sample_action(legal, temperature=1.0, rng=self.rng)
         return _to_columns(action, np.zeros(len(policy), dtype=np.float32), policy)
 
     # --- Training ----------------------------------------------------------------------------------------------------
