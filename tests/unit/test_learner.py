@@ -1,0 +1,399 @@
+"""The learner on windows of random episodes: guarded steps, target network, learning rate, switches."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+
+from rllib_efficientzero import EfficientZero, EfficientZeroConfig
+from rllib_efficientzero import metrics as names
+from rllib_efficientzero.efficientzero_learner import DivergedError, EfficientZeroLearner
+from rllib_efficientzero.replay import PrioritizedReplay, Windows
+
+BATCH, FRAME_STACK = 8, 2
+ACTIONS = gym.spaces.Discrete(2)
+SIZES = {
+    "channels": 4,
+    "reduced_channels": 2,
+    "latent_size": 8,
+    "mlp_hidden": [8],
+    "head_hidden": [8],
+    "lstm_hidden": 8,
+    "support_size": 5,
+    "projector_hidden": 8,
+    "projector_out": 8,
+    "predictor_hidden": 8,
+}
+
+
+def build(*, images: bool = False, **training: Any) -> EfficientZeroLearner:
+    shape, high, dtype = ((12, 12, 1), 255, np.uint8) if images else ((3,), 1, np.float32)
+    frame = gym.spaces.Box(0, high, shape, dtype)
+    stacked = gym.spaces.Box(0, high, (FRAME_STACK, *shape), dtype)
+    torch.manual_seed(0)
+    defaults = {"num_simulations": 2, "frame_stack": FRAME_STACK, "lr": 0.05, "lr_warmup_updates": 0}
+    config = (
+        EfficientZeroConfig()
+        .environment(observation_space=frame, action_space=ACTIONS)
+        .training(
+            train_batch_size_per_learner=BATCH,
+            num_steps_sampled_before_learning_starts=BATCH,
+            **{**defaults, **training},
+        )
+        .rl_module(model_config=SIZES)
+    )
+    config.validate()
+    return config.build_learner(spaces={DEFAULT_MODULE_ID: (stacked, ACTIONS)})
+
+
+def make_replay(*, images: bool = False) -> PrioritizedReplay:
+    rng = np.random.default_rng(0)
+    replay = PrioritizedReplay(1000, frame_stack=FRAME_STACK, unroll_steps=5, td_steps=5, seed=0)
+    for number in range(3):
+        length = 20
+        if images:
+            frames = list(rng.integers(0, 256, size=(length + 1, 12, 12, 1)).astype(np.uint8))
+        else:
+            frames = list(rng.random((length + 1, 3)).astype(np.float32))
+        episode = SingleAgentEpisode(
+            id_=str(number),
+            observations=frames,
+            actions=list(rng.integers(2, size=length)),
+            rewards=list(rng.normal(size=length)),
+            extra_model_outputs={
+                "root_value": list(np.zeros(length, dtype=np.float32)),
+                "visit_policy": list(np.full((length, 2), 0.5, dtype=np.float32)),
+            },
+            terminated=True,
+            len_lookback_buffer=0,
+        )
+        replay.add([episode])
+    return replay
+
+
+def update(learner: EfficientZeroLearner, windows: Windows) -> dict[str, Any]:
+    """Results of one update, without what it logged before."""
+    results = learner.update(
+        training_data=TrainingData(episodes=[windows]), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 1}
+    )
+    return results[DEFAULT_MODULE_ID]
+
+
+def module_of(learner: EfficientZeroLearner) -> Any:
+    return learner.module[DEFAULT_MODULE_ID].unwrapped()
+
+
+def state_of(learner: EfficientZeroLearner) -> dict[str, torch.Tensor]:
+    """Weights, statistics and counters of all networks, and the optimizer's momentum."""
+    state = dict(module_of(learner).state_dict())
+    for index, (_, optimizer) in enumerate(learner.get_optimizers_for_module(DEFAULT_MODULE_ID)):
+        for number, values in optimizer.state_dict()["state"].items():
+            state |= {f"optimizer {index} {number} {key}": value for key, value in values.items()}
+    return {key: value.clone() for key, value in state.items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+def spoilt(windows: Windows, part: str, bad: float = np.nan) -> Windows:
+    """One number of one sample is not finite."""
+    values = getattr(windows, part).copy()
+    values[3, FRAME_STACK - 1] = bad
+    return dataclasses.replace(windows, **{part: values})
+
+
+# --- A good update ---------------------------------------------------------------------------------------------------
+
+
+def test_an_update_changes_weights_statistics_and_the_counter_but_not_the_target() -> None:
+    learner, replay = build(num_simulations=3), make_replay()
+    update(learner, replay.sample(BATCH, beta=0.4))  # after this one no head is zero and all gradients flow
+    before = state_of(learner)
+    results = update(learner, replay.sample(BATCH, beta=0.4))
+    after = state_of(learner)
+    assert int(after["num_updates"]) == int(before["num_updates"]) + 1
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert all(f"network.{name}" in changed for name, _ in module_of(learner).network.named_parameters())
+    assert {key for key in changed if key.startswith("consistency")}
+    assert any("running_mean" in key for key in changed)
+    assert not any(key.startswith("target_network") for key in changed)
+    assert results[names.GRADIENT_NORM].peek() > 0
+
+
+def test_priorities_come_back_with_their_positions() -> None:
+    learner, replay = build(), make_replay()
+    windows = replay.sample(BATCH, beta=0.4)
+    pairs = np.asarray(update(learner, windows)[names.PRIORITIES].peek())[0]
+    assert pairs[:, 0].tolist() == windows.position_ids.tolist()
+    assert np.all(pairs[:, 1] > 0)
+    replay.update_priorities(pairs[:, 0].astype(np.int64), pairs[:, 1])
+
+
+def test_equal_learners_make_equal_updates() -> None:
+    replay = make_replay(images=True)
+    windows = [replay.sample(BATCH, beta=0.4) for _ in range(3)]
+    states = []
+    for _ in range(2):
+        learner = build(images=True)
+        for batch in windows:
+            update(learner, batch)
+        states.append(state_of(learner))
+    assert_same(*states)
+
+
+def test_the_loss_of_one_batch_falls() -> None:
+    learner, replay = build(optimizer={"type": "adam"}, lr=0.01), make_replay()
+    windows = replay.sample(BATCH, beta=0.4)
+    histories: dict[str, list[float]] = {name: [] for name in ("value_loss", "value_prefix_loss", "consistency_loss")}
+    for _ in range(60):
+        results = update(learner, windows)
+        for name, history in histories.items():
+            history.append(float(results[name].values[-1]))
+    for name, history in histories.items():
+        assert history[-1] < history[0], name
+
+
+# --- Updates that are not finite -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "bad"), [("rewards", np.nan), ("rewards", np.inf), ("frames", np.nan), ("weights", np.nan)]
+)
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(part: str, bad: float) -> None:
+    learner, replay = build(), make_replay()
+    for _ in range(2):
+        update(learner, replay.sample(BATCH, beta=0.4))  # so that there is momentum
+    windows = replay.sample(BATCH, beta=0.4)
+    if part == "weights":
+        weights = windows.weights.copy()
+        weights[3] = bad
+        bad_windows = dataclasses.replace(windows, weights=weights)
+    else:
+        bad_windows = spoilt(windows, part, bad)
+    before = state_of(learner)
+    results = update(learner, bad_windows)
+    assert_same(before, state_of(learner))
+    assert results[names.NUM_NON_FINITE_UPDATES_LIFETIME].peek() == 1
+
+    # Nothing lingers: the next update equals that of a learner which never saw the bad batch.
+    update(learner, windows)
+    other, replay = build(), make_replay()
+    for _ in range(3):
+        update(other, replay.sample(BATCH, beta=0.4))
+    assert_same(state_of(other), state_of(learner))
+
+
+@pytest.mark.parametrize("part", ["rewards", "frames"])
+def test_a_skipped_update_gives_the_replay_no_bad_priorities(part: str) -> None:
+    learner, replay = build(), make_replay()
+    update(learner, replay.sample(BATCH, beta=0.4))
+    results = update(learner, spoilt(replay.sample(BATCH, beta=0.4), part))
+    assert len(results[names.PRIORITIES].peek()) == 1  # of the last update
+    assert len(results[names.PRIORITIES].peek()[0]) == 0
+
+
+def test_the_algorithm_takes_a_skipped_update_in_its_stride() -> None:
+    """`EfficientZero._update` and the replay between two learners' results, one of them skipped."""
+    learner, replay = build(), make_replay()
+    good = replay.sample(BATCH, beta=0.4)
+    algorithm: Any = SimpleNamespace(
+        learner_group=SimpleNamespace(
+            update=lambda training_data, timesteps: [
+                learner.update(training_data=training_data, timesteps=timesteps) for _ in range(2)
+            ]
+        ),
+        metrics=SimpleNamespace(aggregate=lambda *args, **kwargs: None),
+        num_interactions=1,
+        _training_data=lambda windows: TrainingData(episodes=[windows]),
+    )
+    for windows, count in ((spoilt(good, "rewards"), 0), (good, 2 * BATCH)):
+        position_ids, priorities = EfficientZero._update(algorithm, windows)
+        assert (position_ids.shape, priorities.shape) == ((count,), (count,))
+        replay.update_priorities(position_ids, priorities)
+
+
+def test_ten_in_a_row_end_the_run_with_a_sentence() -> None:
+    learner, replay = build(), make_replay()
+    good = replay.sample(BATCH, beta=0.4)
+    bad = spoilt(good, "rewards")
+    for _ in range(9):
+        update(learner, bad)
+    update(learner, good)  # starts the count anew
+    for _ in range(9):
+        update(learner, bad)
+    before = state_of(learner)
+    with pytest.raises(
+        DivergedError, match=r"diverged at update 1: .* not finite 10 times in a row\. .*Try a lower lr"
+    ):
+        update(learner, bad)
+    assert_same(before, state_of(learner))
+
+
+def test_how_many_in_a_row_is_configurable() -> None:
+    learner, replay = build(max_consecutive_non_finite_updates=1), make_replay()
+    with pytest.raises(DivergedError):
+        update(learner, spoilt(replay.sample(BATCH, beta=0.4), "rewards"))
+
+
+# --- Target network --------------------------------------------------------------------------------------------------
+
+
+def test_the_target_network_is_copied_every_so_many_updates_and_rests_between() -> None:
+    learner, replay = build(target_network_update_freq=3), make_replay()
+    module = module_of(learner)
+    target = {key: value.clone() for key, value in module.target_network.state_dict().items()}
+    assert_same(target, dict(module.network.state_dict()))
+    for number in range(1, 8):
+        results = update(learner, replay.sample(BATCH, beta=0.4))
+        assert not any(part.training for part in module.target_network.modules())
+        if number % 3 == 0:
+            target = {key: value.clone() for key, value in module.network.state_dict().items()}
+        assert_same(target, dict(module.target_network.state_dict()))
+        assert results[names.TARGET_STALENESS].values[-1] == number % 3
+    assert not any(parameter.requires_grad for parameter in module.target_network.parameters())
+
+
+def test_the_target_network_stays_in_eval_mode_whatever_rllib_switches() -> None:
+    module = module_of(build())
+    module.train()
+    assert module.network.training
+    assert not any(part.training for part in module.target_network.modules())
+    frames = torch.rand(4, FRAME_STACK, 3)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    module.forward_target({"obs": frames})
+    module.forward_inference({"obs": frames})  # an acting forward must not move statistics either
+    module.forward_exploration({"obs": frames})
+    assert_same(before, dict(module.state_dict()))
+    assert module.network.training
+
+
+# --- Learning rate ---------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_follows_the_updates_made() -> None:
+    learner = build(lr=0.2, lr_warmup_updates=4, lr_decay_rate=0.5, lr_decay_updates=3)
+    replay = make_replay()
+    rates = []
+    for _ in range(9):
+        results = update(learner, replay.sample(BATCH, beta=0.4))
+        rates.append(results[names.LEARNING_RATE].values[-1])
+        ((_, optimizer),) = learner.get_optimizers_for_module(DEFAULT_MODULE_ID)
+        assert optimizer.param_groups[0]["lr"] == rates[-1]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2, 0.2, 0.2, 0.1, 0.1])
+
+
+def test_a_skipped_update_does_not_advance_the_learning_rate() -> None:
+    learner, replay = build(lr=0.2, lr_warmup_updates=4), make_replay()
+    windows = replay.sample(BATCH, beta=0.4)
+    update(learner, windows)
+    update(learner, spoilt(windows, "rewards"))
+    results = update(learner, windows)
+    assert results[names.LEARNING_RATE].values[-1] == pytest.approx(0.05)
+
+
+def test_gradients_are_clipped_by_their_global_norm() -> None:
+    norms = []
+    for grad_clip in (None, 0.01):
+        learner = build(lr=1.0, grad_clip=grad_clip, optimizer={"type": "sgd"})
+        before = [p.detach().clone() for p in module_of(learner).network.parameters()]
+        before += [p.detach().clone() for p in module_of(learner).consistency.parameters()]
+        results = update(learner, make_replay().sample(BATCH, beta=0.4))
+        after = [*module_of(learner).network.parameters(), *module_of(learner).consistency.parameters()]
+        step = torch.cat([(new - old).flatten() for new, old in zip(after, before, strict=True)]).norm().item()
+        norms.append((results[names.GRADIENT_NORM].values[-1], step))
+    (true_norm, whole_step), (logged, clipped_step) = norms
+    assert whole_step == pytest.approx(float(true_norm), rel=1e-4)
+    assert float(logged) == pytest.approx(float(true_norm), rel=1e-5)  # before clipping
+    assert clipped_step == pytest.approx(0.01, rel=1e-3)
+
+
+# --- Switches --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("switch", ["use_consistency", "use_value_prefix", "use_augmentation"])
+def test_each_ingredient_can_be_switched_off(switch: str, images: bool) -> None:
+    learner, replay = build(images=images, **{switch: False}), make_replay(images=images)
+    results = update(learner, replay.sample(BATCH, beta=0.4))
+    assert int(module_of(learner).num_updates) == 1
+    assert ("consistency_loss" in results) == (switch != "use_consistency")
+    assert (module_of(learner).consistency is None) == (switch == "use_consistency")
+    horizon = module_of(learner).search_config.value_prefix_horizon
+    assert horizon == (1 if switch == "use_value_prefix" else 5)
+
+
+def forward_inputs(learner: EfficientZeroLearner, windows: Windows) -> dict[str, torch.Tensor]:
+    """What the representation network is given in training."""
+    module = module_of(learner)
+    seen = []
+    handle = module.network.representation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    update(learner, windows)
+    handle.remove()
+    return {"root": seen[0]} if len(seen) == 1 else {"root": seen[0], "following": seen[1]}
+
+
+@pytest.mark.parametrize("use_consistency", [True, False])
+def test_augmentation_is_independent_of_consistency(use_consistency: bool) -> None:
+    windows = make_replay(images=True).sample(BATCH, beta=0.4)
+    frames = torch.from_numpy(windows.frames).permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255.0
+    plain = forward_inputs(build(images=True, use_consistency=use_consistency, use_augmentation=False), windows)
+    torch.testing.assert_close(plain["root"], frames[:, :FRAME_STACK])
+    augmented = forward_inputs(build(images=True, use_consistency=use_consistency), windows)
+    assert ("following" in plain) == ("following" in augmented) == use_consistency
+    assert not torch.allclose(augmented["root"], plain["root"])
+    if use_consistency:
+        # Target k is the stack of time k, k = 1 .. K.
+        stacks = torch.stack([frames[:, k : k + FRAME_STACK] for k in range(1, 6)], dim=1).flatten(0, 1)
+        torch.testing.assert_close(plain["following"], stacks)
+        assert not torch.allclose(augmented["following"], stacks)
+        # One shift and one intensity for all following frames of a sample: what two stacks share is equal in both.
+        following = augmented["following"].unflatten(0, (BATCH, 5))
+        torch.testing.assert_close(following[:, :-1, 1], following[:, 1:, 0])
+
+
+def test_vectors_are_never_augmented() -> None:
+    windows = make_replay().sample(BATCH, beta=0.4)
+    inputs = forward_inputs(build(use_augmentation=True), windows)
+    expected = torch.from_numpy(windows.frames[:, :FRAME_STACK]).flatten(1)
+    torch.testing.assert_close(inputs["root"], expected)
+
+
+def test_value_prefix_targets_follow_the_switch() -> None:
+    windows = make_replay().sample(BATCH, beta=0.4)
+    for switch, expected in ((True, np.cumsum(windows.rewards[:, :5], axis=1)), (False, windows.rewards[:, :5])):
+        learner = build(use_value_prefix=switch)
+        batch = learner._learner_connector(
+            rl_module=learner.module, batch={}, episodes=[windows], shared_data={}, metrics=None
+        )
+        np.testing.assert_allclose(batch[DEFAULT_MODULE_ID]["target_value_prefix"].numpy(), expected, rtol=1e-4)
+
+
+def test_the_target_network_makes_the_targets() -> None:
+    windows = make_replay().sample(BATCH, beta=0.4)
+    learner = build()
+
+    def target_values() -> torch.Tensor:
+        arguments = {"rl_module": learner.module, "batch": {}, "episodes": [windows], "shared_data": {}}
+        return learner._learner_connector(**arguments)[DEFAULT_MODULE_ID]["target_value"]
+
+    module = module_of(learner)
+    before = target_values()
+    with torch.no_grad():
+        module.network.prediction.value[-1].bias[0] += 5.0
+    assert torch.equal(target_values(), before)
+    module.target_network = copy.deepcopy(module.network).eval()
+    assert not torch.equal(target_values(), before)
