@@ -1,0 +1,106 @@
+"""Learning curves: `python -m benchmarks.learning EXAMPLE [--seeds 0 1 2] [--variant NAME] [--out-dir DIR]`.
+
+Trains `tuned_examples/EXAMPLE.yaml` through the `rllib` command, one seed after the other, and keeps every evaluation
+with its per-episode scores, the config, the commit, the hardware and the wall clock in `<out-dir>/<name>.json`, and a
+plot beside it. Variants are the paper's ablations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[2]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "without-consistency": {"use_consistency": False},
+    "without-value-prefix": {"use_value_prefix": False},
+    "without-correction": {"use_off_policy_correction": False},
+}
+
+
+def train(example: str, seed: int, config: dict[str, Any], storage: pathlib.Path) -> float:
+    """Run one seed to its end; returns the wall clock in seconds."""
+    command = [sys.executable, "-m", "rllib_efficientzero", "train", "file", f"tuned_examples/{example}.yaml"]
+    command += ["--seed", str(seed), "--storage-path", str(storage), "--config", json.dumps(config)]
+    started = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    return time.perf_counter() - started
+
+
+def collect(storage: pathlib.Path) -> dict[str, Any]:
+    """Evaluations and training curve of the run below `storage`."""
+    (evaluation_file,) = storage.glob("*/*/evaluation.json")
+    evaluation = json.loads(evaluation_file.read_text())
+    rows = [json.loads(line) for line in (evaluation_file.parent / "result.json").read_text().splitlines()]
+    config = rows[-1]["config"]
+    for record in evaluation["evaluations"]:
+        updates = record["num_updates_lifetime"]
+        # The row of the evaluation, for its time since the run began.
+        row = next(row for row in rows if row["num_updates_lifetime"] >= updates)
+        record["seconds"] = row["time_total_s"]
+        record["mean_return"] = sum(record["episode_returns"]) / len(record["episode_returns"])
+    plain = {key: value for key, value in config.items() if isinstance(value, str | int | float | bool | list | dict)}
+    return evaluation | {"config": plain}
+
+
+def environment() -> dict[str, Any]:
+    """Where the figures come from."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    cpu = next((line for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    return {"commit": commit.stdout.strip(), "cpu": cpu.split(":")[-1].strip(), "cores": os.cpu_count()}
+
+
+def plot(name: str, results: dict[str, Any], path: pathlib.Path) -> None:
+    """Mean evaluation return against environment steps, one line per seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for seed, run in results["seeds"].items():
+        records = run["evaluations"]
+        steps = [record["num_interactions_lifetime"] for record in records]
+        axes.plot(steps, [record["mean_return"] for record in records], marker=".", label=f"seed {seed}")
+    axes.set(xlabel="environment steps", ylabel="evaluation return", title=name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def _lines(path: str) -> list[str]:
+    file = pathlib.Path(path)
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("example")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--variant", choices=VARIANTS, default="full")
+    parser.add_argument("--out-dir", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    arguments = parser.parse_args()
+    name = arguments.example if arguments.variant == "full" else f"{arguments.example}-{arguments.variant}"
+    results: dict[str, Any] = {"example": arguments.example, "variant": arguments.variant, **environment(), "seeds": {}}
+    for seed in arguments.seeds:
+        with tempfile.TemporaryDirectory() as directory:
+            storage = pathlib.Path(directory)
+            seconds = train(arguments.example, seed, VARIANTS[arguments.variant], storage)
+            results["seeds"][str(seed)] = collect(storage) | {"wall_clock_s": seconds}
+        # After every seed, so that an interrupted series keeps what it has.
+        (arguments.out_dir / f"{name}.json").write_text(json.dumps(results, indent=1))
+        plot(name, results, arguments.out_dir / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
