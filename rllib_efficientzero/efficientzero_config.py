@@ -13,18 +13,12 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from rllib_efficientzero import cost
 from rllib_efficientzero.cli.known_keys import schema_of
 from rllib_efficientzero.config_schema import resolve_config
+from rllib_efficientzero.config_validation import problems
 from rllib_efficientzero.env.atari import AtariProtocol, is_atari_id
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.models import ModelConfig, build_network
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
-SEARCHES = ("puct", "gumbel")
-VALUE_TARGETS = ("network", "root", "mixed")
-OPTIMIZERS: dict[str, tuple[str, ...]] = {
-    "sgd": ("momentum", "weight_decay", "nesterov", "dampening"),
-    "adam": ("betas", "eps", "weight_decay", "amsgrad"),
-}
-"""Optimizers and their options, which are torch's."""
 SET_BY_VALIDATE = ("simple_optimizer",)
 """Attributes that RLlib's `validate` adds to a config; they are in validated configs and nowhere else."""
 LONG_RUN_SECONDS = 6 * 3600.0
@@ -260,6 +254,10 @@ class EfficientZeroConfig(AlgorithmConfig):
         owed = int(self.replay_ratio * self.total_env_steps)
         return owed if self.total_updates is None else self.total_updates
 
+    def network_sizes(self) -> dict[str, Any]:
+        """What `rl_module(model_config=...)` says of the networks; see `ModelConfig`."""
+        return {key: value for key, value in self.model_config.items() if key not in self._model_config_auto_includes}
+
     def loss_coefficients(self) -> dict[str, float]:
         """Weight of each loss, by the names of `losses.losses`."""
         coefficients = {
@@ -294,8 +292,8 @@ class EfficientZeroConfig(AlgorithmConfig):
         if protocol is None or torch.cuda.is_available():
             return []
         shape = (self.frame_stack, *protocol.describe()["observation_shape"])
-        sizes = {key: value for key, value in self.model_config.items() if key != "efficientzero"}
-        encode, simulate = cost.seconds_per_call(build_network(shape, 18, ModelConfig.from_dict(sizes)), shape)
+        network = build_network(shape, 18, ModelConfig.from_dict(self.network_sizes()))
+        encode, simulate = cost.seconds_per_call(network, shape)
         seconds = cost.run_seconds(
             encode,
             simulate,
@@ -388,79 +386,7 @@ class EfficientZeroConfig(AlgorithmConfig):
 
     def validate(self) -> None:
         super().validate()
+        for problem in problems(self):
+            self._value_error(problem)
         # Frames are stacked from what an episode remembers of its earlier chunks.
         self.episode_lookback_horizon: int = max(self.episode_lookback_horizon, self.frame_stack)
-        for key, allowed in (
-            ("search", SEARCHES),
-            ("value_target", VALUE_TARGETS),
-            ("first_visit", ("uniform", "prior")),
-        ):
-            if getattr(self, key) not in allowed:
-                self._value_error(
-                    f"`{key}` must be one of {', '.join(map(repr, allowed))}, not {getattr(self, key)!r}."
-                )
-        for key in _POSITIVE_INTEGERS:
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                self._value_error(f"`{key}` must be a whole number of at least 1, not {value!r}.")
-        for key, low, high in _RANGES:
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                self._value_error(f"`{key}` must be a number from {low:g} to {high:g}, not {value!r}.")
-        self._validate_structures()
-
-    def _validate_structures(self) -> None:
-        options = dict(self.optimizer)
-        kind = options.pop("type", None)
-        if kind not in OPTIMIZERS:
-            self._value_error(f"`optimizer` needs a `type`, one of {sorted(OPTIMIZERS)}, not {kind!r}.")
-        if unknown := sorted(set(options) - set(OPTIMIZERS[kind])):
-            self._value_error(f"unknown options {unknown} of optimizer {kind!r}; known: {sorted(OPTIMIZERS[kind])}.")
-        unknown = sorted(set(self.replay_buffer_config) - set(REPLAY_DEFAULTS))
-        if unknown:
-            self._value_error(f"unknown `replay_buffer_config` keys {unknown}; known: {sorted(REPLAY_DEFAULTS)}.")
-        starts = [start for start, _ in self.temperature_schedule]
-        if not starts or starts[0] != 0 or starts != sorted(starts):
-            self._value_error("`temperature_schedule` must be [update, temperature] pairs ascending from update 0.")
-        if self.num_steps_sampled_before_learning_starts < self.train_batch_size_per_learner * max(
-            1, self.num_learners
-        ):
-            self._value_error(
-                "`num_steps_sampled_before_learning_starts` must be at least the train batch size "
-                f"({self.train_batch_size_per_learner} x {max(1, self.num_learners)} learners), because a batch holds "
-                "different positions."
-            )
-        if self.is_multi_agent:
-            self._value_error("EfficientZero plays single-agent environments only; two players are out of scope.")
-
-
-_POSITIVE_INTEGERS = (
-    "num_simulations",
-    "unroll_steps",
-    "td_steps",
-    "lstm_horizon",
-    "frame_stack",
-    "total_env_steps",
-    "search_batch_size",
-    "num_search_threads",
-    "max_considered_actions",
-    "target_network_update_freq",
-    "self_play_update_freq",
-    "max_consecutive_non_finite_updates",
-    "lr_decay_updates",
-)
-_INFINITY = float("inf")
-_RANGES = (
-    ("gamma", 0.0, 1.0),
-    ("reanalyze_ratio", 0.0, 1.0),
-    ("root_noise_fraction", 0.0, 1.0),
-    ("dirichlet_alpha", 1e-6, _INFINITY),
-    ("off_policy_tau", 1e-6, _INFINITY),
-    ("replay_ratio", 0.0, _INFINITY),
-    ("consistency_loss_coeff", 0.0, _INFINITY),
-    ("value_loss_coeff", 0.0, _INFINITY),
-    ("policy_loss_coeff", 0.0, _INFINITY),
-    ("value_prefix_loss_coeff", 0.0, _INFINITY),
-    ("lr_warmup_updates", 0.0, _INFINITY),
-    ("lr_decay_rate", 0.0, 1.0),
-)

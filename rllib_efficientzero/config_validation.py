@@ -1,0 +1,146 @@
+"""What can be wrong with a configuration, one sentence per mistake."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rllib_efficientzero.models import ModelConfig
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "search": ("puct", "gumbel"),
+    "value_target": ("network", "root", "mixed"),
+    "first_visit": ("uniform", "prior"),
+    # The learner clips by nothing else.
+    "grad_clip_by": ("global_norm",),
+}
+SWITCHES = ("use_consistency", "use_value_prefix", "use_off_policy_correction", "use_augmentation", "mixed_precision")
+SMALLEST = {
+    "num_simulations": 1,
+    "unroll_steps": 1,
+    "td_steps": 1,
+    "lstm_horizon": 1,
+    "frame_stack": 1,
+    "total_env_steps": 1,
+    "search_batch_size": 1,
+    "num_search_threads": 1,
+    "max_considered_actions": 1,
+    "target_network_update_freq": 1,
+    "self_play_update_freq": 1,
+    "max_consecutive_non_finite_updates": 1,
+    "lr_decay_updates": 1,
+    "lr_warmup_updates": 0,
+    "total_updates": 0,
+    "mixed_start_updates": 0,
+    "mixed_recent_steps": 0,
+    "num_steps_sampled_before_learning_starts": 1,
+}
+"""Whole numbers and the smallest each may be."""
+RANGES = {
+    "gamma": (0.0, 1.0),
+    "reanalyze_ratio": (0.0, 1.0),
+    "root_noise_fraction": (0.0, 1.0),
+    "dirichlet_alpha": (1e-6, math.inf),
+    "off_policy_tau": (1e-6, math.inf),
+    "replay_ratio": (0.0, math.inf),
+    "consistency_loss_coeff": (0.0, math.inf),
+    "value_loss_coeff": (0.0, math.inf),
+    "policy_loss_coeff": (0.0, math.inf),
+    "value_prefix_loss_coeff": (0.0, math.inf),
+    # RLlib's schedules count environment steps; ours is made of lr_warmup_updates and lr_decay_*.
+    "lr": (0.0, math.inf),
+    "lr_decay_rate": (0.0, 1.0),
+    "grad_clip": (1e-12, math.inf),
+}
+"""Finite numbers between two ends."""
+MAY_BE_NONE = ("total_updates", "grad_clip")
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "weight_decay", "nesterov", "dampening"),
+    "adam": ("betas", "eps", "weight_decay", "amsgrad"),
+}
+"""Optimizers and their options, which are torch's."""
+
+
+def problems(config: Any) -> Iterator[str]:
+    """A sentence for everything in an `EfficientZeroConfig` that cannot be meant."""
+    for key, allowed in CHOICES.items():
+        if getattr(config, key) not in allowed:
+            yield f"`{key}` must be {' or '.join(map(repr, allowed))}, not {getattr(config, key)!r}."
+    for key in SWITCHES:
+        if not isinstance(getattr(config, key), bool):
+            yield f"`{key}` must be True or False, not {getattr(config, key)!r}."
+    for key, smallest in SMALLEST.items():
+        value = getattr(config, key)
+        if not (_is_whole(value) and value >= smallest) and not (value is None and key in MAY_BE_NONE):
+            yield f"`{key}` must be a whole number of at least {smallest}, not {value!r}."
+    for key, (low, high) in RANGES.items():
+        value = getattr(config, key)
+        if not _is_number(value, low, high) and not (value is None and key in MAY_BE_NONE):
+            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            yield f"`{key}` must be a number {bounds}, not {value!r}."
+    yield from _optimizer_problems(config.optimizer)
+    yield from _replay_problems(config.replay_buffer_config)
+    if not _is_schedule(config.temperature_schedule):
+        yield (
+            "`temperature_schedule` must be [update, temperature] pairs ascending from update 0, "
+            f"not {config.temperature_schedule!r}."
+        )
+    try:
+        ModelConfig.from_dict(config.network_sizes())
+    except ValueError as error:
+        yield f"{error}."
+    yield from _combination_problems(config)
+
+
+def _optimizer_problems(optimizer: Any) -> Iterator[str]:
+    kind = optimizer.get("type") if isinstance(optimizer, dict) else None
+    if kind not in OPTIMIZERS:
+        yield f"`optimizer` must be a dict with a `type`, one of {sorted(OPTIMIZERS)}, not {optimizer!r}."
+    elif unknown := sorted(set(optimizer) - {"type", *OPTIMIZERS[kind]}):
+        yield f"unknown options {unknown} of `optimizer` {kind!r}; known: {sorted(OPTIMIZERS[kind])}."
+
+
+def _replay_problems(settings: dict[str, Any]) -> Iterator[str]:
+    known = ("capacity", "alpha", "beta")
+    if unknown := sorted(set(settings) - set(known)):
+        yield f"unknown `replay_buffer_config` keys {unknown}; known: {sorted(known)}."
+    if not _is_whole(settings["capacity"]) or settings["capacity"] < 1:
+        yield f"`replay_buffer_config` needs a capacity of at least 1 step, not {settings['capacity']!r}."
+    if not _is_number(settings["alpha"], 0.0, math.inf):
+        yield f"`replay_buffer_config` needs a priority exponent alpha of at least 0, not {settings['alpha']!r}."
+    beta = settings["beta"]
+    ends = beta if isinstance(beta, list | tuple) else (beta, beta)
+    if len(ends) != 2 or not all(_is_number(end, 0.0, math.inf) for end in ends):
+        yield f"`replay_buffer_config` needs a beta of at least 0, or its [first, last], not {beta!r}."
+
+
+def _combination_problems(config: Any) -> Iterator[str]:
+    learners = max(1, config.num_learners)
+    first, batch = config.num_steps_sampled_before_learning_starts, config.train_batch_size_per_learner
+    if _is_whole(first) and first < batch * learners:
+        yield (
+            "`num_steps_sampled_before_learning_starts` must be at least the train batch size "
+            f"({batch} x {learners} learners), because a batch holds different positions."
+        )
+    if config.is_multi_agent:
+        yield "EfficientZero plays single-agent environments only; two players are out of scope."
+
+
+def _is_schedule(points: Any) -> bool:
+    if not isinstance(points, Sequence) or not points:
+        return False
+    if not all(isinstance(point, list | tuple) and len(point) == 2 for point in points):
+        return False
+    starts = [start for start, _ in points]
+    numbers = [number for point in points for number in point]
+    return all(_is_number(number, 0.0, math.inf) for number in numbers) and starts[0] == 0 and starts == sorted(starts)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value) and low <= value <= high
