@@ -66,7 +66,7 @@ def problems(config: Any) -> Iterator[str]:
     """A sentence for everything in an `EfficientZeroConfig` that cannot be meant."""
     for key, allowed in CHOICES.items():
         if getattr(config, key) not in allowed:
-            yield f"`{key}` must be {' or '.join(map(repr, allowed))}, not {getattr(config, key)!r}."
+            yield f"`{key}` must be one of {', '.join(map(repr, allowed))}, not {getattr(config, key)!r}."
     for key in SWITCHES:
         if not isinstance(getattr(config, key), bool):
             yield f"`{key}` must be True or False, not {getattr(config, key)!r}."
