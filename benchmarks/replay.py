@@ -9,7 +9,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import report as reports
 from rllib_efficientzero.env.atari import AtariProtocol, make_atari
 from rllib_efficientzero.replay import PrioritizedReplay
 
@@ -159,25 +159,37 @@ def benchmark_priorities(num_positions: int) -> dict[str, Any]:
     }
 
 
+def summary(pong: dict[str, Any], priorities: list[dict[str, Any]]) -> dict[str, str]:
+    """The figures that have goals."""
+    per_step = pong["bytes_per_step"]
+    result = {
+        "replay of 100k steps of Pong": f"{per_step / 10:.1f} MB ({per_step:.0f} bytes per step)",
+        f"sampling {BATCH} windows": f"{pong['sample_ms']['best']:.1f} ms",
+        "copying their raw bytes": f"{pong['copy_of_raw_frames_ms']['best']:.1f} ms",
+    }
+    for row in priorities:
+        what = f"priorities of {BATCH} among {row['positions']:,}"
+        result[what] = f"{row['update_priorities_ms']['best']:.2f} ms"
+    return result
+
+
 def main() -> None:
     """Runs everything and writes one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/replay.json"))
+    parser.add_argument("--out", type=Path, default=reports.RESULTS / "replay.json")
     parser.add_argument("--steps", type=int, default=20_000, help="steps of Pong to play")
     arguments = parser.parse_args()
+    conditions = reports.conditions("lz4", "ale_py")
+    pong = benchmark_pong(arguments.steps)
+    priorities = [benchmark_priorities(count) for count in (100_000, 1_000_000)]
     result = {
-        "machine": {
-            "cpus": os.cpu_count(),
-            "load_before": os.getloadavg()[0],  # other work on the same cores makes every figure worse
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-        },
+        reports.SUMMARY: summary(pong, priorities),
+        "conditions": conditions,
         "batch": BATCH,
-        "pong": benchmark_pong(arguments.steps),
-        "priorities": [benchmark_priorities(count) for count in (100_000, 1_000_000)],
+        "pong": pong,
+        "priorities": priorities,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    reports.write(arguments.out, result)
     print(json.dumps(result, indent=1))
 
 

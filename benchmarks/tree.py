@@ -12,24 +12,21 @@ repetition by repetition; the first repetition, which for mctx compiles, is drop
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import itertools
-import json
 import os
-import platform
 import statistics
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rllib_efficientzero._ctree import BatchedTree
 
+from benchmarks import report as reports
+from benchmarks.report import Subject, time_in_turns
+
 DISCOUNT, POOL, TABLE = 0.997, 8, 1021
-BUDGET_S = 20.0  # of repetitions behind the 7th, and the most a subject may take for its first to be kept at all
 
 
 class Shape(NamedTuple):
@@ -45,8 +42,6 @@ DEFAULT_GRID = [
 ]
 FULL_GRID = [Shape(*shape) for shape in itertools.product((1, 16, 64, 256, 1024), (4, 6, 18, 125), (16, 50, 200))]
 MCTX_GRID = [Shape(1, 18, 50), Shape(64, 6, 50), Shape(256, 18, 16), Shape(256, 18, 50)]
-
-Subject = tuple[Callable[[], object], Callable[[], float]]  # one search, and the clock it is timed with
 
 
 def tree_subject(shape: Shape, policy: str, num_threads: int = 1) -> tuple[Subject, BatchedTree]:
@@ -97,20 +92,6 @@ def mctx_subject(shape: Shape, policy: str) -> Subject:
     return lambda: jax.block_until_ready(compiled(key, root_index)), time.process_time
 
 
-def time_in_turns(subjects: dict[str, Subject], repetitions: int) -> dict[str, list[float]]:
-    """Milliseconds per search, at least 7 per subject and up to `repetitions` while they fit the budget."""
-    times: dict[str, list[float]] = {name: [] for name in subjects}
-    for repetition in range(repetitions + 1):
-        for name, (search, clock) in subjects.items():
-            if repetition > 7 and sum(times[name]) > 1000 * BUDGET_S:
-                continue
-            start = clock()
-            search()
-            if repetition > 0:
-                times[name].append(1000 * (clock() - start))
-    return times
-
-
 def measure(shape: Shape, with_mctx: bool, repetitions: int, num_threads: int) -> list[dict[str, Any]]:
     subjects, trees = {}, {}
     for policy in ("puct", "gumbel"):
@@ -156,34 +137,22 @@ def goals(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: dict(zip(("measured", "goal", "met"), result, strict=True)) for name, result in results.items()}
 
 
-def conditions() -> dict[str, Any]:
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "../ctree"], capture_output=True, text=True, check=False
-    ).stdout
-    versions = {}
-    for name in ("numpy", "mctx", "jax"):
-        if importlib.util.find_spec(name):
-            versions[name] = importlib.metadata.version(name)
+def summary(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The largest shape measured of each subject."""
+    largest = max(rows, key=lambda row: row["num_roots"] * row["num_actions"] * row["num_simulations"])
+    shape = Shape(*(largest[field] for field in Shape._fields))
+    at = "B={} A={} N={}".format(*shape)
     return {
-        "commit": commit + (" with changes in ctree/" if changed.strip() else ""),
-        "cpu": cpu[0] if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        **versions,
-        "build": "-O3 -std=c++17, no -march",
+        f"{row['subject']}, {at}": f"{row['simulations_per_s'] / 1e6:.3f} M simulations/s"
+        for row in rows
+        if Shape(*(row[field] for field in Shape._fields)) == shape
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="60 shapes instead of 6; minutes instead of seconds")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tree.json")
+    parser.add_argument("--out", type=Path, default=reports.RESULTS / "tree.json")
     parser.add_argument("--repetitions", type=int, default=15, help="per shape and subject, at least 7 (default: 15)")
     parser.add_argument("--threads", type=int, default=1, help="also time pUCT with so many threads, by wall time")
     parser.add_argument("--no-mctx", action="store_true", help="leave mctx out")
@@ -193,7 +162,8 @@ def main() -> None:
     if args.threads == 1:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    report = {"conditions": conditions(), "rows": []}
+    conditions = reports.conditions("mctx", "jax") | {"build": "-O3 -std=c++17, no -march"}
+    report: dict[str, Any] = {reports.SUMMARY: {}, "conditions": conditions, "rows": []}
     for shape in FULL_GRID if args.full else DEFAULT_GRID:
         rows = measure(shape, has_mctx and shape in MCTX_GRID, max(7, args.repetitions), args.threads)
         report["rows"] += rows
@@ -204,8 +174,8 @@ def main() -> None:
     report["goals"] = goals(report["rows"])
     for name, result in report["goals"].items():
         print(f"{'met' if result['met'] else 'MISSED'}: {name} {result['goal']}: {result['measured']}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    report[reports.SUMMARY] = summary(report["rows"])
+    reports.write(args.out, report)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""Every benchmark in its quick form, one after the other, each in a process of its own; then one table.
+
+    python -m benchmarks [--full] [NAME ...]
+
+Writes `benchmarks/results/<name>.json`. With `--full` the grids are whole and the loop also runs with the paper's
+network: an hour or so on a CPU instead of minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import report as reports
+
+QUICK = {
+    "tree": ["tree"],
+    "replay": ["replay"],
+    "search": ["search"],
+    "loop": ["loop", "--network", "small"],
+}
+"""Result's name -> module and its arguments."""
+FULL = {
+    "tree": ["tree", "--full"],
+    "replay": ["replay"],
+    "search": ["search", "--full"],
+    "loop": ["loop", "--network", "small"],
+    "loop_paper": ["loop", "--network", "paper"],
+}
+
+
+def run(name: str, module: str, *arguments: str) -> tuple[Path, bool]:
+    """One benchmark, its output shown as it comes: where its result is, and whether it ended well."""
+    out = reports.RESULTS / f"{name}.json"
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--out", str(out)]
+    print(f"--- {' '.join(command[1:])}", flush=True)
+    # One thread, unless the caller says otherwise: figures of different machines are then of one core each.
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    started = time.perf_counter()
+    code = subprocess.run(command, cwd=reports.ROOT, env=environment, check=False).returncode
+    print(f"--- {name}: {f'failed with exit code {code}' if code else 'done'}, {time.perf_counter() - started:.0f} s")
+    return out, code == 0
+
+
+def table(results: dict[str, Path]) -> str:
+    """The summaries of all results, aligned."""
+    lines = []
+    for name, path in results.items():
+        lines.append(f"\n{name} ({_when(path)})")
+        summary = json.loads(path.read_text())[reports.SUMMARY]
+        width = max(map(len, summary), default=0)
+        lines += [f"  {what:{width}}  {figure}" for what, figure in summary.items()]
+    return "\n".join(lines)
+
+
+def _when(path: Path) -> str:
+    conditions = json.loads(path.read_text())["conditions"]
+    commit, _, changed = conditions["commit"].partition(" ")
+    load = f"load {conditions['load_average_before']:.1f} on {conditions['cores']} cores"
+    return ", ".join(part for part in (conditions["cpu"], load, f"commit {commit[:10]} {changed}".strip()) if part)
+
+
+def main() -> int:
+    """Returns 1 if a benchmark failed; the others are run and shown all the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="whole grids, and the loop with the paper's network")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(FULL)}")
+    args = parser.parse_args()
+    known = FULL if args.full else QUICK
+    if unknown := [name for name in args.names if name not in known]:
+        parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(known)}")
+    results, failed = {}, []
+    for name in args.names or known:
+        out, succeeded = run(name, *known[name])
+        if succeeded:
+            results[name] = out
+        else:
+            failed.append(name)
+    print(table(results))
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""The whole loop on real Pong, in one process: self-play, replay, reanalysis, learning.
+
+    python -m benchmarks.loop [--example NAME | --network paper|small] [--updates N] [--out FILE]
+
+A tuned example is run for a few iterations: random steps until the replay can fill a batch, the updates those owe, then
+the measured part. Figures per step and per update come from the metrics that the algorithm logs (`timers/*`,
+`learners/default_policy/reanalyze/*`) and from clocks around the calls that search, compute or emulate; what these
+leave over of the wall clock is Python, RLlib and replay ("neither network nor search"). An iteration is then put
+together at the example's own replay ratio, however few updates were measured.
+
+On a CPU, a batch of 256 of the paper's network takes minutes per update. Batches of 8 and 16 are measured there and a
+straight line is drawn through both; such figures carry `"extrapolated": true`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import resource
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from benchmarks import report as reports
+from benchmarks.report import Stopwatch
+from rllib_efficientzero import EfficientZeroConfig
+from rllib_efficientzero import metrics as names
+from rllib_efficientzero.cli.experiment import Overrides, load_experiments
+
+EXAMPLES = {"paper": "pong-ez", "small": "pong-ez-cpu"}
+EXTRAPOLATION_BATCHES = (8, 16)
+# Phases of the stopwatch: calls of network or search (which calls the network), and the emulator.
+ACT, EMULATE, SEARCH, ENCODE, LEARN = "act", "emulator", "reanalyze_search", "reanalyze_encode", "learn"
+
+
+def load_config(example: str, overrides: dict[str, Any]) -> EfficientZeroConfig:
+    """A tuned example as `rllib train file` would read it, without evaluation, on this machine's device."""
+    file = reports.ROOT / "tuned_examples" / f"{example}.yaml"
+    fixed = {"evaluation_interval": None, "num_env_runners": 0, "num_learners": 0, "log_level": "ERROR"}
+    (experiment,) = load_experiments(file, Overrides(config=fixed | overrides))
+    return EfficientZeroConfig().update_from_dict(experiment.config)
+
+
+@dataclass
+class Plan:
+    """What is run of an example, and at which of its batch sizes."""
+
+    example: str
+    batches: tuple[int, ...]
+    updates: int
+    overrides: dict[str, Any]
+
+    def config(self, batch: int) -> EfficientZeroConfig:
+        whole = load_config(self.example, self.overrides)
+        fragment = whole.rollout_fragment_length * whole.num_envs_per_env_runner
+        measured = {
+            "train_batch_size_per_learner": batch,
+            "num_steps_sampled_before_learning_starts": max(batch, fragment),
+            "replay_ratio": min(whole.replay_ratio, self.updates / fragment),
+        }
+        return load_config(self.example, self.overrides | measured)
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def attach_clocks(algo: Any, watch: Stopwatch) -> None:
+    """Clocks around every call of this process that searches, computes or emulates; none of them calls another."""
+    runner, learner = algo.env_runner_group.local_env_runner, algo.learner_group._learner
+    reanalyzer = next(piece for piece in learner._learner_connector.connectors if hasattr(piece, "reanalyzer"))
+    module = learner.module["default_policy"].unwrapped()
+    watch.wrap_method(runner.module, "_act", ACT)
+    watch.wrap_method(runner.env, "step", EMULATE)
+    watch.wrap_method(module.target_network, "initial_inference", ENCODE)
+    watch.wrap_method(reanalyzer.reanalyzer.searcher, "search", SEARCH)
+    watch.wrap_method(learner, "_possibly_compiled_update", LEARN)
+
+
+def measure(plan: Plan, batch: int) -> dict[str, Any]:
+    """Runs the example at one batch size until `plan.updates` updates were timed."""
+    config = plan.config(batch)
+    cuda = config.num_gpus_per_learner > 0 and torch.cuda.is_available()
+    algo = config.build_algo()
+    watch = Stopwatch(time.perf_counter, torch.cuda.synchronize if cuda else None)
+    attach_clocks(algo, watch)
+    while algo.num_updates == 0 or algo._updates_owed() >= 1:  # as long as there is no search in self-play, or debt
+        algo.train()
+    watch.start()
+    steps, updates, cpu = algo.num_interactions, algo.num_updates, time.process_time()
+    totals: dict[str, float] = defaultdict(float)
+    iterations = 0
+    while algo.num_updates - updates < plan.updates:
+        _add_timers(totals, algo)
+        iterations += 1
+    watch.mark("other")
+    figures = {
+        "batch": batch,
+        "iterations": iterations,
+        "env_steps": algo.num_interactions - steps,
+        "updates": algo.num_updates - updates,
+        "cpu_s": round(time.process_time() - cpu, 3),
+        "phases_s": {phase: round(seconds, 4) for phase, seconds in watch.seconds.items()},
+        "timers_s": {name: round(seconds, 4) for name, seconds in totals.items()},
+        "replay": {"positions": len(algo.local_replay_buffer)}
+        | {"bytes_per_step": round(algo.local_replay_buffer.get_metrics()[names.BYTES_PER_STEP], 1)},
+        "memory_mb": memory_mb(),
+    }
+    algo.stop()
+    return figures
+
+
+def _add_timers(totals: dict[str, float], algo: Any) -> None:
+    """One iteration; the means that it logs, times their numbers, are added to `totals`."""
+    before, started = algo.num_updates, time.perf_counter()
+    result = algo.train()
+    totals["wall"] += time.perf_counter() - started
+    updates = algo.num_updates - before
+    once = dict.fromkeys((names.SAMPLE_TIMER, names.REPLAY_ADD_TIMER, names.SYNC_WEIGHTS_TIMER), 1)
+    per_update = (names.REPLAY_SAMPLE_TIMER, names.LEARNER_UPDATE_TIMER, names.UPDATE_PRIORITIES_TIMER)
+    for name, count in (once | dict.fromkeys(per_update, updates)).items():
+        seconds = result[names.TIMERS].get(name, math.nan)
+        totals[name] += 0.0 if math.isnan(seconds) else count * seconds
+    if updates:
+        reanalyze = result["learners"]["default_policy"][names.REANALYZE]
+        totals["reanalyze"] += updates * reanalyze[names.TARGETS_SECONDS]
+        totals["reanalyze_search"] += updates * reanalyze[names.SEARCH_SECONDS]
+
+
+def memory_mb() -> dict[str, float]:
+    """Resident now and at its peak (of this process: Python, torch, Ray's driver), and the GPU's peak."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = {"resident": round(resident / 1e6, 1), "peak": round(peak / 1e6, 1)}
+    if torch.cuda.is_available():
+        memory["gpu_peak"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return memory
+
+
+# --- From measurements to figures ------------------------------------------------------------------------------------
+
+
+def per_step(run: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of self-play per environment step."""
+    timers, phases, scale = run["timers_s"], run["phases_s"], 1000 / run["env_steps"]
+    act, emulator = phases.get(ACT, 0.0), phases.get(EMULATE, 0.0)
+    return {
+        "search": scale * act,
+        "emulator": scale * emulator,
+        "runner_rest": scale * (timers[names.SAMPLE_TIMER] - act - emulator),
+        "replay_add": scale * timers[names.REPLAY_ADD_TIMER],
+    }
+
+
+def per_update(run: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds per update, in the order in which they pass."""
+    timers, phases, scale = run["timers_s"], run["phases_s"], 1000 / run["updates"]
+    encode, search, learn = (phases.get(phase, 0.0) for phase in (ENCODE, SEARCH, LEARN))
+    return {
+        "sample": scale * timers[names.REPLAY_SAMPLE_TIMER],
+        "reanalyze_encode": scale * encode,
+        "reanalyze_search": scale * search,
+        "reanalyze_rest": scale * (timers["reanalyze"] - encode - search),
+        "learn": scale * learn,
+        "learner_rest": scale * (timers[names.LEARNER_UPDATE_TIMER] - timers["reanalyze"] - learn),
+        "priorities": scale * timers[names.UPDATE_PRIORITIES_TIMER],
+        "sync_weights": scale * timers[names.SYNC_WEIGHTS_TIMER],
+    }
+
+
+def per_iteration_rest(run: dict[str, Any]) -> float:
+    """Milliseconds of an iteration's wall clock outside of all timers: RLlib around `training_step`."""
+    counted = ("wall", "reanalyze", "reanalyze_search")
+    timed = sum(seconds for name, seconds in run["timers_s"].items() if name not in counted)
+    return 1000 * (run["timers_s"]["wall"] - timed) / run["iterations"]
+
+
+def line(batch: int, runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Milliseconds per update at `batch`: measured there, or on the line through the two batches measured."""
+    if len(runs) == 1:
+        return per_update(runs[0])
+    (low, first), (high, last) = ((run["batch"], per_update(run)) for run in runs)
+    slope = {name: (last[name] - first[name]) / (high - low) for name in first}
+    return {name: max(0.0, first[name] + slope[name] * (batch - low)) for name in first}
+
+
+def figures(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a user wants to know, at the example's own batch size and replay ratio."""
+    config = load_config(plan.example, plan.overrides)
+    batch, envs = config.train_batch_size_per_learner, config.num_envs_per_env_runner
+    steps = config.rollout_fragment_length * envs
+    updates = config.replay_ratio * steps
+    step, update = per_step(runs[-1]), line(batch, runs)
+    parts = {f"self_play/{name}": steps * ms for name, ms in step.items()}
+    parts |= {f"update/{name}": updates * ms for name, ms in update.items()}
+    parts["rest"] = per_iteration_rest(runs[-1])
+    total = sum(parts.values())
+    useful = ("self_play/search", "update/reanalyze_encode", "update/reanalyze_search", "update/learn")
+    emulator = parts["self_play/emulator"] / total
+    overhead = 1 - sum(parts[name] for name in useful) / total
+    return {
+        "extrapolated": [run["batch"] for run in runs] != [batch],
+        "measured_batches": [run["batch"] for run in runs],
+        "batch": batch,
+        "simulations": config.num_simulations,
+        "policy": config.search,
+        "environments": envs,
+        "replay_ratio": config.replay_ratio,
+        "env_steps_per_s_of_self_play": round(1000 / sum(step.values()), 2),
+        "ms_per_env_step": _rounded(step),
+        "seconds_per_update": round(sum(update.values()) / 1000, 4),
+        "ms_per_update": _rounded(update),
+        "iteration": {
+            "env_steps": steps,
+            "updates": round(updates, 2),
+            "seconds": round(total / 1000, 4),
+            "ms": _rounded(parts),
+            "share_neither_network_nor_search": round(overhead, 4),
+            "of_which_emulator": round(emulator, 4),
+            "share_of_rllib_replay_and_glue": round(overhead - emulator, 4),
+        },
+        "replay_bytes_per_step": runs[-1]["replay"]["bytes_per_step"],
+        "memory_mb": runs[-1]["memory_mb"],
+    }
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+def summary(plan: Plan, result: dict[str, Any]) -> dict[str, str]:
+    """The figures that have goals, and those a user asks for."""
+    how = f", extrapolated from batches {result['measured_batches']}" if result["extrapolated"] else ""
+    update, iteration = result["ms_per_update"], result["iteration"]
+    reanalyze = sum(update[name] for name in update if name.startswith("reanalyze"))
+    learn = update["learn"] + update["learner_rest"]
+    rest = result["seconds_per_update"] * 1000 - reanalyze - learn
+    return {
+        f"{plan.example}: self-play with search": f"{result['env_steps_per_s_of_self_play']:.1f} env steps/s",
+        f"{plan.example}: update of batch {result['batch']}": f"{result['seconds_per_update']:.3f} s{how}",
+        f"{plan.example}: of it reanalyze / learn / rest": f"{reanalyze:.0f} / {learn:.0f} / {rest:.0f} ms",
+        f"{plan.example}: neither network nor search": f"{iteration['share_neither_network_nor_search']:.1%}"
+        f" (emulator {iteration['of_which_emulator']:.1%})",
+        f"{plan.example}: memory at peak": f"{result['memory_mb']['peak']:.0f} MB",
+    }
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """All batch sizes of a plan, and what follows from them."""
+    conditions = reports.conditions("torch", "ray", "ale_py") | {"threads": torch.get_num_threads()}
+    conditions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    runs = [measure(plan, batch) for batch in plan.batches]
+    result = figures(plan, runs)
+    return {reports.SUMMARY: summary(plan, result), "conditions": conditions, "example": plan.example} | {
+        "figures": result,
+        "runs": runs,
+    }
+
+
+def make_plan(example: str, updates: int | None = None, overrides: dict[str, Any] | None = None) -> Plan:
+    """The example's own batch size, except for large networks without a GPU."""
+    batch = load_config(example, overrides or {}).train_batch_size_per_learner
+    too_slow = example == EXAMPLES["paper"] and not torch.cuda.is_available()
+    batches = EXTRAPOLATION_BATCHES if too_slow else (batch,)
+    return Plan(example, batches, updates or (4 if too_slow else 60), overrides or {})
+
+
+def main() -> None:
+    """Measures one example and writes one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--example", help="a file of tuned_examples/, without .yaml (default: pong-ez-cpu)")
+    which.add_argument("--network", choices=sorted(EXAMPLES), help="paper: pong-ez, small: pong-ez-cpu")
+    parser.add_argument("--updates", type=int, help="updates to time (default: 60; 4 of the paper's network on a CPU)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--out", type=Path, default=reports.RESULTS / "loop.json")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    example = args.example or EXAMPLES[args.network or "small"]
+    result = run(make_plan(example, args.updates))
+    for what, figure in result[reports.SUMMARY].items():
+        print(f"{what}: {figure}")
+    reports.write(args.out, result)
+
+
+if __name__ == "__main__":
+    main()
