@@ -18,7 +18,7 @@ MASKED = gym.spaces.Dict({"observations": FRAME, "action_mask": gym.spaces.Box(0
 
 
 def frame(number: int) -> np.ndarray:
-    return np.full(FRAME.shape, number, dtype=np.uint8)
+    return np.full(FRAME.shape, number + 1, dtype=np.uint8)  # 0 would look like padding
 
 
 def connector(space: gym.Space = FRAME, frame_stack: int = 3) -> StackFrames:
@@ -50,7 +50,7 @@ def stack(episode: SingleAgentEpisode, **settings: Any) -> Any:
 
 def numbers(frames: np.ndarray) -> list[int]:
     assert frames.dtype == np.uint8
-    return [int(one.flat[0]) for one in frames]
+    return [int(one.flat[0]) - 1 for one in frames]
 
 
 @pytest.mark.parametrize(
