@@ -108,9 +108,9 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def benchmark_pong(num_steps: int) -> dict[str, Any]:
+def benchmark_pong(num_steps: int, repeats: int = 30) -> dict[str, Any]:
     """Memory per step, and the times of adding, sampling, saving and loading."""
-    play_pong(new_replay(), 500)  # so that imports and the emulator do not count as the replay's memory
+    play_pong(new_replay(), min(500, num_steps))  # so that imports and the emulator do not count as the replay's memory
     before = resident_bytes()
     replay = new_replay()
     per_step = play_pong(replay, num_steps)
@@ -124,8 +124,8 @@ def benchmark_pong(num_steps: int) -> dict[str, Any]:
         "env_ms_per_step": round(1e3 * per_step["env"], 4),
         "add_ms_per_step": round(1e3 * per_step["add"], 4),
         "batch_mib": round(frames.nbytes / 2**20, 1),
-        "sample_ms": timed_ms(lambda: replay.sample(BATCH, beta=1.0)),
-        "copy_of_raw_frames_ms": timed_ms(frames.copy),
+        "sample_ms": timed_ms(lambda: replay.sample(BATCH, beta=1.0), repeats),
+        "copy_of_raw_frames_ms": timed_ms(frames.copy, repeats),
     }
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()
@@ -141,7 +141,7 @@ def benchmark_pong(num_steps: int) -> dict[str, Any]:
     return result
 
 
-def benchmark_priorities(num_positions: int) -> dict[str, Any]:
+def benchmark_priorities(num_positions: int, repeats: int = 30) -> dict[str, Any]:
     """Times that depend on the number of positions; observations are vectors of four numbers."""
     replay, rng = new_replay(num_positions), np.random.default_rng(0)
     length = 1000
@@ -149,13 +149,13 @@ def benchmark_priorities(num_positions: int) -> dict[str, Any]:
         observations = rng.random((length + 1, 4), dtype=np.float32)
         replay.add([Chunk(str(game), observations, np.zeros(length, int), np.zeros(length, np.float32), True)])
     replay.update_priorities(np.arange(num_positions), rng.exponential(size=num_positions))
-    batches = iter([(rng.integers(num_positions, size=BATCH), rng.exponential(size=BATCH)) for _ in range(33)])
+    batches = iter([(rng.integers(num_positions, size=BATCH), rng.exponential(size=BATCH)) for _ in range(repeats + 3)])
     return {
         "positions": len(replay),
-        "update_priorities_ms": timed_ms(lambda: replay.update_priorities(*next(batches))),
-        "draw_ms": timed_ms(lambda: replay._draw_slots(BATCH)),
-        "sample_vectors_ms": timed_ms(lambda: replay.sample(BATCH, beta=1.0)),
-        "max_priority_ms": timed_ms(replay._max_priority),
+        "update_priorities_ms": timed_ms(lambda: replay.update_priorities(*next(batches)), repeats),
+        "draw_ms": timed_ms(lambda: replay._draw_slots(BATCH), repeats),
+        "sample_vectors_ms": timed_ms(lambda: replay.sample(BATCH, beta=1.0), repeats),
+        "max_priority_ms": timed_ms(replay._max_priority, repeats),
     }
 
 

@@ -1,0 +1,179 @@
+"""A guard of speed: ratios within one run, with margins so wide that only a tenfold slip fails; and smoke runs.
+
+Limits are about five times what the tree, or the search around the network, costs today: they hold on a busy machine
+and on another one, but not against a loop that moved into Python.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from benchmarks import __main__ as benchmarks_main
+from benchmarks import loop, replay, report, search, tree
+from rllib_efficientzero.mcts import SearchConfig
+from rllib_efficientzero.models import ModelConfig, build_network
+
+TINY_SIZES = ModelConfig(latent_size=8, mlp_hidden=(8,), head_hidden=(8,), lstm_hidden=8, support_size=5)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Thread CPU time counts all the work only if there is one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def numpy_yardstick(num_roots: int, num_actions: int, num_simulations: int) -> Callable[[], object]:
+    """A fixed piece of NumPy: pUCT scores, argmax and running means of B roots that have no depth."""
+    rng = np.random.default_rng(0)
+    prior = rng.dirichlet(np.ones(num_actions), num_roots).astype(np.float32)
+    values = rng.normal(size=(num_simulations, num_roots)).astype(np.float32)
+    rows = np.arange(num_roots)
+
+    def run() -> np.ndarray:
+        visits, total = np.zeros_like(prior), np.zeros_like(prior)
+        for value in values:
+            mean = total / np.maximum(visits, 1)
+            bonus = prior * np.sqrt(1 + visits.sum(axis=1, keepdims=True)) / (1 + visits)
+            action = (mean + 1.25 * bonus).argmax(axis=1)
+            visits[rows, action] += 1
+            total[rows, action] += value
+        return visits
+
+    return run
+
+
+def ratio(fast: Callable[[], object], yardstick: Callable[[], object]) -> float:
+    """Best time over best time of several turns."""
+    subjects = {"fast": (fast, time.thread_time), "yardstick": (yardstick, time.thread_time)}
+    times = report.time_in_turns(subjects, 9, at_least=5, budget_s=0.5)
+    return min(times["fast"]) / min(times["yardstick"])
+
+
+# --- The guard -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["puct", "gumbel"])
+@pytest.mark.parametrize(("shape", "limit"), [((64, 18, 50), 4.0), ((1, 18, 50), 0.2)])
+def test_the_tree_against_a_numpy_loop(policy: str, shape: tuple[int, int, int], limit: float) -> None:
+    (run, _), _ = tree.tree_subject(tree.Shape(*shape), policy)
+    assert ratio(run, numpy_yardstick(*shape)) < limit
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("policy", ["puct", "gumbel"])
+def test_the_search_against_its_bare_network_calls(policy: str) -> None:
+    """With a network so small that a slip of the search around it shows: today the ratio is 1.3."""
+    network = build_network((1, 4), 6, TINY_SIZES).eval()
+    planes = torch.zeros(16, 4)
+    whole = search.search_subject(network, planes, SearchConfig(policy=policy, num_simulations=25))
+    assert ratio(whole, search.bare_subject(network, planes, 25)) < 2.5
+
+
+# --- The benchmarks' smallest forms ----------------------------------------------------------------------------------
+
+
+def test_tree_benchmark_runs() -> None:
+    rows = tree.measure(tree.Shape(256, 18, 3), with_mctx=False, repetitions=7, num_threads=1)
+    assert [row["subject"] for row in rows] == ["puct", "gumbel"]
+    assert all(row["simulations_per_s"] > 0 for row in rows)
+    assert set(tree.summary(rows)) == {"puct, B=256 A=18 N=3", "gumbel, B=256 A=18 N=3"}
+
+
+def test_replay_benchmark_runs() -> None:
+    pong, priorities = replay.benchmark_pong(300, repeats=2), [replay.benchmark_priorities(1000, repeats=2)]
+    assert 0 < pong["bytes_per_step"] < pong["raw_bytes_per_step"]
+    assert "replay of 100k steps of Pong" in replay.summary(pong, priorities)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("network", ["small", "paper"])
+def test_search_benchmark_runs(network: str) -> None:
+    rows = search.measure(search.Case(network, 6, 2, 4), "cpu", repetitions=1, at_least=1)
+    assert [row["policy"] for row in rows] == list(search.POLICIES)
+    for row in rows:
+        split = row["split_ms"]
+        assert all(milliseconds > 0 for milliseconds in split["of_copies"].values())
+        assert split["network"] > split["tree"] > 0
+        assert row["ratio"] > 0
+    assert search.summary(rows)
+
+
+def test_loop_benchmark_runs_and_its_phases_sum_to_the_wall_clock() -> None:
+    sizes = {"channels": 4, "reduced_channels": 2, "lstm_hidden": 8, "support_size": 5}
+    overrides = {
+        "model_config": sizes | {"projector_hidden": 8, "projector_out": 8, "predictor_hidden": 8},
+        "num_simulations": 2,
+        "reanalyze_ratio": 0.5,
+        "train_batch_size_per_learner": 8,
+        "num_envs_per_env_runner": 2,
+        "rollout_fragment_length": 5,
+    }
+    was_initialized = ray.is_initialized()
+    try:
+        result = loop.run(loop.Plan("pong-ez-cpu", (8,), updates=1, overrides=overrides))
+    finally:
+        if not was_initialized:
+            ray.shutdown()
+    (run,), figures = result["runs"], result["figures"]
+    assert sum(run["phases_s"].values()) == pytest.approx(run["timers_s"]["wall"], rel=0.05, abs=0.01)
+    assert set(run["phases_s"]) == {"other", loop.ACT, loop.EMULATE, loop.SEARCH, loop.ENCODE, loop.LEARN}
+    assert all(milliseconds >= 0 for milliseconds in (loop.per_step(run) | loop.per_update(run)).values())
+    assert (figures["extrapolated"], figures["batch"], figures["simulations"]) == (False, 8, 2)
+    assert figures["iteration"]["ms"]["update/learn"] > 0
+    assert 0 < figures["iteration"]["share_of_rllib_replay_and_glue"] < 1
+
+
+def test_a_straight_line_is_drawn_through_two_batches() -> None:
+    def run(batch: int) -> dict[str, Any]:
+        timers = dict.fromkeys(("replay_sample", "update_priorities", "sync_weights"), 0.0)
+        timers |= {"learner_update": 1.0 + 0.5 * batch, "reanalyze": 0.2 * batch}
+        phases = {"reanalyze_search": 0.1 * batch, "learn": 0.1 * batch}
+        return {"batch": batch, "updates": 1, "timers_s": timers, "phases_s": phases}
+
+    update = loop.line(256, [run(8), run(16)])
+    assert update["reanalyze_search"] == pytest.approx(1000 * 0.1 * 256)
+    assert update["learner_rest"] == pytest.approx(1000 * (1.0 + 0.2 * 256))
+    assert loop.line(8, [run(8)]) == loop.per_update(run(8))
+
+
+# --- The common parts ------------------------------------------------------------------------------------------------
+
+
+def test_a_stopwatch_gives_every_moment_to_one_phase() -> None:
+    now = iter(range(100))
+    watch = report.Stopwatch(lambda: float(next(now)))
+    double = watch.wrap(lambda x: 2 * x, "double", before="gap")
+    assert [double(1), double(2)] == [2, 4]
+    watch.mark("end")
+    assert watch.seconds == {"gap": 2.0, "double": 2.0, "end": 1.0}
+    assert watch.calls == {"double": 2}
+
+
+def test_slow_subjects_are_repeated_less_often() -> None:
+    clock = iter(range(0, 1000, 3))
+    subjects = {"slow": (lambda: None, lambda: float(next(clock))), "fast": (lambda: None, lambda: 0.0)}
+    times = report.time_in_turns(subjects, 9, at_least=2, budget_s=5.0)
+    assert times == {"slow": [3000.0, 3000.0], "fast": [0.0] * 9}
+
+
+def test_reports_say_under_which_conditions_they_were_made(tmp_path: Path) -> None:
+    conditions = report.conditions("torch")
+    assert {"commit", "cpu", "cores", "load_average_before", "python", "numpy", "torch"} <= set(conditions)
+    path = tmp_path / "new" / "x.json"
+    report.write(path, {report.SUMMARY: {"speed": "3 per s"}, "conditions": conditions})
+    assert json.loads(path.read_text())["conditions"] == conditions
+    table = benchmarks_main.table({"x": path})
+    assert f"on {conditions['cores']} cores" in table
+    assert "speed  3 per s" in table
