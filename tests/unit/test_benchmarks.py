@@ -136,16 +136,19 @@ def test_loop_benchmark_runs_and_its_phases_sum_to_the_wall_clock() -> None:
 
 
 def test_a_straight_line_is_drawn_through_two_batches() -> None:
-    def run(batch: int) -> dict[str, Any]:
+    def run(batch: int, learn: float) -> dict[str, Any]:
         timers = dict.fromkeys(("replay_sample", "update_priorities", "sync_weights"), 0.0)
-        timers |= {"learner_update": 1.0 + 0.5 * batch, "reanalyze": 0.2 * batch}
-        phases = {"reanalyze_search": 0.1 * batch, "learn": 0.1 * batch}
+        timers |= {"learner_update": 2.0 + 0.2 * batch + learn, "reanalyze": 0.2 * batch}
+        phases = {"reanalyze_search": 1.0 + 0.1 * batch, "learn": learn}
         return {"batch": batch, "updates": 1, "timers_s": timers, "phases_s": phases}
 
-    update = loop.line(256, [run(8), run(16)])
-    assert update["reanalyze_search"] == pytest.approx(1000 * 0.1 * 256)
-    assert update["learner_rest"] == pytest.approx(1000 * (1.0 + 0.2 * 256))
-    assert loop.line(8, [run(8)]) == loop.per_update(run(8))
+    update = loop.line(256, [run(8, learn=3.0), run(16, learn=2.5)])
+    assert update["reanalyze_search"] == pytest.approx(1000 * (1 + 0.1 * 256))
+    assert update["learner_rest"] == pytest.approx(1000 * 2.0)
+    assert update["learn"] == pytest.approx(1000 * 2.5), "noise must not make larger batches faster"
+    update = loop.line(256, [run(8, learn=0.1), run(16, learn=2.0)])
+    assert update["learn"] == pytest.approx(1000 * 2.0 * 256 / 16), "nor slower than in proportion"
+    assert loop.line(8, [run(8, learn=1.0)]) == loop.per_update(run(8, learn=1.0))
 
 
 # --- The common parts ------------------------------------------------------------------------------------------------
