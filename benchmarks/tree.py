@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import math
 import os
 import statistics
 import time
@@ -138,14 +139,14 @@ def goals(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """The largest shape measured of each subject."""
-    largest = max(rows, key=lambda row: row["num_roots"] * row["num_actions"] * row["num_simulations"])
-    shape = Shape(*(largest[field] for field in Shape._fields))
-    at = "B={} A={} N={}".format(*shape)
+    """All subjects at the shape that has goals, or at the largest one measured."""
+    shapes = [Shape(*(row[field] for field in Shape._fields)) for row in rows]
+    shown = Shape(256, 18, 50) if Shape(256, 18, 50) in shapes else max(shapes, key=math.prod)
+    at = "B={} A={} N={}".format(*shown)
     return {
         f"{row['subject']}, {at}": f"{row['simulations_per_s'] / 1e6:.3f} M simulations/s"
-        for row in rows
-        if Shape(*(row[field] for field in Shape._fields)) == shape
+        for row, shape in zip(rows, shapes, strict=True)
+        if shape == shown
     }
 
 
