@@ -57,6 +57,8 @@ class EfficientZero(Algorithm):
                 windows = self.local_replay_buffer.sample(self.config.total_train_batch_size, beta=self._beta())
             with self._timer(names.LEARNER_UPDATE_TIMER):
                 position_ids, priorities = self._update(windows)
+            if len(position_ids) == 0:
+                continue  # Not finite: the learner left everything as it was, counted it, and will stop a series.
             with self._timer(names.UPDATE_PRIORITIES_TIMER):
                 self.local_replay_buffer.update_priorities(position_ids, priorities)
             self.num_updates += 1

@@ -158,10 +158,14 @@ class EfficientZeroLearner(TorchLearner):
 
 
 class _NormalisationStatistics:
-    """A copy of the running statistics of modules, to undo what a forward pass that is not finite did to them."""
+    """A copy of the running statistics of modules, to undo what a forward pass that is not finite did to them.
+
+    The target network's never change in a forward pass.
+    """
 
     def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
-        self._buffers = [buffer for module in modules for buffer in module.buffers()]
+        named = [pair for module in modules for pair in module.named_buffers()]
+        self._buffers = [buffer for name, buffer in named if not name.startswith("target_network.")]
         self._copies = [buffer.clone() for buffer in self._buffers]
 
     def restore(self) -> None:
