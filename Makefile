@@ -27,14 +27,15 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # One stamp per set of extras: the tests' tools are not needed to train.
 $(VENV)/.train: EXTRAS := atari
 $(VENV)/.test: EXTRAS := atari,test
 $(VENV)/.lint: EXTRAS := atari,lint
-$(VENV)/.train $(VENV)/.test $(VENV)/.lint: $(SOURCES)
+$(VENV)/.bench: EXTRAS := atari,test,bench
+$(VENV)/.train $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"

@@ -97,7 +97,10 @@ def _algorithm_class(experiment: Experiment) -> type[Algorithm]:
     if isinstance(run, type):
         return run
     if run in ALGORITHMS:
-        return ALGORITHMS[run]()[0]
+        try:
+            return ALGORITHMS[run]()[0]
+        except ImportError as error:
+            raise InputError(f"'run': {run} cannot be imported: {error}", experiment.place("run")) from error
     path = run if "." in run else f"rllib_efficientzero.{run}"
     cls = _import_attribute(path, experiment.place("run"), "'run'")
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):

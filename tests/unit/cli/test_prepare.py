@@ -194,3 +194,17 @@ def test_wrong_files(directory: pathlib.Path, name: str) -> None:
     assert result.exit_code == 2
     assert name in result.stderr
     assert ("did you mean 'x.yaml'" in result.stderr) == (name == "x.yml")
+
+
+def test_an_algorithm_whose_packages_are_missing_is_refused(
+    directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.rllib.algorithms import registry
+
+    def needs_more() -> None:
+        raise ModuleNotFoundError("No module named 'PIL'")
+
+    monkeypatch.setitem(registry.ALGORITHMS, "DreamerV3", needs_more)
+    result = dry_run(experiment("DreamerV3", "CartPole-v1", "{num_env_runners: 0}"))
+    assert result.exit_code == 2, result.output
+    assert "No module named 'PIL'" in result.output
