@@ -75,7 +75,7 @@ def _image_network(shape: tuple[int, ...], num_actions: int, config: ModelConfig
     channels = config.channels
     return EfficientZeroNetwork(
         representation=ImageRepresentation(stack * channels_per_frame, channels, config.num_blocks, halvings),
-        dynamics=ImageDynamics(channels, num_actions, config.num_blocks),
+        dynamics=ImageDynamics(channels, num_actions, config.num_blocks, config.action_encoding),
         value_prefix=ValuePrefixHead(
             image_value_prefix_features(channels, config.reduced_channels),
             config.reduced_channels * cells,

@@ -1,9 +1,12 @@
-"""Sizes of the networks."""
+"""Sizes and variants of the networks."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
+
+
+ACTION_ENCODINGS = ("scaled", "one_hot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +22,9 @@ class ModelConfig:
     """Residual blocks after the last down-sampling, in the dynamics and in the prediction network, each."""
     latent_side: int = 6
     """Images are halved until their longer side is at most about this; 96x96 gives 6x6."""
+    action_encoding: str = "scaled"
+    """How an action enters the dynamics of an image: "scaled", one plane of a / A as in the paper's code, or "one_hot",
+    one plane per action, from which a small network learns much sooner what its actions do."""
     reduced_channels: int = 16
     """Channels after the 1x1 convolutions in front of the value, policy and value prefix heads."""
     latent_size: int = 128
@@ -41,7 +47,7 @@ class ModelConfig:
         """Build from plain values (YAML has lists where tuples are meant).
 
         Raises:
-            ValueError: a key is not a field, or a size is not a positive integer.
+            ValueError: a key is not a field, a size is not a positive integer, or an encoding is unknown.
         """
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(defaults))
@@ -50,7 +56,12 @@ class ModelConfig:
         built: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
+        encoding = built.get("action_encoding", cls.action_encoding)
+        if encoding not in ACTION_ENCODINGS:
+            raise ValueError(f"model_config['action_encoding'] must be one of {ACTION_ENCODINGS}, not {encoding!r}")
         for key, value in built.items():
+            if key == "action_encoding":
+                continue
             takes_list = isinstance(defaults[key], tuple)
             sizes = value if takes_list and isinstance(value, tuple) else (value,)
             if takes_list != isinstance(value, tuple) or not all(_is_size(size) for size in sizes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +11,35 @@ from torch import Tensor, nn
 from rllib_efficientzero.models.layers import Reduce, ResidualBlock, conv3x3, mlp
 
 
-class ImageDynamics(nn.Module):
-    """`[B, C, h, w]` latent, `[B]` action -> `[B, C, h, w]` next latent."""
+def scaled_action(action: Tensor, num_actions: int) -> Tensor:
+    """`[B]` actions -> `[B, 1]`: a / A."""
+    return (action / num_actions).unsqueeze(1)
 
-    def __init__(self, channels: int, num_actions: int, num_blocks: int) -> None:
+
+def one_hot_action(action: Tensor, num_actions: int) -> Tensor:
+    """`[B]` actions -> `[B, A]`."""
+    return F.one_hot(action.long(), num_actions)
+
+
+_ENCODE: dict[str, Callable[[Tensor, int], Tensor]] = {"scaled": scaled_action, "one_hot": one_hot_action}
+
+
+class ImageDynamics(nn.Module):
+    """`[B, C, h, w]` latent, `[B]` action -> `[B, C, h, w]` next latent; the action enters as constant planes."""
+
+    def __init__(self, channels: int, num_actions: int, num_blocks: int, action_encoding: str = "scaled") -> None:
         super().__init__()
         self.num_actions = num_actions
-        self.conv = conv3x3(channels + 1, channels)
+        self.encode_action = _ENCODE[action_encoding]
+        num_planes = self.encode_action(torch.zeros(1, dtype=torch.int64), num_actions).shape[1]
+        self.conv = conv3x3(channels + num_planes, channels)
         self.norm = nn.BatchNorm2d(channels)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        # One constant plane a / A, as in the original: not one plane per action.
-        plane = (action / self.num_actions).to(latent.dtype).view(-1, 1, 1, 1).expand(-1, 1, *latent.shape[2:])
-        x = self.norm(self.conv(torch.cat((latent, plane), dim=1)))
+        encoded = self.encode_action(action, self.num_actions).to(latent.dtype)
+        planes = encoded[:, :, None, None].expand(-1, -1, *latent.shape[2:])
+        x = self.norm(self.conv(torch.cat((latent, planes), dim=1)))
         return self.blocks(F.relu(x + latent))
 
 
@@ -37,7 +52,7 @@ class VectorDynamics(nn.Module):
         self.layers = nn.Sequential(mlp(latent_size + num_actions, hidden, latent_size), nn.BatchNorm1d(latent_size))
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        one_hot = F.one_hot(action.long(), self.num_actions).to(latent.dtype)
+        one_hot = one_hot_action(action, self.num_actions).to(latent.dtype)
         return F.relu(self.layers(torch.cat((latent, one_hot), dim=1)) + latent)
 
 

@@ -255,3 +255,19 @@ def test_sizes_from_yaml() -> None:
     assert (config.channels, config.head_hidden, config.mlp_hidden) == (32, (64, 32), ())
     network = build_network((1, 4), 2, config)
     assert network.initial_inference(torch.rand(2, 4)).policy_logits.shape == (2, 2)
+
+
+def test_one_hot_actions_enter_as_one_plane_each() -> None:
+    dynamics = ImageDynamics(channels=4, num_actions=3, num_blocks=1, action_encoding="one_hot").eval()
+    seen: list[torch.Tensor] = []
+    dynamics.conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    dynamics(torch.zeros(3, 4, 2, 2), torch.tensor([0, 1, 2]))
+    planes = seen[0][:, 4:]
+    assert planes.shape == (3, 3, 2, 2)
+    torch.testing.assert_close(planes.mean(dim=(2, 3)), torch.eye(3))
+    assert torch.equal(planes.amax(dim=(2, 3)), planes.amin(dim=(2, 3)))
+
+
+def test_an_unknown_action_encoding_is_refused() -> None:
+    with pytest.raises(ValueError, match="action_encoding"):
+        ModelConfig.from_dict({"action_encoding": "onehot"})
