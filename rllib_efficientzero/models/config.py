@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-
 ACTION_ENCODINGS = ("scaled", "one_hot")
 
 
