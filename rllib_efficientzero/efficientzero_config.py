@@ -28,13 +28,14 @@ REPLAY_DEFAULTS: dict[str, Any] = {"capacity": 1_000_000, "alpha": 0.6, "beta": 
 class EfficientZeroConfig(AlgorithmConfig):
     """Configuration of `EfficientZero`; the defaults are the paper's for Atari 100k (Table 6).
 
-    config = (
-        EfficientZeroConfig()
-        .environment("ale_py:ALE/Pong-v5")
-        .training(num_simulations=50, replay_ratio=1.0)
-        .evaluation(evaluation_interval=500, evaluation_duration=32)
-    )
-    algo = config.build_algo()
+    Example:
+        >>> config = (
+        ...     EfficientZeroConfig()
+        ...     .environment("ale_py:ALE/Pong-v5")
+        ...     .training(num_simulations=50, replay_ratio=1.0)
+        ...     .evaluation(evaluation_interval=500, evaluation_duration=32)
+        ... )
+        >>> algo = config.build_algo()  # doctest: +SKIP
     """
 
     def __init__(self, algo_class: type | None = None) -> None:
