@@ -11,10 +11,10 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_efficientzero import cost
-from rllib_efficientzero.cli.known_keys import schema_of
 from rllib_efficientzero.config_schema import resolve_config
 from rllib_efficientzero.config_validation import problems
 from rllib_efficientzero.env.atari import AtariProtocol, is_atari_id
+from rllib_efficientzero.known_keys import schema_of
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.models import ModelConfig, build_network
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rllib_efficientzero.cli import known_keys
+from rllib_efficientzero import known_keys
 from rllib_efficientzero.cli.environments import find_problem, is_class_path
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment

@@ -9,7 +9,7 @@ import yaml
 from rllib_efficientzero.cli.algorithms import Prepared, has_grid_search, total_resources
 from rllib_efficientzero.cli.announce import announce, protocol
 from rllib_efficientzero.cli.console import say
-from rllib_efficientzero.cli.known_keys import schema_of
+from rllib_efficientzero.known_keys import schema_of
 
 
 def print_plan(prepared: Prepared, all_keys: bool = False) -> None:

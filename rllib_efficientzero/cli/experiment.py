@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rllib_efficientzero import metrics
-from rllib_efficientzero.cli import known_keys
+from rllib_efficientzero import known_keys, metrics
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.overrides import merge_deep
 from rllib_efficientzero.cli.stopping import resolve_stop

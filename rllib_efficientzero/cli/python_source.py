@@ -21,7 +21,7 @@ def load_python_experiment(file: pathlib.Path, overrides: Overrides) -> Experime
     """
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-    from rllib_efficientzero.cli.known_keys import schema_of
+    from rllib_efficientzero.known_keys import schema_of
 
     read_text(file)
     values = runpy.run_path(str(file))

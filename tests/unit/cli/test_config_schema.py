@@ -7,7 +7,7 @@ import string
 
 import pytest
 
-from rllib_efficientzero.cli import known_keys
+from rllib_efficientzero import known_keys
 from rllib_efficientzero.config_schema import (
     ConfigError,
     KeySchema,

@@ -10,7 +10,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from rllib_efficientzero.cli import known_keys
+from rllib_efficientzero import known_keys
 from rllib_efficientzero.cli.main import app
 
 MODULE = """

@@ -1,6 +1,6 @@
 """Which config keys, groups and types every algorithm knows, readable without importing ray.
 
-`known_keys.json` is generated from the `AlgorithmConfig` classes by `python -m rllib_efficientzero.cli.known_keys
+`known_keys.json` is generated from the `AlgorithmConfig` classes by `python -m rllib_efficientzero.known_keys
 --write`. A test holds that it is current. Algorithms that are not in it (a user's own class) are read from their class
 at run time, by the same functions.
 """
@@ -11,6 +11,7 @@ import argparse
 import inspect
 import json
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -228,7 +229,7 @@ def main() -> None:
     if parser.parse_args().write:
         FILE.write_text(text)
     else:
-        print(text)
+        sys.stdout.write(text)
 
 
 if __name__ == "__main__":

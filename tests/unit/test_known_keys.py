@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from rllib_efficientzero.cli import known_keys
+from rllib_efficientzero import known_keys
 
 
 def test_generated_file_is_current() -> None:
     assert known_keys.render() == known_keys.FILE.read_text(), (
-        "config keys changed: python -m rllib_efficientzero.cli.known_keys --write"
+        "config keys changed: python -m rllib_efficientzero.known_keys --write"
     )
 
 
