@@ -12,8 +12,8 @@ from rllib_efficientzero.models.dynamics import (
     ImageDynamics,
     ValuePrefixHead,
     VectorDynamics,
-    image_value_prefix_features,
 )
+from rllib_efficientzero.models.layers import Reduce
 from rllib_efficientzero.models.network import EfficientZeroNetwork
 from rllib_efficientzero.models.prediction import image_prediction, vector_prediction
 from rllib_efficientzero.models.representation import ImageRepresentation, VectorRepresentation
@@ -77,7 +77,7 @@ def _image_network(shape: tuple[int, ...], num_actions: int, config: ModelConfig
         representation=ImageRepresentation(stack * channels_per_frame, channels, config.num_blocks, halvings),
         dynamics=ImageDynamics(channels, num_actions, config.num_blocks, config.action_encoding),
         value_prefix=ValuePrefixHead(
-            image_value_prefix_features(channels, config.reduced_channels),
+            Reduce(channels, config.reduced_channels),
             config.reduced_channels * cells,
             config.lstm_hidden,
             config.head_hidden,

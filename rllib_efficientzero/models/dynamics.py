@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_efficientzero.models.layers import Reduce, ResidualBlock, conv3x3, mlp
+from rllib_efficientzero.models.layers import ResidualBlock, conv3x3, mlp
 
 
 def scaled_action(action: Tensor, num_actions: int) -> Tensor:
@@ -77,8 +77,3 @@ class ValuePrefixHead(nn.Module):
         h, c = self.lstm(self.features(next_latent), (h, c))
         # Only the prediction sees normalised features; the recurrent state stays as the LSTM made it.
         return self.head(F.relu(self.norm(h))), torch.cat((h, c), dim=1)
-
-
-def image_value_prefix_features(channels: int, reduced_channels: int) -> nn.Module:
-    """What the value prefix head reads of an image latent."""
-    return Reduce(channels, reduced_channels)
