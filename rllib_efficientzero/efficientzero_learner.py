@@ -12,6 +12,7 @@ from ray.rllib.core.rl_module.apis import TargetNetworkAPI
 from torch import Tensor
 
 from rllib_efficientzero import metrics as names
+from rllib_efficientzero.divergence import DivergenceWatch
 from rllib_efficientzero.losses import losses, new_priorities, prediction_errors, total_loss
 from rllib_efficientzero.models.unroll import Unrolled
 from rllib_efficientzero.schedules import warmup_step_decay
@@ -35,6 +36,8 @@ class EfficientZeroLearner(TorchLearner):
     def build(self) -> None:
         super().build()
         self._num_non_finite_in_a_row = 0
+        self._divergence_watch = DivergenceWatch()
+        self._watched: dict[str, Tensor] = {}  # of the update at work, in the order in which they are computed
         for module_id in list(self.module.keys()):
             self._unwrapped(module_id).make_target_networks()
 
@@ -74,6 +77,7 @@ class EfficientZeroLearner(TorchLearner):
             learning_rate = self._set_learning_rate(optimizer, update, config)
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or torch.inf)
+            self._divergence_watch.record(update, self._watched | {names.GRADIENT_NORM: norm})
             # The one host synchronisation of the update.
             if not _agreed_finite(loss, norm):
                 statistics.restore()
@@ -127,7 +131,8 @@ class EfficientZeroLearner(TorchLearner):
         if self._num_non_finite_in_a_row >= most_in_a_row:
             raise DivergedError(
                 f"diverged at update {update}: the loss or gradient of module {module_id!r} was not finite "
-                f"{most_in_a_row} times in a row. Weights and optimizer are as they were after update {update - 1}. "
+                f"{most_in_a_row} times in a row; {self._divergence_watch.first_symptom()}. "
+                f"Weights and optimizer are as they were after update {update - 1}. "
                 "Try a lower lr, a longer lr_warmup_updates, or look for rewards or observations that are not finite."
             )
 
@@ -135,7 +140,10 @@ class EfficientZeroLearner(TorchLearner):
         self, module_id: str, predicted: Unrolled, terms: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> None:
         weights = batch["weights"]
-        self._log(module_id, {f"{name}_loss": (weights * term.detach()).mean() for name, term in terms.items()})
+        term_means = {f"{name}_loss": (weights * term.detach()).mean() for name, term in terms.items()}
+        self._log(module_id, term_means)
+        targets = ("target_value", "target_value_prefix", "target_policy")
+        self._watched = {f"largest {name}": batch[name].abs().amax() for name in targets} | term_means
         value_errors, value_prefix_errors = prediction_errors(predicted, batch)
         for k, error in enumerate(value_errors):
             self._log(module_id, {(names.VALUE_ERROR, str(k)): error})

@@ -237,7 +237,9 @@ def test_ten_in_a_row_end_the_run_with_a_sentence() -> None:
         update(learner, bad)
     before = state_of(learner)
     with pytest.raises(
-        DivergedError, match=r"diverged at update 1: .* not finite 10 times in a row\. .*Try a lower lr"
+        DivergedError,
+        match=r"diverged at update 1: .* not finite 10 times in a row; largest target_value showed it first: nan at "
+        r"update 0.*\. .*Try a lower lr",
     ):
         update(learner, bad)
     assert_same(before, state_of(learner))

@@ -1,0 +1,61 @@
+"""Which metric showed first that a run diverges."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OUTLIER_FACTOR = 30.0
+"""A metric stands out where its magnitude is this many times its median before."""
+MIN_HISTORY = 10
+"""Values that make a median."""
+
+
+class DivergenceWatch:
+    """Keeps the metrics of the last updates where they are computed; they travel to the host only to explain a failure.
+
+    Example:
+        >>> watch = DivergenceWatch()
+        >>> for update in range(20):
+        ...     watch.record(update, {"gradient_norm": torch.tensor(1.0 if update < 17 else 1e4)})
+        >>> watch.first_symptom()
+        'gradient_norm showed it first: 1e+04 at update 17, where its median had been 1'
+    """
+
+    def __init__(self, window: int = 500) -> None:
+        self._updates: collections.deque[tuple[int, dict[str, Tensor]]] = collections.deque(maxlen=window)
+
+    def record(self, update: int, metrics: Mapping[str, Tensor]) -> None:
+        """Keep the scalar tensors of one update, in the order in which they were computed."""
+        self._updates.append((update, {name: value.detach() for name, value in metrics.items()}))
+
+    def first_symptom(self) -> str:
+        """A sentence, without its full stop, on the metric that was the first to stand out or to be not finite.
+
+        Of several in the same update it is the one recorded first, which the others were computed from.
+        """
+        names = dict.fromkeys(name for _, metrics in self._updates for name in metrics)
+        onsets = [onset for name in names if (onset := self._onset(name)) is not None]
+        if not onsets:
+            return f"no recorded metric stood out within the last {len(self._updates)} updates"
+        return min(onsets, key=lambda onset: onset[0])[1]
+
+    def _onset(self, name: str) -> tuple[int, str] | None:
+        """The update at which a metric began to stand out, and a sentence on it."""
+        recorded = [(update, metrics[name]) for update, metrics in self._updates if name in metrics]
+        values = torch.stack([value.float() for _, value in recorded]).cpu().numpy()
+        for index, ((update, _), value) in enumerate(zip(recorded, values, strict=True)):
+            before = values[:index]
+            if not np.isfinite(value):
+                usual = f", where its median had been {np.median(before):.3g}" if index else ""
+                return update, f"{name} showed it first: {value} at update {update}{usual}"
+            if index >= MIN_HISTORY and abs(value) > OUTLIER_FACTOR * (median := float(np.median(np.abs(before)))) > 0:
+                return (
+                    update,
+                    f"{name} showed it first: {value:.3g} at update {update}, where its median had been {median:.3g}",
+                )
+        return None
