@@ -85,6 +85,7 @@ class PrioritizedReplay:
         self._time_of_slot = np.zeros(self.capacity, np.int64)
         self._priorities = np.zeros(self.capacity)
         self._tree = SumTree(self.capacity)
+        self._segment_files = segments.SegmentFiles()
 
     def __len__(self) -> int:
         """Positions that can be sampled."""
@@ -297,11 +298,17 @@ class PrioritizedReplay:
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, previous: str | Path | None = None) -> None:
         """Writes everything, the generator included, into `directory`; see `storage` for the files.
 
         A crash on the way leaves an earlier save in the same directory valid.
+
+        Args:
+            directory: where to; made if needed.
+            previous: directory of an earlier save of this buffer; what has not changed since is hard-linked from there.
         """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         codec = self._codec or FrameCodec((), np.dtype(np.uint8))
         manifest = {
             "num_added": self._num_added,
@@ -314,6 +321,7 @@ class PrioritizedReplay:
             "beta": self._beta,
             "ongoing": self._ongoing,
             "rng": self._rng.bit_generator.state,
+            "segment_positions": segments.SEGMENT_POSITIONS,
         }
         episodes = self._episodes.values()
         state = {
@@ -324,7 +332,10 @@ class PrioritizedReplay:
             "truncated": np.array([episode.truncated for episode in episodes], np.bool_),
             "priorities": self._priorities[np.arange(self._first_position, self._num_added) % self.capacity],
         }
-        storage.write_save(Path(directory), manifest, state, segments.pack_segments(self._episodes))
+        files = dict([storage.write_arrays(directory, "state", state)])
+        previous = None if previous is None else Path(previous)
+        files |= self._segment_files.save(directory, self._episodes, self._num_added, previous)
+        storage.finish_save(directory, manifest, files)
 
     def load(self, directory: str | Path) -> None:
         """Replaces the content by that of a save. Ongoing episodes stay unfinished, unless their runner goes on.
@@ -364,6 +375,7 @@ class PrioritizedReplay:
             new._codec = FrameCodec(tuple(manifest["observation_shape"]), np.dtype(manifest["observation_dtype"]))
             new._episodes = segments.read_episodes(directory, manifest, state, new._codec)
         new._index_episodes()
+        new._segment_files.adopt(manifest)
         new._ongoing = {id_: number for id_, number in manifest["ongoing"].items() if number in new._episodes}
         live = np.arange(new._first_position, new._num_added)
         new._set_priorities(live % self.capacity, state["priorities"][len(state["priorities"]) - len(live) :])

@@ -4,60 +4,69 @@
     state-<hash>.npz               what changes: lengths and ends of the episodes, priorities
     segment-<number>-<hash>.npz    what never changes: the steps with positions [number * 4096, (number + 1) * 4096)
 
-A segment holds its steps' observations, actions, rewards and search results in the order of their positions, so a full
-segment stays the same from save to save (until one of its episodes is evicted) and can be shared between saves. Every
-file gets its final name only when it is whole, and the manifest, which alone makes a save valid, comes last: a crash
-at any moment leaves the previous save intact. Nothing is pickled.
+A segment holds its steps' observations, actions, rewards and search results in the order of their positions. Once it is
+full it is written once and never again: later saves give the same file a second name. (So it may hold steps of episodes
+that were evicted since; the state file lists those that live.) Every file gets its final name only when it is whole,
+and the manifest, which alone makes a save valid, comes last: a crash at any moment leaves the previous save intact.
+Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from rllib_efficientzero.checkpoint.files import FileEntry, sync, write_file
+from rllib_efficientzero.checkpoint.manifest import CheckpointError, check_size, read_sealed_json, seal_json
+
 Arrays = dict[str, npt.NDArray[Any]]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""In 1, segments held no steps of evicted episodes."""
 MANIFEST = "replay.json"
 _FILE_NAME = re.compile(r"(state|segment-\d{8})-[0-9a-f]{16}\.npz")
 
 
-class ReplayLoadError(ValueError):
+class ReplayLoadError(CheckpointError):
     """A saved replay is missing, incomplete or damaged; the message names the file."""
 
 
-def write_save(
-    directory: Path, manifest: Mapping[str, Any], state: Arrays, segments: Iterable[tuple[int, Arrays]]
-) -> None:
-    """Writes a save into `directory` (made if needed), replacing an earlier one there only when whole.
+def finish_save(directory: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
+    """Writes the manifest, which makes the save valid, and removes what an earlier save left in `directory`.
 
     Args:
-        directory: where to.
+        directory: where the files are already.
         manifest: JSON-able description; "format_version", "files" and "sha256" (of the rest) are added.
-        state: the mutable arrays.
-        segments: (number, arrays) of each segment.
+        files: name -> entry of the state file and of every segment.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    files = dict([_write_arrays(directory, "state", state)])
-    files.update(_write_arrays(directory, f"segment-{number:08d}", arrays) for number, arrays in segments)
-    content = {"format_version": FORMAT_VERSION, **manifest, "files": files}
-    content["sha256"] = _hash_of_json(content)
-    _write_file(directory / MANIFEST, json.dumps(content, indent=1).encode())
-    _sync_directory(directory)
+    content = {"format_version": FORMAT_VERSION, **manifest, "files": dict(files)}
+    write_file(directory / MANIFEST, seal_json(content))
+    sync(directory)
     for path in directory.iterdir():
         is_ours = _FILE_NAME.fullmatch(path.name) or path.name.endswith(".npz.tmp")
         if is_ours and path.name not in files:
             path.unlink()
+
+
+def write_arrays(directory: Path, stem: str, arrays: Arrays) -> tuple[str, FileEntry]:
+    """Writes `<stem>-<hash>.npz` unless it is there already; returns its name and its manifest entry."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **cast(dict[str, Any], arrays))  # plain dtypes only: nothing of theirs is pickled
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    path = directory / f"{stem}-{digest[:16]}.npz"
+    if not path.exists():
+        write_file(path, content)
+    return path.name, FileEntry(size=len(content), sha256=digest)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -67,17 +76,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         ReplayLoadError: there is none, or it cannot be read.
     """
     path = directory / MANIFEST
+    if not path.exists():
+        raise ReplayLoadError(f"There is no saved replay in {directory}: {path} is missing.")
     try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ReplayLoadError(f"There is no saved replay in {directory}: {path} is missing.") from error
-    except ValueError as error:
-        raise ReplayLoadError(f"{path} is damaged: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        raise ReplayLoadError(f"{path} is not a replay manifest of format version {FORMAT_VERSION}.")
-    digest = manifest.pop("sha256", None)
-    if digest != _hash_of_json(manifest):
-        raise ReplayLoadError(f"{path} is damaged: its content does not have the sha256 {digest} that it states.")
+        manifest = read_sealed_json(path)
+    except CheckpointError as error:
+        raise ReplayLoadError(str(error)) from error
+    version = manifest.get("format_version")
+    if version not in READABLE_VERSIONS:
+        raise ReplayLoadError(
+            f"{path} has format version {version!r}, and this version of rllib_efficientzero reads replays of format "
+            f"version {' and '.join(map(str, READABLE_VERSIONS))}."
+        )
     return manifest
 
 
@@ -111,51 +121,19 @@ def _file_names(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
     return list(files)
 
 
-def _write_arrays(directory: Path, stem: str, arrays: Arrays) -> tuple[str, dict[str, Any]]:
-    """Writes `<stem>-<hash>.npz` unless it is there already; returns its name and its manifest entry."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **cast(dict[str, Any], arrays))  # plain dtypes only: nothing of theirs is pickled
-    content = buffer.getvalue()
-    digest = hashlib.sha256(content).hexdigest()
-    path = directory / f"{stem}-{digest[:16]}.npz"
-    if not path.exists():
-        _write_file(path, content)
-    return path.name, {"size": len(content), "sha256": digest}
-
-
-def _read_arrays(path: Path, entry: Mapping[str, Any]) -> Arrays:
+def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
     try:
+        check_size(path, entry)
         content = path.read_bytes()
+    except CheckpointError as error:
+        raise ReplayLoadError(str(error)) from error
     except OSError as error:
         raise ReplayLoadError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(content) != entry["size"]:
-        raise ReplayLoadError(f"{path} has {len(content)} bytes instead of {entry['size']}: it is incomplete.")
     digest = hashlib.sha256(content).hexdigest()
     if digest != entry["sha256"]:
-        raise ReplayLoadError(f"{path} is damaged: sha256 {digest} instead of {entry['sha256']}.")
+        raise ReplayLoadError(f"{path} is damaged: its sha256 is {digest} instead of {entry['sha256']}.")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, zipfile.BadZipFile) as error:
         raise ReplayLoadError(f"{path} is not a file of plain arrays: {error}.") from error
-
-
-def _hash_of_json(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,12 +1,16 @@
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from replay_helpers import interleaved_chunks, random_episode
 
+from rllib_efficientzero.checkpoint.manifest import seal_json
 from rllib_efficientzero.replay import PrioritizedReplay, ReplayLoadError, Windows, segments, storage
+
+DATA = Path(__file__).parents[2] / "data"
 
 
 def make_replay(capacity: int = 500, seed: int = 0) -> PrioritizedReplay:
@@ -122,25 +126,68 @@ def test_full_segments_are_written_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert names == {"replay.json", *json.loads((tmp_path / "replay.json").read_text())["files"]}
 
 
+def test_full_segments_are_linked_from_the_previous_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a process that loaded it, and though their oldest episodes are evicted meanwhile."""
+    monkeypatch.setattr(segments, "SEGMENT_POSITIONS", 64)
+    replay = filled_replay(capacity=400)
+    replay.save(tmp_path / "0")
+    replay.add([random_episode(np.random.default_rng(5), 100, id_="z", shape=(16, 16))])
+    loaded = make_replay(400)
+    loaded.load(tmp_path / "0")
+    loaded.add([random_episode(np.random.default_rng(5), 100, id_="z", shape=(16, 16))])
+    episodes_before = set(replay._episodes)
+    for name, buffer in (("1", replay), ("1b", loaded)):
+        buffer.save(tmp_path / name, previous=tmp_path / "0")
+    assert (tmp_path / "1" / "replay.json").read_bytes() == (tmp_path / "1b" / "replay.json").read_bytes()
+
+    def segment_files(name: str) -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in (tmp_path / name).glob("segment-*")}
+
+    shared = segment_files("0").items() & segment_files("1").items()
+    assert len(shared) >= 3
+    assert set(replay._episodes) == episodes_before
+    # Of what the shared files hold, some has been evicted since they were written.
+    replay.add([random_episode(np.random.default_rng(6), 150, id_="y", shape=(16, 16))])
+    assert set(replay._episodes) < episodes_before | {max(replay._episodes)}
+    replay.save(tmp_path / "2", previous=tmp_path / "1")
+    again = make_replay(400)
+    again.load(tmp_path / "2")
+    for a, b in zip(go_on(replay), go_on(again), strict=True):
+        assert_equal_windows(a, b)
+
+
+def test_a_previous_save_that_is_gone_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_POSITIONS", 64)
+    replay = filled_replay()
+    replay.save(tmp_path / "0")
+    truncated = max((tmp_path / "0").glob("segment-*"))
+    truncated.write_bytes(truncated.read_bytes()[:-1])
+    for i, previous in enumerate([tmp_path / "0", tmp_path / "nowhere", None]):
+        replay.save(tmp_path / f"again{i}", previous)
+        loaded = make_replay()
+        loaded.load(tmp_path / f"again{i}")
+        assert loaded.num_added == replay.num_added
+
+
 def test_a_crash_while_saving_leaves_the_old_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replay = filled_replay()
     replay.save(tmp_path)
     expected = replay.num_added
     replay.add([random_episode(np.random.default_rng(5), 100, id_="z", shape=(16, 16))])
-    original = storage._write_file
+    original = storage.write_file
     for crash_at in range(4):
         calls = 0
 
-        def write(path: Path, content: bytes, crash_at: int = crash_at) -> None:
+        def write(path: Path, content: bytes, crash_at: int = crash_at) -> Any:
             nonlocal calls
             if calls == crash_at:
                 path.with_name(path.name + ".tmp").write_bytes(content[: len(content) // 2])
                 raise OSError("No space left on device")
             calls += 1
-            original(path, content)
+            return original(path, content)
 
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "_write_file", write)
+            patch.setattr(storage, "write_file", write)
             try:
                 replay.save(tmp_path)
             except OSError:
@@ -184,8 +231,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "replay.json").read_text())
     manifest["files"]["../../etc/passwd"] = {"size": 1, "sha256": ""}
     del manifest["sha256"]
-    manifest["sha256"] = storage._hash_of_json(manifest)
-    (tmp_path / "replay.json").write_text(json.dumps(manifest))
+    (tmp_path / "replay.json").write_bytes(seal_json(manifest))
     with pytest.raises(ReplayLoadError, match="list of files"):
         make_replay().load(tmp_path)
 
@@ -195,9 +241,19 @@ def test_other_versions_and_missing_directories(tmp_path: Path) -> None:
         make_replay().load(tmp_path / "nowhere")
     filled_replay().save(tmp_path)
     manifest = json.loads((tmp_path / "replay.json").read_text())
-    (tmp_path / "replay.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(ReplayLoadError, match="format version 1"):
+    del manifest["sha256"]
+    (tmp_path / "replay.json").write_bytes(seal_json({**manifest, "format_version": 99}))
+    with pytest.raises(ReplayLoadError, match=r"version 99, and this .* reads replays of format version 1 and 2"):
         make_replay().load(tmp_path)
+
+
+def test_a_save_of_the_first_format_still_loads() -> None:
+    """Written by the last commit before format 2; the expected draw is what its buffer drew next."""
+    loaded = make_replay(60)
+    loaded.load(DATA / "replay-format-1")
+    windows = loaded.sample(16, beta=0.5)
+    assert windows.position_ids.tolist() == [58, 35, 36, 38, 41, 69, 87, 74, 85, 66, 57, 72, 40, 79, 53, 67]
+    assert float(windows.frames.sum()) == 111149.0
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

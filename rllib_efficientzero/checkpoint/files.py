@@ -1,0 +1,114 @@
+"""Files and directories that are whole or absent: a crash at any moment leaves what was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import TypedDict
+
+CHUNK_BYTES = 1 << 20
+
+
+class FileEntry(TypedDict):
+    """What a manifest says of a file."""
+
+    size: int
+    """bytes"""
+    sha256: str
+    """hexadecimal"""
+
+
+def write_file(path: pathlib.Path, content: bytes) -> FileEntry:
+    """Writes `path`, under its final name only once every byte is on the disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def hash_file(path: pathlib.Path) -> FileEntry:
+    """Size and hash of a file as it is."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(size=size, sha256=digest.hexdigest())
+
+
+def sync(path: pathlib.Path) -> None:
+    """Waits until a file's content, or a directory's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: pathlib.Path, target: pathlib.Path, size: int) -> bool:
+    """Gives an immutable file a second name; copies it where the file system cannot. False if it is not there.
+
+    Args:
+        source: the file as it was once written.
+        target: a name not taken yet.
+        size: bytes that the file must have.
+    """
+    try:
+        if source.is_symlink() or source.stat().st_size != size:
+            return False
+        try:
+            os.link(source, target)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # Another file system, or one without hard links.
+            shutil.copyfile(source, target)
+            sync(target)
+    except OSError:
+        target.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def staging_path(target: pathlib.Path) -> pathlib.Path:
+    """Where `staged_directory` writes before `target` appears."""
+    return target.with_name(f".{target.name}.saving")
+
+
+def replaced_path(target: pathlib.Path) -> pathlib.Path:
+    """Where an older `target` stands for the moment between two renames."""
+    return target.with_name(f".{target.name}.replaced")
+
+
+@contextlib.contextmanager
+def staged_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory to write into; it becomes `target` when the block ends without an error.
+
+    What was in `target` before is then gone; after an error, or a crash, it is as it was. There must be one writer of
+    `target` at a time.
+    """
+    staging, replaced = staging_path(target), replaced_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in (staging, replaced):
+        if leftover != replaced or target.exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        for directory, _, _ in os.walk(staging):
+            sync(pathlib.Path(directory))
+        if target.is_dir() and any(target.iterdir()):
+            os.rename(target, replaced)
+        os.rename(staging, target)
+        sync(target.parent)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)

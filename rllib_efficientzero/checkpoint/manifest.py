@@ -1,0 +1,208 @@
+"""`manifest.json`, written last: a checkpoint directory that has it, and whose files are as it says, is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+from rllib_efficientzero.checkpoint.files import FileEntry, hash_file, replaced_path, sync, write_file
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+WRITTEN_SINCE = {1: "0.1.0"}
+"""Format version -> first version of this package that writes and reads it."""
+MAX_JSON_BYTES = 1 << 20
+DEPENDENCIES = ("rllib_efficientzero", "ray", "torch", "gymnasium", "numpy")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message is one sentence that names the file and what is wrong with it."""
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what results depend on."""
+    return {package: _version(package) for package in DEPENDENCIES}
+
+
+def write_manifest(directory: pathlib.Path, known: Mapping[str, FileEntry], **description: Any) -> None:
+    """Writes the manifest of all files below `directory`; call it when everything else is written.
+
+    Args:
+        directory: the checkpoint.
+        known: relative path -> entry, of files that are on the disk already with just that content.
+        description: further JSON-able entries.
+    """
+    files: dict[str, FileEntry] = {}
+    for path in _files_below(directory):
+        name = path.relative_to(directory).as_posix()
+        if name in known:
+            files[name] = known[name]
+            continue
+        sync(path)
+        files[name] = hash_file(path)
+    content = {"format_version": FORMAT_VERSION, "versions": versions(), **description, "files": files}
+    write_file(directory / MANIFEST, seal_json(content))
+
+
+def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, itself undamaged and of a format that this version reads.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, or it is from a later version.
+    """
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a checkpoint: there is no such directory.")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing: the checkpoint is incomplete, or older than rllib_efficientzero "
+            f"{WRITTEN_SINCE[1]}, whose development versions wrote none and alone can read it."
+        )
+    manifest = read_sealed_json(path)
+    found = manifest.get("format_version")
+    if found not in WRITTEN_SINCE:
+        needed = manifest.get("versions", {}).get("rllib_efficientzero", "a later version")
+        raise CheckpointError(
+            f"{path} has format version {found!r}, and this version of rllib_efficientzero reads up to "
+            f"{FORMAT_VERSION}: the checkpoint needs rllib_efficientzero {needed}."
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{path} is damaged: it has no list of files.")
+    for name, entry in files.items():
+        _check_entry(path, name, entry)
+    return manifest
+
+
+def verify(directory: pathlib.Path, *, below: str = "") -> dict[str, Any]:
+    """Checks every file of a checkpoint against its manifest, and returns the manifest.
+
+    Args:
+        directory: the checkpoint.
+        below: check only the files whose relative path begins so.
+
+    Raises:
+        CheckpointError: a file is missing or is not the one that was written.
+    """
+    manifest = read_manifest(directory)
+    for name, entry in manifest["files"].items():
+        if name.startswith(below):
+            check_file(directory / name, entry)
+    return manifest
+
+
+def check_file(path: pathlib.Path, entry: FileEntry) -> None:
+    """Compares a file with its manifest entry.
+
+    Raises:
+        CheckpointError: it is missing, or of another size or content.
+    """
+    check_size(path, entry)
+    found = hash_file(path)["sha256"]
+    if found != entry["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its sha256 is {found} instead of {entry['sha256']}.")
+
+
+def check_size(path: pathlib.Path, entry: FileEntry) -> None:
+    """Compares a file's size with its manifest entry, without reading it.
+
+    Raises:
+        CheckpointError: it is missing, a link, or of another size.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise CheckpointError(f"{path} is missing, a file of {entry['size']} bytes with sha256 {entry['sha256']}.")
+    size = path.stat().st_size
+    if size != entry["size"]:
+        raise CheckpointError(
+            f"{path} is incomplete: it has {size} bytes instead of {entry['size']} with sha256 {entry['sha256']}."
+        )
+
+
+def find_newest(directory: pathlib.Path) -> pathlib.Path | None:
+    """The newest complete `checkpoint_*` of a trial's directory; None if there is none.
+
+    Incomplete and damaged ones are passed over with a warning that says what is wrong with them.
+    """
+    for path in sorted(directory.glob("checkpoint_*"), reverse=True):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            logger.warning("checkpoint passed over: %s", error)
+            continue
+        return path
+    return None
+
+
+def recover_replaced(directory: pathlib.Path) -> None:
+    """Brings back a checkpoint whose replacement was interrupted in the moment between two renames."""
+    replaced = replaced_path(directory)
+    if not directory.exists() and replaced.is_dir():
+        logger.warning("%s was being replaced when its writer ended; the older one is used", directory)
+        replaced.rename(directory)
+
+
+# --- JSON that knows its own hash ------------------------------------------------------------------------------------
+
+
+def seal_json(content: Mapping[str, Any]) -> bytes:
+    """JSON of `content` with the hash of the rest under "sha256"."""
+    return json.dumps({**content, "sha256": hash_json(content)}, indent=1, allow_nan=False).encode()
+
+
+def read_sealed_json(path: pathlib.Path) -> dict[str, Any]:
+    """What `seal_json` wrote.
+
+    Raises:
+        CheckpointError: the file cannot be read, is too large, or is not what was written.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is not one this package writes: it has more than {MAX_JSON_BYTES} bytes.")
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object.")
+    stated = content.pop("sha256", None)
+    found = hash_json(content)
+    if stated != found:
+        raise CheckpointError(f"{path} is damaged: the sha256 of its content is {found} instead of {stated}.")
+    return content
+
+
+def hash_json(value: Mapping[str, Any]) -> str:
+    """Of a JSON value, whatever its white space."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# --- Helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _files_below(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != MANIFEST)
+
+
+def _check_entry(path: pathlib.Path, name: str, entry: Any) -> None:
+    parts = pathlib.PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or parts.as_posix() != name or "\\" in name or "\0" in name:
+        raise CheckpointError(f"{path} names a file outside of its directory: {name!r}.")
+    good = isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
+    if not good or not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
+        raise CheckpointError(f"{path} is damaged: its entry of {name!r} is not a size and a sha256.")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
