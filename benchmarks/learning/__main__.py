@@ -1,8 +1,9 @@
-"""Learning curves: `python -m benchmarks.learning EXAMPLE [--seeds 0 1 2] [--variant NAME] [--out-dir DIR]`.
+"""Learning curves: `python -m benchmarks.learning EXAMPLE [--seeds 0 1 2] [--variant NAME] [--storage-path DIR] ...`.
 
 Trains `tuned_examples/EXAMPLE.yaml` through the `rllib` command, one seed after the other, and keeps every evaluation
 with its per-episode scores, the config, the commit, the hardware and the wall clock in `<out-dir>/<name>.json`, and a
-plot beside it. Variants are the paper's ablations.
+plot beside it. Variants are the paper's ablations. With `--storage-path` the runs are kept, and the same command again
+goes on with them where they were interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -27,13 +27,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def train(example: str, seed: int, config: dict[str, Any], storage: pathlib.Path) -> float:
-    """Run one seed to its end; returns the wall clock in seconds."""
+def train(example: str, seed: int, config: dict[str, Any], storage: pathlib.Path) -> None:
+    """Run one seed to its end, or go on with it where `storage` already has a part of it."""
     command = [sys.executable, "-m", "rllib_efficientzero", "train", "file", f"tuned_examples/{example}.yaml"]
-    command += ["--seed", str(seed), "--storage-path", str(storage), "--config", json.dumps(config)]
-    started = time.perf_counter()
+    command += ["--storage-path", str(storage)]
+    if any(storage.glob("*/*/result.json")):
+        command += ["--resume"]
+    else:
+        command += ["--seed", str(seed), "--config", json.dumps(config)]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
-    return time.perf_counter() - started
 
 
 def collect(storage: pathlib.Path) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def collect(storage: pathlib.Path) -> dict[str, Any]:
         record["seconds"] = row["time_total_s"]
         record["mean_return"] = sum(record["episode_returns"]) / len(record["episode_returns"])
     plain = {key: value for key, value in config.items() if isinstance(value, str | int | float | bool | list | dict)}
-    return evaluation | {"config": plain}
+    return evaluation | {"config": plain, "wall_clock_s": rows[-1]["time_total_s"]}
 
 
 def environment() -> dict[str, Any]:
@@ -88,15 +90,16 @@ def main() -> None:
     parser.add_argument("example")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variant", choices=VARIANTS, default="full")
+    parser.add_argument("--storage-path", type=pathlib.Path, help="keep the runs there; without it they are temporary")
     parser.add_argument("--out-dir", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     name = arguments.example if arguments.variant == "full" else f"{arguments.example}-{arguments.variant}"
     results: dict[str, Any] = {"example": arguments.example, "variant": arguments.variant, **environment(), "seeds": {}}
     for seed in arguments.seeds:
-        with tempfile.TemporaryDirectory() as directory:
-            storage = pathlib.Path(directory)
-            seconds = train(arguments.example, seed, VARIANTS[arguments.variant], storage)
-            results["seeds"][str(seed)] = collect(storage) | {"wall_clock_s": seconds}
+        with tempfile.TemporaryDirectory() as temporary:
+            storage = (arguments.storage_path or pathlib.Path(temporary)).resolve() / f"{name}-seed-{seed}"
+            train(arguments.example, seed, VARIANTS[arguments.variant], storage)
+            results["seeds"][str(seed)] = collect(storage)
         # After every seed, so that an interrupted series keeps what it has.
         (arguments.out_dir / f"{name}.json").write_text(json.dumps(results, indent=1))
         plot(name, results, arguments.out_dir / f"{name}.png")
