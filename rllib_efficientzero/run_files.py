@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-from importlib import metadata
 from typing import Any
+
+from rllib_efficientzero import metrics as names
+from rllib_efficientzero.checkpoint.files import write_file
+from rllib_efficientzero.checkpoint.manifest import versions
 
 PROTOCOL_FILE = "protocol.json"
 EVALUATION_FILE = "evaluation.json"
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what results depend on."""
-    return {package: _version(package) for package in ("rllib_efficientzero", "ray", "torch", "gymnasium", "numpy")}
 
 
 def write_protocol(directory: pathlib.Path, protocol: dict[str, Any]) -> None:
@@ -24,21 +21,35 @@ def write_protocol(directory: pathlib.Path, protocol: dict[str, Any]) -> None:
 
 def append_evaluation(directory: pathlib.Path, protocol: dict[str, Any], record: dict[str, Any]) -> None:
     """Add one evaluation to `evaluation.json`: `{"protocol", "versions", "evaluations": [...]}`."""
-    path = directory / EVALUATION_FILE
-    evaluations = json.loads(path.read_text())["evaluations"] if path.exists() else []
-    _write(path, {"protocol": protocol, "versions": versions(), "evaluations": [*evaluations, record]})
+    evaluations = _read_evaluations(directory / EVALUATION_FILE)
+    _write_evaluations(directory, protocol, [*evaluations, record])
+
+
+def forget_later_evaluations(
+    directory: pathlib.Path, protocol: dict[str, Any], *, num_interactions: int, num_updates: int
+) -> None:
+    """Take those out of `evaluation.json` that a run resumed at so many steps and updates will make again."""
+    evaluations = _read_evaluations(directory / EVALUATION_FILE)
+    kept = [
+        record
+        for record in evaluations
+        if record[names.NUM_INTERACTIONS_LIFETIME] <= num_interactions
+        and record[names.NUM_UPDATES_LIFETIME] <= num_updates
+    ]
+    if len(kept) < len(evaluations):
+        _write_evaluations(directory, protocol, kept)
+
+
+def _read_evaluations(path: pathlib.Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["evaluations"] if path.exists() else []
+
+
+def _write_evaluations(directory: pathlib.Path, protocol: dict[str, Any], evaluations: list[dict[str, Any]]) -> None:
+    content = {"protocol": protocol, "versions": versions(), "evaluations": evaluations}
+    _write(directory / EVALUATION_FILE, content)
 
 
 def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
     # Whole or not at all: a run may be killed at any moment.
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    write_file(path, json.dumps(content, indent=1).encode())

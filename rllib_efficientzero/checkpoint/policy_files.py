@@ -1,0 +1,134 @@
+"""A policy on disk: `policy.json` says how to build the network, `policy.safetensors` has its weights. No pickle.
+
+Reading does not trust the files: sizes, names, shapes and hashes are checked before memory is allocated for any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rllib_efficientzero.checkpoint.files import FileEntry, write_file
+from rllib_efficientzero.checkpoint.manifest import CheckpointError, check_size, read_sealed_json, seal_json, versions
+
+POLICY_DIR = "policy"
+DESCRIPTION = "policy.json"
+WEIGHTS = "policy.safetensors"
+FORMAT_VERSION = 1
+MAX_HEADER_BYTES = 1 << 20
+_HEADER_SIZE = struct.Struct("<Q")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyFiles:
+    """A policy's description, checked against its own hash only, and where its weights are."""
+
+    path: pathlib.Path
+    """Of `policy.json`."""
+    content: dict[str, Any]
+
+    @property
+    def weights_path(self) -> pathlib.Path:
+        return self.path.with_name(WEIGHTS)
+
+
+def write_policy(directory: pathlib.Path, weights: Mapping[str, Tensor], **description: Any) -> dict[str, FileEntry]:
+    """Writes a policy into `directory` (made if needed).
+
+    Args:
+        directory: where to.
+        weights: the network's state.
+        description: JSON-able; what is needed to build the network, and to act with it.
+
+    Returns:
+        name -> manifest entry.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    entry = write_file(directory / WEIGHTS, safetensors.torch.save(tensors))
+    content = {"format_version": FORMAT_VERSION, "versions": versions(), **description, "weights": entry}
+    return {WEIGHTS: entry, DESCRIPTION: write_file(directory / DESCRIPTION, seal_json(content))}
+
+
+def read_description(path: pathlib.Path) -> PolicyFiles:
+    """The description of the policy in a checkpoint, or in a policy's own directory.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, or of a later format.
+    """
+    below = path / POLICY_DIR / DESCRIPTION
+    file = below if below.exists() else path / DESCRIPTION
+    if not file.is_file():
+        raise CheckpointError(f"There is no policy in {path}: neither {below} nor {path / DESCRIPTION} exists.")
+    content = read_sealed_json(file)
+    found = content.get("format_version")
+    if found != FORMAT_VERSION:
+        needed = content.get("versions", {}).get("rllib_efficientzero", "another version")
+        raise CheckpointError(
+            f"{file} has format version {found!r}, and this version of rllib_efficientzero reads {FORMAT_VERSION}: the "
+            f"policy needs rllib_efficientzero {needed}."
+        )
+    return PolicyFiles(file, content)
+
+
+def read_weights(files: PolicyFiles, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a policy, in memory of their own.
+
+    Args:
+        files: of the policy.
+        expected: tensors of the right names, shapes and dtypes; those of a network on torch's "meta" device take no
+            memory.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or does not hold just those tensors.
+    """
+    path, entry = files.weights_path, files.content.get("weights")
+    if not (isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)):
+        raise CheckpointError(f"{files.path} is damaged: it does not say what its weights are.")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    if not size < entry["size"] <= size + MAX_HEADER_BYTES + _HEADER_SIZE.size:
+        raise CheckpointError(
+            f"{path} does not fit {files.path}: {entry['size']} bytes are said to hold a network of {size} bytes."
+        )
+    check_size(path, FileEntry(size=entry["size"], sha256=entry["sha256"]))
+    _check_header(path, entry["size"], expected)
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != entry["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its sha256 is {found} instead of {entry['sha256']}.")
+    try:
+        return safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+
+
+def _check_header(path: pathlib.Path, size: int, expected: Mapping[str, Tensor]) -> None:
+    """Whether the file holds just the expected tensors, from its first bytes alone."""
+    with path.open("rb") as file:
+        (length,) = _HEADER_SIZE.unpack(file.read(_HEADER_SIZE.size).ljust(_HEADER_SIZE.size, b"\0"))
+        if length > min(MAX_HEADER_BYTES, size - _HEADER_SIZE.size):
+            raise CheckpointError(f"{path} is damaged: it states a header of {length} bytes.")
+        try:
+            header = json.loads(file.read(length))
+            found = {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{path} is damaged: its header cannot be read ({error}).") from error
+    wanted = {name: (_DTYPE_NAMES[tensor.dtype], list(tensor.shape)) for name, tensor in expected.items()}
+    for name in wanted.keys() | found.keys():
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{path} does not fit its network: {name!r} is {found.get(name)}, and {wanted.get(name)} is needed."
+            )
+
+
+_DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL", torch.uint8: "U8"}

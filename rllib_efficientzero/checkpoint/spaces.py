@@ -1,0 +1,102 @@
+"""Spaces as JSON, so that reading what a policy was trained for needs no pickle."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+MAX_ELEMENTS = 1 << 27
+"""Largest observation that is believed."""
+MAX_BOUNDS = 1 << 14
+"""Boxes with more elements, and different bounds for them, keep only the widest."""
+
+
+def space_to_json(space: gym.Space) -> dict[str, Any]:
+    """A JSON-able description of a Box, Discrete, MultiBinary or a Dict of these."""
+    if isinstance(space, gym.spaces.Box):
+        return {
+            "type": "Box",
+            "shape": list(space.shape),
+            "dtype": np.dtype(space.dtype).name,
+            "low": _bounds_to_json(space.low, np.min),
+            "high": _bounds_to_json(space.high, np.max),
+        }
+    if isinstance(space, gym.spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, gym.spaces.MultiBinary):
+        return {"type": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, gym.spaces.Dict):
+        return {"type": "Dict", "spaces": {key: space_to_json(value) for key, value in space.spaces.items()}}
+    raise ValueError(f"a policy over {space} cannot be written as JSON")
+
+
+def space_from_json(described: Any) -> gym.Space:
+    """What `space_to_json` described. The description is not trusted.
+
+    Raises:
+        ValueError: it is not one, or it is larger than `MAX_ELEMENTS`.
+    """
+    try:
+        kind = described["type"]
+        if kind == "Box":
+            return _box(described)
+        if kind == "Discrete":
+            return gym.spaces.Discrete(_size(described["n"]), start=int(described["start"]))
+        if kind == "MultiBinary":
+            return gym.spaces.MultiBinary(_shape(described["shape"]))
+        if kind == "Dict":
+            return gym.spaces.Dict({str(key): space_from_json(value) for key, value in described["spaces"].items()})
+    except (KeyError, TypeError, AttributeError, OverflowError, AssertionError, RecursionError) as error:
+        raise ValueError(f"{str(described)[:200]} does not describe a space") from error
+    raise ValueError(f"a space of type {kind!r} is not known")
+
+
+def _box(described: dict[str, Any]) -> gym.spaces.Box:
+    shape, dtype = _shape(described["shape"]), np.dtype(str(described["dtype"]))
+    if dtype.kind not in "biuf":
+        raise ValueError(f"a Box of {dtype} is not supported")
+    low, high = (_bounds_from_json(described[key], shape, dtype) for key in ("low", "high"))
+    return gym.spaces.Box(low, high, shape=shape, dtype=dtype.type)
+
+
+def _bounds_to_json(bounds: np.ndarray, widest: Any) -> Any:
+    if bounds.size == 0 or (bounds == bounds.flat[0]).all():
+        return _number_to_json(bounds.flat[0]) if bounds.size else 0
+    if bounds.size > MAX_BOUNDS:
+        return _number_to_json(widest(bounds))
+    return [_number_to_json(bound) for bound in bounds.flat]
+
+
+def _bounds_from_json(bounds: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """An array of `shape`, without memory of its own where all bounds are equal."""
+    if not isinstance(bounds, list):
+        return np.broadcast_to(np.array(_number_from_json(bounds), dtype), shape)
+    if len(bounds) > MAX_BOUNDS:
+        raise ValueError(f"a Box has {len(bounds)} bounds")
+    return np.array([_number_from_json(bound) for bound in bounds], dtype).reshape(shape)
+
+
+def _number_to_json(number: Any) -> int | float | str:
+    """JSON has no infinity."""
+    value = number.item()
+    return value if isinstance(value, int) or math.isfinite(value) else str(value)
+
+
+def _number_from_json(number: Any) -> int | float:
+    return float(number) if isinstance(number, str) else number
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(_size(size) for size in shape)
+    if len(sizes) > 8 or math.prod(sizes) > MAX_ELEMENTS:
+        raise ValueError(f"an observation of shape {str(shape)[:100]} is not believed")
+    return sizes
+
+
+def _size(size: Any) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MAX_ELEMENTS:
+        raise ValueError(f"{str(size)[:100]} is not a size")
+    return size

@@ -1,0 +1,300 @@
+"""Saving and restoring an Algorithm: whole, checked, and at the cost of what is new.
+
+A checkpoint directory:
+
+    manifest.json               format, versions, counters; size and sha256 of every other file; written last
+    policy/                     policy.json and policy.safetensors, for `policy.load_policy`; no pickle
+    replay/                     see `replay.storage`; full segments are hard links to the previous checkpoint's
+    algorithm_state.pkl, learner_group/, env_runner/, ...
+                                RLlib's: pickles, to be loaded only if trusted; `run_state` is in algorithm_state.pkl
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import pyarrow.fs
+import ray
+import torch
+from ray import cloudpickle
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import (
+    COMPONENT_LEARNER,
+    COMPONENT_LEARNER_GROUP,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint
+
+from rllib_efficientzero import run_files, run_state
+from rllib_efficientzero.checkpoint.files import staged_directory, staging_path
+from rllib_efficientzero.checkpoint.manifest import (
+    CheckpointError,
+    read_manifest,
+    recover_replaced,
+    verify,
+    write_manifest,
+)
+from rllib_efficientzero.checkpoint.policy_files import POLICY_DIR, read_description, write_policy
+from rllib_efficientzero.checkpoint.spaces import space_to_json
+from rllib_efficientzero.models import ModelConfig
+from rllib_efficientzero.replay import storage
+
+logger = logging.getLogger(__name__)
+
+RUN_STATE = "run_state"
+REPLAY_DIR = "replay"
+NETWORK_PREFIX = "network."
+
+
+class CheckpointedAlgorithm(Algorithm):
+    """What `EfficientZero` inherits to be saved and restored exactly.
+
+    Episodes in progress are part of the state where their environments' state can be had (see `env.env_state`). Else
+    saving cuts them short, in the run that goes on as in the one that is resumed, so that both stay equal.
+    """
+
+    local_replay_buffer: Any
+    num_updates: int
+    num_interactions: int
+    _last_checkpoint: pathlib.Path | None = None
+    """The newest one written or restored: what has not changed since need not be written again."""
+
+    @property
+    def run_directory(self) -> pathlib.Path:
+        """Where this run's files belong: beside Tune's `result.json`, or RLlib's log directory outside of Tune."""
+        if self._has_local_storage():
+            return pathlib.Path(self._storage.trial_fs_path)
+        return pathlib.Path(self.logdir)
+
+    # --- State in memory ---------------------------------------------------------------------------------------------
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """As RLlib's, with the `run_state`; the replay is in no state, it would be copied in memory."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(RUN_STATE, components, not_components):
+            state[RUN_STATE] = run_state.capture(self)
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """As RLlib's; an algorithm that has learned more than the state takes it, too."""
+        self.learner_group.foreach_learner(_take_any_weights)
+        super().set_state(state)
+        if RUN_STATE in state:
+            run_state.restore(self, state[RUN_STATE])
+
+    # --- Saving ------------------------------------------------------------------------------------------------------
+
+    def save_to_path(
+        self, path: str | pathlib.Path | None = None, *, state: Any = None, filesystem: Any = None, **kwargs: Any
+    ) -> str:
+        """Writes a checkpoint. What was in `path` before stays there until the new one is whole.
+
+        Args:
+            path: a directory, made if needed, or the URI of one; None: a new one in the system's temporary directory.
+            state: write this state instead, in RLlib's form alone.
+            filesystem: of `path`, if it is not local.
+        """
+        if state is not None:
+            return super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
+        target = pathlib.Path(tempfile.mkdtemp()) if path is None else _local_path(path, filesystem)
+        if target is None:
+            return self._upload(str(path), filesystem)
+        state = self.get_state()
+        captured, learned = state[RUN_STATE], _learned_weights(state)
+        with staged_directory(target) as staging:
+            super().save_to_path(staging, state=state, **kwargs)
+            write_policy(staging / POLICY_DIR, learned, **self._describe_policy())
+            previous = self._last_checkpoint and self._last_checkpoint / REPLAY_DIR
+            self.local_replay_buffer.save(staging / REPLAY_DIR, previous=previous)
+            files = storage.read_manifest(staging / REPLAY_DIR)["files"]
+            write_manifest(
+                staging,
+                known={f"{REPLAY_DIR}/{name}": entry for name, entry in files.items()},
+                counters={**captured["counters"], "training_iteration": self.iteration},
+            )
+        self._last_checkpoint = target
+        run_state.begin_anew_where_needed(self, captured)
+        return str(target)
+
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """As Tune's, which writes to a temporary directory and copies all of it; a local one is written in place."""
+        storage_context = self._storage
+        if checkpoint_dir is not None or not self._has_local_storage():
+            return super().save(checkpoint_dir)
+        for leftover in pathlib.Path(storage_context.trial_fs_path).glob(
+            staging_path(pathlib.Path("checkpoint_*")).name
+        ):
+            shutil.rmtree(leftover, ignore_errors=True)
+        storage_context._update_checkpoint_index({})
+        while pathlib.Path(storage_context.checkpoint_fs_path).exists():
+            # Written by a run that was killed before Tune took note of it.
+            storage_context._update_checkpoint_index({})
+        self.save_checkpoint(storage_context.checkpoint_fs_path)
+        storage_context.persist_artifacts(force=storage_context.sync_config.sync_artifacts_on_checkpoint)
+        checkpoint = Checkpoint(storage_context.checkpoint_fs_path, storage_context.storage_filesystem)
+        return _TrainingResult(checkpoint=checkpoint, metrics=dict(self._last_result or {}))
+
+    def _has_local_storage(self) -> bool:
+        return self._storage is not None and isinstance(self._storage.storage_filesystem, pyarrow.fs.LocalFileSystem)
+
+    def _upload(self, uri: str, filesystem: Any) -> str:
+        if filesystem is None:
+            filesystem, uri = pyarrow.fs.FileSystem.from_uri(uri)
+        with tempfile.TemporaryDirectory() as directory:
+            saved = self.save_to_path(pathlib.Path(directory) / "checkpoint")
+            filesystem.create_dir(uri, recursive=True)
+            pyarrow.fs.copy_files(saved, uri, destination_filesystem=filesystem)
+            self._last_checkpoint = None
+        return uri
+
+    def _describe_policy(self) -> dict[str, Any]:
+        observation_space, action_space = self.spaces[DEFAULT_MODULE_ID]
+        return {
+            "observation_space": space_to_json(observation_space),
+            "action_space": space_to_json(action_space),
+            "model": _model_sizes(self.config),
+            "search": dataclasses.asdict(self.config.search_config()),
+            "frame_stack": self.config.frame_stack,
+            "mixed_precision": self.config.mixed_precision,
+            "num_updates": self.num_updates,
+            "num_interactions": self.num_interactions,
+            "protocol": self.config.describe_protocol(),
+        }
+
+    # --- Restoring ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Any:
+        """As RLlib's; the checkpoint must be trusted. Its files are checked before any is unpickled."""
+        local = None if isinstance(path, Checkpoint) else _local_path(path, filesystem)
+        if local is not None:
+            recover_replaced(local)
+            verify(local)
+        return super().from_checkpoint(path, filesystem, **kwargs)
+
+    def restore_from_path(
+        self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
+    ) -> None:
+        """Restores a trusted checkpoint: all of it, or nothing.
+
+        Args:
+            path: a directory, or the URI of one.
+            component: restore this alone, as RLlib does it.
+            filesystem: of `path`, if it is not local.
+
+        Raises:
+            CheckpointError: it is incomplete, damaged, from another version, or of other spaces or networks.
+        """
+        if component is not None:
+            super().restore_from_path(path, component=component, filesystem=filesystem, **kwargs)
+            return
+        local = _local_path(path, filesystem)
+        if local is not None:
+            self._restore(local)
+            return
+        uri = str(path)
+        if filesystem is None:
+            filesystem, uri = pyarrow.fs.FileSystem.from_uri(uri)
+        with tempfile.TemporaryDirectory() as directory:
+            pyarrow.fs.copy_files(uri, directory, source_filesystem=filesystem)
+            self._restore(pathlib.Path(directory))
+            self._last_checkpoint = None
+
+    def _restore(self, path: pathlib.Path) -> None:
+        recover_replaced(path)
+        verify(path)
+        self._check_fits(path)
+        state = _read_state(path)
+        self.local_replay_buffer.load(path / REPLAY_DIR)
+        self.set_state(state)
+        self._last_checkpoint = path
+        run_files.forget_later_evaluations(
+            self.run_directory,
+            self.config.describe_protocol(),
+            num_interactions=self.num_interactions,
+            num_updates=self.num_updates,
+        )
+
+    def _check_fits(self, path: pathlib.Path) -> None:
+        """Raises CheckpointError if the checkpoint is of another environment or network than this algorithm's."""
+        files, own = read_description(path), self._describe_policy()
+        for name, what in (
+            ("observation_space", "stacked observations"),
+            ("action_space", "actions"),
+            ("model", "a network"),
+        ):
+            if files.content.get(name) != own[name]:
+                raise CheckpointError(
+                    f"{files.path} is of another run: it has {what} of {files.content.get(name)}, and this one has "
+                    f"{own[name]}."
+                )
+
+
+def _learned_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The network's weights out of an algorithm's state."""
+    module = state[COMPONENT_LEARNER_GROUP][COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+    return {
+        name.removeprefix(NETWORK_PREFIX): torch.as_tensor(value)
+        for name, value in module.items()
+        if name.startswith(NETWORK_PREFIX)
+    }
+
+
+def _model_sizes(config: Any) -> dict[str, Any]:
+    """As they look when read from JSON."""
+    sizes = dataclasses.asdict(ModelConfig.from_dict(config.network_sizes()))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in sizes.items()}
+
+
+def _take_any_weights(learner: Any) -> None:
+    # A Learner would keep its own weights, if they are newer by this number.
+    learner._weights_seq_no = 0
+
+
+def _read_state(directory: pathlib.Path) -> dict[str, Any]:
+    """RLlib's state files of a checkpoint as one state: all are read before any is applied."""
+    state: dict[str, Any] = {}
+    for file in sorted(directory.glob("*state.pkl")):
+        try:
+            state |= cloudpickle.loads(file.read_bytes())
+        except Exception as error:
+            # Unpickling calls what it finds, so it raises anything.
+            versions = _stated_versions(directory)
+            raise CheckpointError(
+                f"{file} cannot be unpickled with ray {ray.__version__} ({type(error).__name__}: {error}); the "
+                f"checkpoint was written with {versions}."
+            ) from error
+    for below in sorted(directory.iterdir()):
+        if (below / Algorithm.CLASS_AND_CTOR_ARGS_FILE_NAME).exists():
+            state[below.name] = _read_state(below)
+    return state
+
+
+def _stated_versions(directory: pathlib.Path) -> str:
+    """Versions that the manifest of a checkpoint, or of the checkpoint around a part of it, states."""
+    for parent in (directory, *directory.parents):
+        try:
+            versions = read_manifest(parent)["versions"]
+        except CheckpointError:
+            continue
+        return ", ".join(f"{name} {version}" for name, version in versions.items())
+    return "unknown versions"
+
+
+def _local_path(path: Any, filesystem: Any) -> pathlib.Path | None:
+    """A path on this machine; None of anything else."""
+    if filesystem is not None and not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return None
+    text = str(path)
+    if "://" in text:
+        found, text = pyarrow.fs.FileSystem.from_uri(text)
+        if not isinstance(found, pyarrow.fs.LocalFileSystem):
+            return None
+    return pathlib.Path(text).expanduser().absolute()

@@ -1,0 +1,126 @@
+"""The state of running environments, taken out and put back, so that a resumed run goes on within an episode.
+
+What is taken are the instance attributes of every layer (vector, wrappers, environment), and ALE's own state. That is
+everything for environments written in Python. One whose state is behind an attribute that cannot be pickled, and one
+that runs in another process, give none: `capture` returns None, and its episodes must begin anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import pickle
+import types
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
+from ray import cloudpickle
+
+logger = logging.getLogger(__name__)
+
+_NOT_STATE = (EnvSpec, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type)
+"""How an environment was made, and what it does: a new one has them already."""
+_ENV_FUNCTIONS = "env_fns"
+
+
+def capture(env: VectorEnv) -> bytes | None:
+    """The state of a vector of environments; None if it cannot be had."""
+    layers = _layers(env)
+    if layers is None:
+        return None
+    emulators = {id(emulator): index for index, emulator in _emulators(layers).items()}
+    buffer = io.BytesIO()
+    try:
+        states = {index: emulator.cloneState(include_rng=True) for index, emulator in _emulators(layers).items()}
+        pickler = _Pickler(buffer, {id(layer): index for index, layer in enumerate(layers)}, emulators)
+        pickler.dump(([_attributes(layer) for layer in layers], states))
+    except Exception as error:
+        # Whatever an environment's attributes raise when they are pickled; the caller says what follows from it.
+        logger.info("the state of %s cannot be saved: %s: %s", env.spec, type(error).__name__, error)
+        return None
+    return buffer.getvalue()
+
+
+def restore(env: VectorEnv, state: bytes) -> None:
+    """Puts a state of `capture` into newly made environments of the same kind.
+
+    Args:
+        env: made in the same way as the one whose state was captured.
+        state: trusted bytes; they are unpickled.
+
+    Raises:
+        ValueError: the environments are made differently.
+    """
+    layers = _layers(env)
+    if layers is None:
+        raise ValueError(f"{env} cannot take a saved state")
+    attributes, states = _Unpickler(io.BytesIO(state), layers).load()
+    if len(attributes) != len(layers):
+        raise ValueError(f"the saved environments have {len(attributes)} layers, {env} has {len(layers)}")
+    for layer, values in zip(layers, attributes, strict=True):
+        vars(layer).update(values)
+    for index, emulator_state in states.items():
+        vars(layers[index])["ale"].restoreState(emulator_state)
+
+
+def _layers(env: Any) -> list[Any] | None:
+    """Vector wrappers, the vector, and each environment with its wrappers, from the outside in; None if some of them
+    are out of reach."""
+    layers: list[Any] = []
+    while isinstance(env, VectorWrapper):
+        layers.append(env)
+        env = env.env
+    if not isinstance(env, SyncVectorEnv):
+        return None
+    layers.append(env)
+    for single in env.envs:
+        while isinstance(single, gym.Wrapper):
+            layers.append(single)
+            single = single.env
+        layers.append(single)
+    return layers
+
+
+def _attributes(layer: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name != _ENV_FUNCTIONS and not isinstance(value, _NOT_STATE)
+    }
+
+
+def _emulators(layers: list[Any]) -> dict[int, Any]:
+    """Index of the layer -> its Atari emulator, which keeps its state in C++."""
+    return {index: layer.ale for index, layer in enumerate(layers) if _is_emulator(vars(layer).get("ale"))}
+
+
+def _is_emulator(value: Any) -> bool:
+    return type(value).__name__ == "ALEInterface"
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Writes environments and emulators as references, to be found again among the new ones."""
+
+    def __init__(self, file: io.BytesIO, layers: dict[int, int], emulators: dict[int, int]) -> None:
+        super().__init__(file)
+        self._indices, self._emulators = layers, emulators
+
+    def persistent_id(self, obj: Any) -> tuple[str, int] | None:
+        if isinstance(obj, gym.Env | VectorEnv):
+            return "layer", self._indices[id(obj)]
+        if _is_emulator(obj):
+            return "emulator", self._emulators[id(obj)]
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, layers: list[Any]) -> None:
+        super().__init__(file)
+        self._layers = layers
+
+    def persistent_load(self, pid: tuple[str, int]) -> Any:
+        kind, index = pid
+        return self._layers[index] if kind == "layer" else vars(self._layers[index])["ale"]

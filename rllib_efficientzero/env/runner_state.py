@@ -1,0 +1,183 @@
+"""The state of an EnvRunner: its generators, its environments, and the episodes that are being played.
+
+RLlib saves one runner's connectors and counters, and hands them to all others; everything else about a runner is here.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ray import cloudpickle
+from ray.rllib.utils.numpy import convert_to_numpy
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
+
+from rllib_efficientzero.env import env_state
+
+logger = logging.getLogger(__name__)
+
+PLAYING = (
+    "_ongoing_episodes",
+    "_env_index_of",
+    "_needs_initial_reset",
+    "_shared_data",
+    "_seed",
+    "_generation",
+    "_hidden_steps",
+    "_counts_reported",
+    "_vectors_lost",
+    "_search_totals",
+    "num_env_steps_sampled_lifetime",
+)
+"""Attributes of an EnvRunner that belong to its environments as they are; without these they begin anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunnerState:
+    """What `capture` takes of one EnvRunner."""
+
+    identity: tuple[int, ...]
+    search_rng: dict[str, Any]
+    global_generators: dict[str, Any] | None
+    """Of the runner's process; None if it is the algorithm's, which saves them itself."""
+    environments: bytes | None
+    """None if they cannot be saved, or need not be (evaluation begins anew every time)."""
+    playing: bytes | None
+    """Pickled attributes `PLAYING`, the observations to act on next, and metrics of chunks already delivered."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeliveredChunk:
+    """What an episode's metrics need of a chunk that was delivered before; its observations are not kept."""
+
+    length: int
+    episode_return: float
+    seconds: float
+
+    def __len__(self) -> int:
+        return self.length
+
+    def get_return(self) -> float:
+        return self.episode_return
+
+    def get_duration_s(self) -> float:
+        return self.seconds
+
+
+def capture(runner: Any) -> RunnerState:
+    """The state of an EnvRunner; called in its process."""
+    environments = None
+    if runner.env is not None and not runner.config.in_evaluation:
+        environments = env_state.capture(runner.env)
+    return RunnerState(
+        identity=tuple(runner._identity()),
+        search_rng=runner.module.rng.bit_generator.state,
+        global_generators=capture_generators() if runner.worker_index else None,
+        environments=environments,
+        playing=None if environments is None else _capture_playing(runner),
+    )
+
+
+def restore(runner: Any, *, states: Sequence[RunnerState], generation: int) -> None:
+    """Puts a runner into its own one of `states`; called in its process.
+
+    Without one, or where the environments could not be saved, its environments begin anew, seeded by `generation`.
+    """
+    own = next((state for state in states if state.identity == tuple(runner._identity())), None)
+    if own is None:
+        begin_anew(runner, generation=generation)
+        return
+    runner.module.rng.bit_generator.state = own.search_rng
+    if own.global_generators is not None:
+        restore_generators(own.global_generators)
+    if own.environments is None or own.playing is None:
+        begin_anew(runner, generation=generation)
+        return
+    try:
+        env_state.restore(runner.env, own.environments)
+    except ValueError as error:
+        logger.warning("EnvRunner %s begins new episodes: %s", runner.worker_index or 0, error)
+        begin_anew(runner, generation=generation)
+        return
+    _restore_playing(runner, own.playing)
+
+
+def begin_anew(runner: Any, *, generation: int) -> int:
+    """Lets a runner's environments begin new episodes at its next sample, if their state cannot be saved.
+
+    What is left of the episodes that were being played stays in the replay, without an end.
+
+    Returns:
+        Episodes cut short.
+    """
+    if runner.env is None or runner.config.in_evaluation:
+        return 0
+    cut_short = sum(episode is not None and episode.t > 0 for episode in runner._ongoing_episodes)
+    runner.begin_generation(generation)
+    runner._needs_initial_reset = True
+    return cut_short
+
+
+def begin_anew_if_not_saved(runner: Any, *, states: Sequence[RunnerState], generation: int) -> int:
+    """`begin_anew` where `capture` found no state: a run goes on just as the one resumed from its checkpoint will."""
+    own = next((state for state in states if state.identity == tuple(runner._identity())), None)
+    if own is not None and own.environments is not None:
+        return 0
+    return begin_anew(runner, generation=generation)
+
+
+def _capture_playing(runner: Any) -> bytes:
+    attributes = {name: getattr(runner, name) for name in PLAYING}
+    observed = convert_to_numpy(runner._cached_to_module)
+    delivered = {
+        episode_id: [DeliveredChunk(len(chunk), chunk.get_return(), chunk.get_duration_s()) for chunk in chunks]
+        for episode_id, chunks in runner._ongoing_episodes_for_metrics.items()
+    }
+    return cloudpickle.dumps((attributes, observed, delivered))
+
+
+def _restore_playing(runner: Any, playing: bytes) -> None:
+    attributes, observed, delivered = cloudpickle.loads(playing)
+    vars(runner).update(attributes)
+    runner._cached_to_module = convert_to_torch_tensor(observed, device=runner._device)
+    runner._ongoing_episodes_for_metrics = collections.defaultdict(list, delivered)
+
+
+# --- A process's own generators --------------------------------------------------------------------------------------
+
+
+def capture_generators() -> dict[str, Any]:
+    """State of the generators that a process has once: Python's, numpy's and torch's."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 - it is the one that libraries share
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def restore_generators(state: dict[str, Any]) -> None:
+    """Puts back what `capture_generators` took; without the GPUs that this machine does not have."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        for device, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(generator, device)
+
+
+@contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leaves this process's generators as they were before the block."""
+    state = capture_generators()
+    try:
+        yield
+    finally:
+        restore_generators(state)

@@ -1,0 +1,131 @@
+"""Everything that the future of a run depends on, in one place.
+
+A checkpoint is RLlib's own state (learners with weights, target networks and optimizers, connectors, metrics), the
+replay, and what is listed here. `tests/integration/faults/test_checkpoint_run_state.py` fails when an attribute appears
+that is neither saved nor known to be derived from what is.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import ray
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+
+from rllib_efficientzero.env import runner_state
+from rllib_efficientzero.env.runner_state import RunnerState
+
+logger = logging.getLogger(__name__)
+
+COUNTERS = ("num_updates", "num_interactions")
+"""Attributes of the algorithm that count."""
+PROGRESS = ("_iteration", "_time_total", "_timesteps_total", "_episodes_total")
+"""Attributes of the algorithm that Tune keeps and that its own records would say otherwise."""
+LEARNER_COUNTERS = ("_num_non_finite_in_a_row",)
+"""Attributes of every Learner."""
+
+
+def capture(algorithm: Any) -> dict[str, Any]:
+    """The state of an algorithm between two training steps; of nothing that RLlib or the replay save."""
+    return {
+        "counters": {name: getattr(algorithm, name) for name in COUNTERS},
+        "progress": {name: getattr(algorithm, name) for name in PROGRESS},
+        "generators": runner_state.capture_generators(),
+        "learner_counters": _learner_counters(algorithm),
+        "acting_weights": _acting_weights(algorithm),
+        "env_runners": _runner_states(algorithm.env_runner_group),
+        "evaluation_env_runners": _runner_states(algorithm.eval_env_runner_group),
+    }
+
+
+def restore(algorithm: Any, state: dict[str, Any]) -> None:
+    """Puts an algorithm into a state of `capture`; call it when RLlib's own is in place."""
+    _set_attributes(algorithm, state["counters"] | state["progress"])
+    counters = state["learner_counters"]
+    algorithm.learner_group.foreach_learner(functools.partial(_set_attributes, values=counters))
+    if state["acting_weights"] is not None:
+        _foreach_runner(algorithm.env_runner_group, functools.partial(_set_weights, weights=state["acting_weights"]))
+    generation = algorithm.num_interactions
+    for group, states in (
+        (algorithm.env_runner_group, state["env_runners"]),
+        (algorithm.eval_env_runner_group, state["evaluation_env_runners"]),
+    ):
+        _foreach_runner(group, functools.partial(runner_state.restore, states=states, generation=generation))
+    # Last: building modules and environments draws from them.
+    runner_state.restore_generators(state["generators"])
+
+
+def begin_anew_where_needed(algorithm: Any, state: dict[str, Any]) -> None:
+    """Call it once `state` is saved: environments that gave none begin new episodes, here as in the run resumed."""
+    states: list[RunnerState] = state["env_runners"]
+    begin = functools.partial(
+        runner_state.begin_anew_if_not_saved, states=states, generation=algorithm.num_interactions
+    )
+    cut_short = sum(_foreach_runner(algorithm.env_runner_group, begin))
+    if cut_short:
+        logger.warning(
+            "the state of these environments cannot be saved: %d episodes are cut short by the checkpoint, and begin "
+            "anew here as in a resumed run",
+            cut_short,
+        )
+
+
+def _learner_counters(algorithm: Any) -> dict[str, Any]:
+    """Of the first Learner; all of them agree on every update."""
+    results = algorithm.learner_group.foreach_learner(
+        lambda learner: {name: getattr(learner, name) for name in LEARNER_COUNTERS}
+    )
+    return next(iter(results)).get()
+
+
+def _set_attributes(target: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(target, name, value)
+
+
+def _acting_weights(algorithm: Any) -> dict[str, Any] | None:
+    """The weights that EnvRunners act with; None if they are the Learners', which RLlib saves.
+
+    They are older, except right after `self_play_update_freq` updates. Weights change with every update that is counted
+    in them, and only then.
+    """
+    group = algorithm.env_runner_group
+    if group.num_remote_env_runners() == 0:
+        weights = _weights(group.local_env_runner)
+    else:
+        results = group.foreach_env_runner(_weights, local_env_runner=False)
+        if not results:
+            return None
+        weights = results[0]
+    learned = algorithm.learner_group.get_state(
+        components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+    )[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+    return None if int(weights["num_updates"]) == int(learned["num_updates"]) else weights
+
+
+def _weights(runner: Any) -> dict[str, Any]:
+    return runner.module.get_state()
+
+
+def _set_weights(runner: Any, weights: dict[str, Any]) -> None:
+    runner.module.set_state(weights)
+
+
+def _runner_states(group: Any) -> list[RunnerState]:
+    return [] if group is None else _foreach_runner(group, runner_state.capture)
+
+
+def _foreach_runner(group: Any, function: Any) -> list[Any]:
+    """Calls a function with every EnvRunner that plays. Arguments are sent once, however many runners there are."""
+    if group is None:
+        return []
+    if group.num_remote_env_runners() == 0:
+        return [function(group.local_env_runner)]
+    reference = ray.put(function)
+    return group.foreach_env_runner(functools.partial(_call, reference), local_env_runner=False)
+
+
+def _call(reference: Any, runner: Any) -> Any:
+    return ray.get(reference)(runner)
