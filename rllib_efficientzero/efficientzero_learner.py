@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.divergence import DivergenceWatch
-from rllib_efficientzero.losses import losses, new_priorities, prediction_errors, total_loss
+from rllib_efficientzero.losses import losses, observe, total_loss
+from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.models.unroll import Unrolled
 from rllib_efficientzero.schedules import warmup_step_decay
 
 logger = logging.getLogger(__name__)
 
+POSITION_IDS = "position_ids"
+FINITE = "finite"
 OPTIMIZER_CLASSES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
@@ -34,18 +37,26 @@ class EfficientZeroLearner(TorchLearner):
     """
 
     def build(self) -> None:
+        reuse_freed_memory()
         super().build()
+        # Given a seed, RLlib asks torch for deterministic algorithms, and torch then also fills all new memory: a help
+        # for finding code that reads what it never wrote, at a twentieth of the time of a small network's update.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._num_non_finite_in_a_row = 0
         self._divergence_watch = DivergenceWatch()
-        self._watched: dict[str, Tensor] = {}  # of the update at work, in the order in which they are computed
+        self._observed: dict[str, dict[str, Tensor]] = {}  # by module, of the update at work
+        self._updates_made: dict[str, int] = {}  # by module: what their buffers say, on the host
+        self._statistics: dict[str, _NormalisationStatistics] = {}
         for module_id in list(self.module.keys()):
-            self._unwrapped(module_id).make_target_networks()
+            module = self._unwrapped(module_id)
+            module.make_target_networks()
+            self._statistics[module_id] = _NormalisationStatistics(module)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         options = dict(config.optimizer)
         optimizer_class = OPTIMIZER_CLASSES[options.pop("type")]
         parameters = [p for p in self.get_parameters(self.module[module_id]) if p.requires_grad]
-        optimizer = optimizer_class(parameters, lr=config.lr, **options)
+        optimizer = optimizer_class(parameters, lr=config.lr, fused=True, **options)
         # Without a schedule of RLlib's, which counts environment steps: ours counts updates (see `_set_learning_rate`).
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
 
@@ -55,49 +66,51 @@ class EfficientZeroLearner(TorchLearner):
         predicted = Unrolled(**fwd_out)
         terms = losses(predicted, batch)
         loss = total_loss(terms, config.loss_coefficients(), batch["weights"], steps=batch["actions"].shape[1])
-        self._log_predictions(module_id, predicted, terms, batch)
+        self._observed[module_id] = observe(predicted, terms, batch) | {self.TOTAL_LOSS_KEY: loss.detach()}
         return loss
 
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Tensor], dict]:
         """Forward, losses, gradients; then a step if everything is finite, else none."""
-        statistics = _NormalisationStatistics(self._unwrapped(module_id) for module_id in batch)
+        for module_id in batch:
+            self._statistics[module_id].save()
+            self._updates_made[module_id] = int(self._unwrapped(module_id).num_updates)
         fwd_out = self.module.forward_train(batch)
         loss_per_module = self.compute_losses(fwd_out=fwd_out, batch=batch)
         self.compute_gradients(loss_per_module)
-        for module_id, loss in loss_per_module.items():
-            has_stepped = self._step_if_finite(module_id, loss.detach(), statistics)
-            self._log_priorities(module_id, Unrolled(**fwd_out[module_id]), batch[module_id], has_stepped)
-        return fwd_out, loss_per_module, {}
+        loss_on_host = {module_id: self._step_if_finite(module_id, batch[module_id]) for module_id in loss_per_module}
+        return fwd_out, loss_on_host, {}
 
-    def _step_if_finite(self, module_id: str, loss: Tensor, statistics: _NormalisationStatistics) -> bool:
+    def _step_if_finite(self, module_id: str, batch: Mapping[str, Tensor]) -> Tensor:
+        """One step of the optimizer, unless the loss or a gradient is not finite. Returns the loss, on the host."""
         config = self.config.get_config_for_module(module_id)
-        module = self._unwrapped(module_id)
-        update = int(module.num_updates)
-        for _, optimizer in self.get_optimizers_for_module(module_id):
-            learning_rate = self._set_learning_rate(optimizer, update, config)
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or torch.inf)
-            self._divergence_watch.record(update, self._watched | {names.GRADIENT_NORM: norm})
-            # The one host synchronisation of the update.
-            if not _agreed_finite(loss, norm):
-                statistics.restore()
-                self._count_non_finite(module_id, update, config.max_consecutive_non_finite_updates)
-                return False
+        update = self._updates_made[module_id]
+        ((_, optimizer),) = self.get_optimizers_for_module(module_id)
+        learning_rate = self._set_learning_rate(optimizer, update, config)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or torch.inf)
+        observed = self._observed.pop(module_id) | {names.GRADIENT_NORM: norm}
+        finite = _agreed_finite(observed[self.TOTAL_LOSS_KEY], norm)
+        # The one time that the host waits for the device: with the answer come all numbers that are reported.
+        observed = _fetch(observed | {POSITION_IDS: batch[POSITION_IDS], FINITE: finite})
+        is_finite = bool(observed.pop(FINITE))
+        self._divergence_watch.record(update, {name: value for name, value in observed.items() if value.ndim == 0})
+        if is_finite:
             optimizer.step()
-            self._log(module_id, {names.GRADIENT_NORM: norm, names.LEARNING_RATE: learning_rate})
-        self._num_non_finite_in_a_row = 0
-        self.metrics.log_value((module_id, names.NUM_NON_FINITE_UPDATES_LIFETIME), 0, reduce="lifetime_sum")
-        module.num_updates += 1
-        return True
+            self._unwrapped(module_id).num_updates += 1
+            self._updates_made[module_id] = update + 1
+            self._num_non_finite_in_a_row = 0
+        else:
+            self._statistics[module_id].restore()
+            self._count_non_finite(module_id, update, config.max_consecutive_non_finite_updates)
+        self._log_update(module_id, observed, learning_rate, has_stepped=is_finite)
+        return observed[self.TOTAL_LOSS_KEY]
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().after_gradient_based_update(timesteps=timesteps)
-        for module_id in list(self.module.keys()):
-            module = self._unwrapped(module_id)
-            frequency = self.config.get_config_for_module(module_id).target_network_update_freq
-            staleness = int(module.num_updates) % frequency
+        for module_id, updates in self._updates_made.items():
+            staleness = updates % self.config.get_config_for_module(module_id).target_network_update_freq
             if staleness == 0:
-                for online, target in module.get_target_network_pairs():
+                for online, target in self._unwrapped(module_id).get_target_network_pairs():
                     target.load_state_dict(online.state_dict())
             self._log(module_id, {names.TARGET_STALENESS: staleness})
 
@@ -126,7 +139,6 @@ class EfficientZeroLearner(TorchLearner):
 
     def _count_non_finite(self, module_id: str, update: int, most_in_a_row: int) -> None:
         self._num_non_finite_in_a_row += 1
-        self.metrics.log_value((module_id, names.NUM_NON_FINITE_UPDATES_LIFETIME), 1, reduce="lifetime_sum")
         logger.warning("update %d of module %r skipped: its loss or gradient is not finite", update, module_id)
         if self._num_non_finite_in_a_row >= most_in_a_row:
             raise DivergedError(
@@ -136,28 +148,26 @@ class EfficientZeroLearner(TorchLearner):
                 "Try a lower lr, a longer lr_warmup_updates, or look for rewards or observations that are not finite."
             )
 
-    def _log_predictions(
-        self, module_id: str, predicted: Unrolled, terms: dict[str, Tensor], batch: dict[str, Tensor]
+    def _log_update(
+        self, module_id: str, observed: dict[str, Tensor], learning_rate: float, *, has_stepped: bool
     ) -> None:
-        weights = batch["weights"]
-        term_means = {f"{name}_loss": (weights * term.detach()).mean() for name, term in terms.items()}
-        self._log(module_id, term_means)
-        targets = ("target_value", "target_value_prefix", "target_policy")
-        self._watched = {f"largest {name}": batch[name].abs().amax() for name in targets} | term_means
-        value_errors, value_prefix_errors = prediction_errors(predicted, batch)
-        for k, error in enumerate(value_errors):
-            self._log(module_id, {(names.VALUE_ERROR, str(k)): error})
-        for k, error in enumerate(value_prefix_errors, start=1):
-            self._log(module_id, {(names.VALUE_PREFIX_ERROR, str(k)): error})
-
-    def _log_priorities(self, module_id: str, predicted: Unrolled, batch: dict[str, Tensor], has_stepped: bool) -> None:
+        """Logs what was observed of an update; of one that was skipped neither its gradient nor its priorities."""
         # Ids travel with the priorities: with several learners no other order could be relied on.
-        priorities = new_priorities(predicted, batch)
-        pairs = torch.stack((batch["position_ids"].double(), priorities.double()), dim=1)
-        if not has_stepped:
+        pairs = torch.stack((observed[POSITION_IDS], observed[names.PRIORITIES]), dim=1).numpy()
+        if has_stepped:
+            self._log(module_id, {names.GRADIENT_NORM: observed[names.GRADIENT_NORM].item()})
+            self._log(module_id, {names.LEARNING_RATE: learning_rate})
+        else:
             # What was not learned from keeps its priority; the new one may be NaN.
             pairs = pairs[:0]
         self.metrics.log_value((module_id, names.PRIORITIES), pairs, reduce="item_series")
+        skipped = (module_id, names.NUM_NON_FINITE_UPDATES_LIFETIME)
+        self.metrics.log_value(skipped, int(not has_stepped), reduce="lifetime_sum")
+        means = [name for name in observed if name.endswith("_loss") and name != self.TOTAL_LOSS_KEY]  # RLlib's to log
+        self._log(module_id, {name: observed[name].item() for name in (*means, names.SATURATED_TARGETS)})
+        for name, first_step in ((names.VALUE_ERROR, 0), (names.VALUE_PREFIX_ERROR, 1)):
+            errors = observed[name].tolist()
+            self._log(module_id, {(name, str(k)): error for k, error in enumerate(errors, start=first_step)})
 
     def _log(self, module_id: str, values: dict[Any, Any]) -> None:
         for key, value in values.items():
@@ -166,26 +176,37 @@ class EfficientZeroLearner(TorchLearner):
 
 
 class _NormalisationStatistics:
-    """A copy of the running statistics of modules, to undo what a forward pass that is not finite did to them.
+    """The running statistics of a module's networks, to undo what a forward pass that is not finite did to them.
 
     The target network's never change in a forward pass.
     """
 
-    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
-        named = [pair for module in modules for pair in module.named_buffers()]
+    def __init__(self, module: torch.nn.Module) -> None:
+        named = module.named_buffers()
         self._buffers = [buffer for name, buffer in named if not name.startswith("target_network.")]
         self._copies = [buffer.clone() for buffer in self._buffers]
 
+    def save(self) -> None:
+        """Remembers them as they are now."""
+        torch._foreach_copy_(self._copies, self._buffers)
+
     def restore(self) -> None:
-        for buffer, copy in zip(self._buffers, self._copies, strict=True):
-            buffer.copy_(copy)
+        """Puts them back as they were saved."""
+        torch._foreach_copy_(self._buffers, self._copies)
 
 
-def _agreed_finite(*values: Tensor) -> bool:
-    """Whether all values are finite, on every learner of the group."""
+def _agreed_finite(*values: Tensor) -> Tensor:
+    """`[]` bool: whether all values are finite, on every learner of the group."""
     finite = torch.stack([torch.isfinite(value).all() for value in values]).all()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         votes = finite.to(torch.int32)
         torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN)
         finite = votes.bool()
-    return bool(finite)
+    return finite
+
+
+def _fetch(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the host, in one transfer, as float64: exact for position ids too."""
+    flat = torch.cat([tensor.double().flatten() for tensor in tensors.values()]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors.values()])
+    return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}

@@ -155,6 +155,9 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         return ["target_network", "consistency"]
 
     def train(self, mode: bool = True) -> EfficientZeroRLModule:
+        if self.training == self.network.training == mode:
+            # RLlib switches around every forward pass, and telling each of two hundred parts takes its time.
+            return self
         super().train(mode)
         # RLlib switches the whole module; a target network in train mode would corrupt its normalisation statistics.
         if self.target_network is not None:

@@ -7,8 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rllib_efficientzero import metrics as names
 from rllib_efficientzero.models.consistency import negative_cosine
-from rllib_efficientzero.models.scalar_transform import categorical_to_scalar, cross_entropy, two_hot
+from rllib_efficientzero.models.scalar_transform import (
+    categorical_to_scalar,
+    cross_entropy,
+    largest_expressible,
+    two_hot,
+)
 from rllib_efficientzero.models.unroll import Unrolled
 
 PRIORITY_FLOOR = 1e-6
@@ -73,6 +79,31 @@ def prediction_errors(predicted: Unrolled, batch: Mapping[str, Tensor]) -> tuple
     value = (categorical_to_scalar(predicted.value_logits) - batch["target_value"]).abs()
     prefix = (categorical_to_scalar(predicted.value_prefix_logits) - batch["target_value_prefix"]).abs()
     return _masked_mean(value, root_mask), _masked_mean(prefix, mask)
+
+
+@torch.no_grad()
+def saturated_share(predicted: Unrolled, batch: Mapping[str, Tensor]) -> Tensor:
+    """Share of the value and value prefix targets that lie beyond the support and are cut at its end; `[]`."""
+    limit = largest_expressible((predicted.value_logits.shape[-1] - 1) // 2)
+    targets = torch.cat((batch["target_value"], batch["target_value_prefix"]), dim=1)
+    return (targets.abs() > limit).float().mean()
+
+
+@torch.no_grad()
+def observe(predicted: Unrolled, terms: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What an update reports, on the device, in the order in which it was computed.
+
+    Returns:
+        `largest <target>` `[]` and `<term>_loss` `[]` for each; SATURATED_TARGETS `[]`, VALUE_ERROR `[K+1]`,
+        VALUE_PREFIX_ERROR `[K]`, PRIORITIES `[B]`.
+    """
+    targets = ("target_value", "target_value_prefix", "target_policy")
+    observed = {f"largest {name}": batch[name].abs().amax() for name in targets}
+    observed |= {f"{name}_loss": (batch["weights"] * term).mean() for name, term in terms.items()}
+    observed[names.SATURATED_TARGETS] = saturated_share(predicted, batch)
+    observed[names.VALUE_ERROR], observed[names.VALUE_PREFIX_ERROR] = prediction_errors(predicted, batch)
+    observed[names.PRIORITIES] = new_priorities(predicted, batch)
+    return observed
 
 
 def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -34,6 +34,11 @@ def expand(y: Tensor) -> Tensor:
     return torch.sign(y) * d * (d + 2.0)
 
 
+def largest_expressible(support_size: int) -> float:
+    """The scalar at the end of the support; two_hot's targets beyond it are cut there."""
+    return float(expand(torch.tensor(float(support_size), dtype=torch.float64)))
+
+
 def two_hot(x: Tensor, support_size: int) -> Tensor:
     """Categorical targets for scalars.
 

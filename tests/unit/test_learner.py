@@ -167,6 +167,15 @@ def test_the_loss_of_one_batch_falls() -> None:
         assert history[-1] < history[0], name
 
 
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_the_optimizer_takes_all_parameters_in_one_pass(kind: str) -> None:
+    learner = build(optimizer={"type": kind})
+    ((_, optimizer),) = learner.get_optimizers_for_module(DEFAULT_MODULE_ID)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    update(learner, make_replay().sample(BATCH, beta=0.4))
+    assert int(module_of(learner).num_updates) == 1
+
+
 # --- Updates that are not finite -------------------------------------------------------------------------------------
 
 

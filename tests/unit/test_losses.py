@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rllib_efficientzero.losses import PRIORITY_FLOOR, losses, new_priorities, prediction_errors, total_loss
+from rllib_efficientzero.losses import PRIORITY_FLOOR, losses, new_priorities, observe, prediction_errors, total_loss
 from rllib_efficientzero.models import ModelConfig, build_consistency_heads, build_network
 from rllib_efficientzero.models.consistency import negative_cosine
 from rllib_efficientzero.models.scalar_transform import compress
@@ -201,6 +201,20 @@ def test_errors_by_unroll_step_count_unmasked_samples_only() -> None:
     value, prefix = prediction_errors(predicted, batch)
     torch.testing.assert_close(value, torch.tensor([2.0, 1.5, 0.5]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(prefix, torch.tensor([1.5, 0.5]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_observed_is_what_was_computed_and_sends_no_gradient() -> None:
+    predicted, batch = random_predictions(), random_batch()
+    terms = losses(predicted, batch)
+    observed = observe(predicted, terms, batch)
+    for name, term in terms.items():
+        torch.testing.assert_close(observed[f"{name}_loss"], (batch["weights"] * term).mean())
+    torch.testing.assert_close(observed["largest target_value"], batch["target_value"].abs().max())
+    torch.testing.assert_close(observed["priorities"], new_priorities(predicted, batch))
+    value_errors, value_prefix_errors = prediction_errors(predicted, batch)
+    torch.testing.assert_close(observed["value_error"], value_errors)
+    torch.testing.assert_close(observed["value_prefix_error"], value_prefix_errors)
+    assert not any(value.requires_grad for value in observed.values())
 
 
 # --- Gradients through the unroll ------------------------------------------------------------------------------------
