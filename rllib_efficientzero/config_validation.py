@@ -12,6 +12,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "search": ("puct", "gumbel"),
     "value_target": ("network", "root", "mixed"),
     "first_visit": ("uniform", "prior"),
+    "on_bad_env_step": ("raise", "drop_episode"),
     # The learner clips by nothing else.
     "grad_clip_by": ("global_norm",),
 }

@@ -25,6 +25,7 @@ from ray.tune.registry import register_trainable
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero import run_files
 from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
+from rllib_efficientzero.env.sampling import NoEnvRunnersError, sample_remotely, take_sample, why_none_was_built
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
 from rllib_efficientzero.schedules import linear
 
@@ -105,20 +106,17 @@ class EfficientZero(Algorithm):
 
     def _sample(self, num_steps: int) -> list[Any]:
         """Episodes (or chunks of them) of all EnvRunners, together about `num_steps` steps."""
-        num_runners = max(1, self.env_runner_group.num_healthy_remote_workers())
-        results = self.env_runner_group.foreach_env_runner(
-            functools.partial(_sample_and_get_metrics, num_timesteps=max(1, num_steps // num_runners)),
-            local_env_runner=self.config.num_env_runners == 0,
-            timeout_seconds=self.config.sample_timeout_s,
-        )
-        if not results:
-            raise RuntimeError(
-                f"no EnvRunner answered within sample_timeout_s={self.config.sample_timeout_s}; "
-                "the log says why runners failed"
-            )
-        episodes = [episode for result in results for episode in result[0]]
-        self.metrics.aggregate([result[1] for result in results], key=ENV_RUNNER_RESULTS)
-        self.num_interactions += sum(len(episode) for episode in episodes) + sum(result[2] for result in results)
+        group, config = self.env_runner_group, self.config
+        if config.num_env_runners == 0:
+            samples = [take_sample(group.local_env_runner, num_timesteps=num_steps)]
+        else:
+            # Where some are missing, the others do not take over their share: it would be lost with a second failure.
+            share = max(1, num_steps // config.num_env_runners)
+            restore = functools.partial(self.restore_env_runners, group)
+            samples = sample_remotely(group, share, config=config, restore=restore)
+        self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
+        episodes = [episode for sample in samples for episode in sample.episodes]
+        self.num_interactions += sum(map(len, episodes)) + sum(sample.hidden_steps for sample in samples)
         return episodes
 
     def _update(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
@@ -162,8 +160,25 @@ class EfficientZero(Algorithm):
     def setup(self, config: Any) -> None:
         self.num_updates = 0
         self.num_interactions = 0
-        super().setup(config)
+        try:
+            super().setup(config)
+        except IndexError as error:
+            # RLlib asks the first EnvRunner for its spaces, although it could not be built.
+            if not config.num_env_runners:
+                raise
+            raise NoEnvRunnersError(f"no EnvRunner could be built: {why_none_was_built(config)}") from error
         run_files.write_protocol(self.run_directory, self.config.describe_protocol())
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        restored = super().restore_env_runners(env_runner_group)
+        if restored:
+            generation = self._counters["total_num_restored_workers"]
+            env_runner_group.foreach_env_runner(
+                lambda env_runner: env_runner.begin_generation(generation),
+                remote_worker_ids=restored,
+                local_env_runner=False,
+            )
+        return restored
 
     def _create_local_replay_buffer_if_necessary(self, config: Any) -> PrioritizedReplay:
         # RLlib's own would look for the word "EpisodeReplayBuffer" in a class path; ours is always this one.
@@ -223,10 +238,6 @@ class EfficientZero(Algorithm):
             self.local_replay_buffer.load(replay_path)
         elif kwargs.get("component") is None:
             logger.warning("%s has no replay buffer: learning goes on once a new one is filled", path)
-
-
-def _sample_and_get_metrics(env_runner: Any, num_timesteps: int) -> tuple[list[Any], Any, int]:
-    return env_runner.sample(num_timesteps=num_timesteps), env_runner.get_metrics(), env_runner.pop_hidden_steps()
 
 
 register_trainable("EfficientZero", EfficientZero)

@@ -64,6 +64,12 @@ class EfficientZeroConfig(AlgorithmConfig):
         # Searching is slow and evaluation episodes are long; the defaults would throw results away with a warning.
         self.sample_timeout_s = 1800.0
         self.evaluation_sample_timeout_s = 24 * 3600.0
+        # Self-play goes on with the others while an EnvRunner starts again; RLlib would wait 30 s in each step.
+        # What one failed of is told before it ends, so that no pause is needed to save its log.
+        self.env_runner_health_probe_timeout_s = 1.0
+        self.env_runner_restore_timeout_s = 60.0
+        self.delay_between_env_runner_restarts_s = 1.0
+        self.on_bad_env_step: str | None = "raise"
         self.evaluation_duration = 32
         self.evaluation_config = {"explore": False}
         # The train batch is made of windows by one piece of our own; the default pieces would flatten the unroll.
@@ -216,6 +222,19 @@ class EfficientZeroConfig(AlgorithmConfig):
         for key, value in given.items():
             if value is not NotProvided:
                 setattr(self, key, value)
+        return self
+
+    def fault_tolerance(self, *, on_bad_env_step: str | None = NotProvided, **kwargs: Any) -> EfficientZeroConfig:
+        """Sets what happens when something breaks; keywords not listed here are RLlib's.
+
+        Args:
+            on_bad_env_step: when an environment returns a reward or an observation that cannot be learned from (NaN,
+                infinite, of another shape than its space, ...): "raise" ends the run with a sentence, "drop_episode"
+                throws away what was not yet stored of the episode, counts it, and goes on.
+        """
+        super().fault_tolerance(**kwargs)
+        if on_bad_env_step is not NotProvided:
+            self.on_bad_env_step = on_bad_env_step
         return self
 
     # --- What the parts are built from -----------------------------------------------------------------------------

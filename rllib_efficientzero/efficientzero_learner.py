@@ -15,6 +15,7 @@ from rllib_efficientzero import metrics as names
 from rllib_efficientzero.divergence import DivergenceWatch
 from rllib_efficientzero.losses import losses, observe, total_loss
 from rllib_efficientzero.memory import reuse_freed_memory
+from rllib_efficientzero.models.normalization import fresh_statistics
 from rllib_efficientzero.models.unroll import Unrolled
 from rllib_efficientzero.schedules import warmup_step_decay
 
@@ -47,6 +48,7 @@ class EfficientZeroLearner(TorchLearner):
         self._observed: dict[str, dict[str, Tensor]] = {}  # by module, of the update at work
         self._updates_made: dict[str, int] = {}  # by module: what their buffers say, on the host
         self._statistics: dict[str, _NormalisationStatistics] = {}
+        self._last_batch: dict[str, dict[str, Tensor]] = {}  # of modules whose statistics are older than their weights
         for module_id in list(self.module.keys()):
             module = self._unwrapped(module_id)
             module.make_target_networks()
@@ -80,7 +82,7 @@ class EfficientZeroLearner(TorchLearner):
         loss_on_host = {module_id: self._step_if_finite(module_id, batch[module_id]) for module_id in loss_per_module}
         return fwd_out, loss_on_host, {}
 
-    def _step_if_finite(self, module_id: str, batch: Mapping[str, Tensor]) -> Tensor:
+    def _step_if_finite(self, module_id: str, batch: dict[str, Tensor]) -> Tensor:
         """One step of the optimizer, unless the loss or a gradient is not finite. Returns the loss, on the host."""
         config = self.config.get_config_for_module(module_id)
         update = self._updates_made[module_id]
@@ -96,6 +98,7 @@ class EfficientZeroLearner(TorchLearner):
         self._divergence_watch.record(update, {name: value for name, value in observed.items() if value.ndim == 0})
         if is_finite:
             optimizer.step()
+            self._last_batch[module_id] = batch
             self._unwrapped(module_id).num_updates += 1
             self._updates_made[module_id] = update + 1
             self._num_non_finite_in_a_row = 0
@@ -110,9 +113,25 @@ class EfficientZeroLearner(TorchLearner):
         for module_id, updates in self._updates_made.items():
             staleness = updates % self.config.get_config_for_module(module_id).target_network_update_freq
             if staleness == 0:
+                self._refresh_statistics(module_id)
                 for online, target in self._unwrapped(module_id).get_target_network_pairs():
                     target.load_state_dict(online.state_dict())
             self._log(module_id, {names.TARGET_STALENESS: staleness})
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As RLlib's; weights leave for EnvRunners and checkpoints with statistics of their own."""
+        for module_id in list(self._last_batch):
+            self._refresh_statistics(module_id)
+        return super().get_state(*args, **kwargs)
+
+    @torch.no_grad()
+    def _refresh_statistics(self, module_id: str) -> None:
+        """Fit the running statistics to the weights, by the batch that was learned from last."""
+        batch = self._last_batch.pop(module_id, None)
+        if batch is not None:
+            module = self._unwrapped(module_id)
+            with fresh_statistics(module):
+                module.forward_train(batch)
 
     @classmethod
     def rl_module_required_apis(cls) -> list[type]:

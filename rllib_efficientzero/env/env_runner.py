@@ -2,45 +2,93 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.wrappers.vector import DictInfoToList
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
+from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER
 
 from rllib_efficientzero import metrics as names
-from rllib_efficientzero.env.atari import is_atari_id, make_atari
+from rllib_efficientzero.env.guard import DROPPED, BadEnvStepError, EnvFailedError, GuardCounts, GuardPolicy
+from rllib_efficientzero.env.making import end_vector_env, make_vector_env
 from rllib_efficientzero.mcts import SearchResult
+from rllib_efficientzero.models import ModelConfig
+from rllib_efficientzero.models.scalar_transform import largest_expressible
 from rllib_efficientzero.schedules import piecewise_constant
 from rllib_efficientzero.targets.reanalyze import entropy
+
+logger = logging.getLogger(__name__)
 
 RNG_STATE = "rng"
 STEPS_PER_CHUNK = 16
 """Vector steps between looks at who has finished, when evaluating."""
+MAX_VECTORS_LOST = 10
+"""Vectors of environments that may fail as a whole in one call of `sample`."""
 
 
 class EfficientZeroEnvRunner(SingleAgentEnvRunner):
     """Collects episodes whose steps carry `root_value` and `visit_policy`; the search itself is the RLModule's."""
 
+    env: Any
+
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         self._search_totals: dict[str, float] = {}
-        self._hidden_steps_reported = 0
+        self._counts_reported = GuardCounts()
+        self._hidden_steps = 0
+        self._generation = 0
+        self._vectors_lost = 0
         self._env_index_of: dict[str, int] = {}
         super().__init__(config=config, **kwargs)
 
     # --- Construction ------------------------------------------------------------------------------------------------
 
     def make_env(self) -> None:
+        """As RLlib's, with every environment guarded (see `guard`)."""
+        self._set_env_seed()
+        self._device = self._acting_device()
+        if self.env is not None:
+            end_vector_env(self.env, failed=self._vectors_lost > 0)
+        config = self.config
+        context = config.env_config
+        if not isinstance(context, EnvContext):
+            context = EnvContext(context, self.worker_index, num_workers=self.num_workers)
+        vector = make_vector_env(
+            config.env,
+            context,
+            num_envs=config.num_envs_per_env_runner,
+            mode=gym.VectorizeMode(config.gym_env_vectorize_mode),
+            policy=_guard_policy(config),
+            runner=f"EnvRunner {self.worker_index or 0}",
+            timeout_s=config.sample_timeout_s,
+        )
+        self.env = DictInfoToList(vector)
+        self.num_envs = self.env.num_envs
+        self._counts_reported = GuardCounts()
+        self._needs_initial_reset = True
+        make_callback(
+            "on_environment_created",
+            callbacks_objects=self._callbacks,
+            callbacks_functions=config.callbacks_on_environment_created,
+            kwargs={
+                "env_runner": self,
+                "metrics_logger": self.metrics,
+                "env": self.env.unwrapped,
+                "env_context": context,
+            },
+        )
+
+    def _set_env_seed(self) -> None:
         # RLlib's seeds are seed + worker index, and vector environments add their own index, so that environment 1 of
         # worker 1 would repeat environment 0 of worker 2.
         if self.config.seed is not None:
             self._seed = int(self._seed_sequence("env").generate_state(1)[0]) % 2**31
-        self._device = self._acting_device()
-        env = self.config.env
-        if _is_atari(env) and not _global_registry.contains(ENV_CREATOR, env):
-            register_env(env, lambda env_config: make_atari({"game": env, **env_config}))
-        super().make_env()
 
     def _acting_device(self) -> torch.device:
         """RLlib's choice, except that a runner inside the learner's process acts on the learner's GPU."""
@@ -59,10 +107,19 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         """Independent streams per run, runner, evaluation or training, and purpose; fresh entropy without a seed."""
         if self.config.seed is None:
             return np.random.SeedSequence()
-        return np.random.SeedSequence([self.config.seed, *self._identity(), *purpose.encode()])
+        # A first generation's seeds are those of runs without failures.
+        generation = [self._generation] if self._generation else []
+        return np.random.SeedSequence([self.config.seed, *self._identity(), *generation, *purpose.encode()])
 
     def _identity(self) -> list[int]:
         return [self.worker_index or 0, int(self.config.in_evaluation)]
+
+    def begin_generation(self, generation: int) -> None:
+        """Seeds this runner, or its environments, apart from those before it: after a failure, what was played at the
+        start of the run would otherwise be played again."""
+        self._generation = generation
+        self._set_env_seed()
+        self.module.rng = np.random.default_rng(self._seed_sequence("search"))
 
     # --- Sampling ----------------------------------------------------------------------------------------------------
 
@@ -70,7 +127,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         """See RLlib. The temperature follows the number of updates behind the current weights."""
         self.module.temperature = piecewise_constant(self.config.temperature_schedule, int(self.module.num_updates))
         if num_episodes is None:
-            episodes = super().sample(**kwargs)
+            episodes = self._sample_chunks(**kwargs)
             self._pop_environments(episodes)
         else:
             episodes = self._sample_fairly(num_episodes, explore=kwargs.get("explore"))
@@ -88,7 +145,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         kept: list[Any] = []
         self._needs_initial_reset = True
         while quota.any():
-            episodes = super().sample(num_timesteps=STEPS_PER_CHUNK * self.num_envs, explore=explore)
+            episodes = self._sample_chunks(num_timesteps=STEPS_PER_CHUNK * self.num_envs, explore=explore)
             for episode, env_index in self._pop_environments(episodes):
                 if quota[env_index] > 0:
                     quota[env_index] -= 1
@@ -96,6 +153,66 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         self._needs_initial_reset = True
         self._done_episodes_for_metrics = list(kept)
         return kept
+
+    def _sample_chunks(self, **kwargs: Any) -> list[Any]:
+        """Episodes and chunks as RLlib samples them, without those that a broken environment cut off."""
+        self._vectors_lost = 0
+        if self._needs_initial_reset:
+            self._env_index_of.clear()
+        episodes = super().sample(**kwargs)
+        dropped = [episode for episode in episodes if _was_dropped(episode)]
+        for episode in dropped:
+            episodes.remove(episode)
+            self._done_episodes_for_metrics.remove(episode)
+            self._ongoing_episodes_for_metrics.pop(episode.id_, None)
+            self._env_index_of.pop(episode.id_, None)
+        if self._vectors_lost and "num_timesteps" in kwargs:
+            # RLlib begins to count anew after such a failure; more than was asked for could exceed the run's budget.
+            while sum(map(len, episodes)) >= kwargs["num_timesteps"] + self.num_envs:
+                dropped.append(episodes.pop(0))
+        self._log_guards(sum(map(len, dropped)))
+        return episodes
+
+    def _try_env_step(self, actions: Any) -> Any:
+        """As RLlib's, but an environment that broke is its guard's affair. What fails here is the whole vector: a
+        process of its own that died, or did not answer in time."""
+        try:
+            with self.metrics.log_time(ENV_STEP_TIMER):
+                results = self.env.step(actions)
+            self._log_env_steps(metric=self._metrics_num_try_env_step, num_steps=1)
+            return results
+        except (BadEnvStepError, EnvFailedError):
+            raise
+        except Exception as error:
+            self._replace_vector(error)
+            return ENV_STEP_FAILURE
+
+    def _try_env_reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        """As RLlib's, but not for ever; see `_try_env_step`."""
+        while True:
+            try:
+                with self.metrics.log_time(ENV_RESET_TIMER):
+                    return self.env.reset(seed=seed, options=options)
+            except (BadEnvStepError, EnvFailedError):
+                raise
+            except Exception as error:
+                self._replace_vector(error)
+                seed = self._seed
+
+    def _replace_vector(self, error: Exception) -> None:
+        """Makes all environments anew, or raises."""
+        what = (
+            f"the environments of EnvRunner {self.worker_index or 0} failed together (one of their processes died, or "
+            f"did not answer within sample_timeout_s={self.config.sample_timeout_s}): {type(error).__name__} {error}"
+        )
+        self._vectors_lost += 1
+        if not self.config.restart_failed_sub_environments or self._vectors_lost > MAX_VECTORS_LOST:
+            end_vector_env(self.env, failed=True)
+            raise EnvFailedError(what) from error
+        logger.warning("%s; all of them are made anew", what)
+        self.metrics.log_value(names.NUM_ENV_RESTARTS_LIFETIME, self.num_envs, reduce="lifetime_sum")
+        self._generation += 1
+        self.make_env()
 
     def _pop_environments(self, episodes: list[Any]) -> list[tuple[Any, int]]:
         """The finished ones of some episodes, with the index of the environment that each was played in."""
@@ -106,10 +223,6 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         in_progress = self._ongoing_episodes if episodes is None else episodes
         self._env_index_of[in_progress[env_index].id_] = env_index
 
-    def _reset_envs(self, *args: Any, **kwargs: Any) -> None:
-        self._env_index_of.clear()
-        super()._reset_envs(*args, **kwargs)
-
     def _log_episode_metrics(self, length: int, ret: float, sec: float) -> None:
         super()._log_episode_metrics(length, ret, sec)
         if self.config.in_evaluation:
@@ -118,11 +231,8 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
 
     def pop_hidden_steps(self) -> int:
         """Environment steps taken inside resets since the last call; they count as interactions."""
-        if not _is_atari(self.config.env):
-            return 0
-        hidden_steps = sum(self.env.unwrapped.get_attr("hidden_steps"))
-        new, self._hidden_steps_reported = hidden_steps - self._hidden_steps_reported, hidden_steps
-        return new
+        hidden_steps, self._hidden_steps = self._hidden_steps, 0
+        return hidden_steps
 
     # --- State -------------------------------------------------------------------------------------------------------
 
@@ -137,6 +247,21 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
             self.module.rng.bit_generator.state = state[RNG_STATE]["state"]
 
     # --- Metrics -----------------------------------------------------------------------------------------------------
+
+    def _log_guards(self, num_dropped_steps: int) -> None:
+        """What the environments' guards have met since the last sample."""
+        if gym.VectorizeMode(self.config.gym_env_vectorize_mode) is gym.VectorizeMode.VECTOR_ENTRY_POINT:
+            return
+        counts = sum(self.env.unwrapped.get_attr("guard_counts"), start=GuardCounts())
+        new, self._counts_reported = counts - self._counts_reported, counts
+        self._hidden_steps += new.hidden_steps
+        for key, value in (
+            (names.NUM_BAD_ENV_STEPS_LIFETIME, new.bad_steps),
+            (names.NUM_ENV_RESTARTS_LIFETIME, new.restarts),
+            (names.NUM_SATURATED_REWARDS_LIFETIME, new.saturated_rewards),
+            (names.NUM_DROPPED_ENV_STEPS_LIFETIME, num_dropped_steps),
+        ):
+            self.metrics.log_value(key, value, reduce="lifetime_sum")
 
     def _count_search(self, result: SearchResult) -> None:
         totals = {
@@ -162,5 +287,14 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
             self.metrics.log_value((names.SEARCH, key), value, reduce="mean", window=100)
 
 
-def _is_atari(env: Any) -> bool:
-    return isinstance(env, str) and is_atari_id(env)
+def _guard_policy(config: Any) -> GuardPolicy:
+    sizes = ModelConfig.from_dict(config.network_sizes())
+    return GuardPolicy(
+        drop_bad_episodes=config.on_bad_env_step == "drop_episode",
+        restart_failed=config.restart_failed_sub_environments,
+        largest_expressible=largest_expressible(sizes.support_size),
+    )
+
+
+def _was_dropped(episode: Any) -> bool:
+    return episode.is_done and DROPPED in episode.get_infos(-1)

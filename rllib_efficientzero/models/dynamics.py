@@ -57,7 +57,7 @@ class VectorDynamics(nn.Module):
 
 
 class ValuePrefixHead(nn.Module):
-    """Next latent and LSTM state -> value prefix logits and next LSTM state (EfficientZero, section 4.2).
+    """Value prefixes by an LSTM over imagined latents (EfficientZero, section 4.2).
 
     `reward_hidden` is `[B, 2 * lstm_hidden]`: the LSTM's h and c side by side, so that one tensor moves through the
     search's pool. It is all zeros at the root and wherever a new prefix begins.
@@ -72,8 +72,13 @@ class ValuePrefixHead(nn.Module):
         self.norm = nn.BatchNorm1d(lstm_hidden)
         self.head = mlp(lstm_hidden, hidden, out, zero_last=True)
 
-    def forward(self, next_latent: Tensor, reward_hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, next_latent: Tensor, reward_hidden: Tensor) -> Tensor:
+        """Next latent, LSTM state -> next LSTM state."""
         h, c = reward_hidden.chunk(2, dim=1)
-        h, c = self.lstm(self.features(next_latent), (h, c))
+        return torch.cat(self.lstm(self.features(next_latent), (h, c)), dim=1)
+
+    def read(self, reward_hidden: Tensor) -> Tensor:
+        """LSTM state -> value prefix logits."""
+        h, _ = reward_hidden.chunk(2, dim=1)
         # Only the prediction sees normalised features; the recurrent state stays as the LSTM made it.
-        return self.head(F.relu(self.norm(h))), torch.cat((h, c), dim=1)
+        return self.head(F.relu(self.norm(h)))

@@ -49,11 +49,14 @@ class EfficientZeroNetwork(nn.Module):
         """h: `[B, S * C, H, W]` or `[B, S * D]` network input (see `observation_planes`) -> latent."""
         return self.representation(planes)
 
-    def step(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """g: latent, LSTM state `[B, 2H]`, action `[B]` -> next latent, next LSTM state, value prefix logits."""
+    def step(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """g: latent, LSTM state `[B, 2H]`, action `[B]` -> next latent, next LSTM state."""
         next_latent = self.dynamics(latent, action)
-        value_prefix_logits, reward_hidden = self.value_prefix(next_latent, reward_hidden)
-        return next_latent, reward_hidden, value_prefix_logits
+        return next_latent, self.value_prefix.advance(next_latent, reward_hidden)
+
+    def read_value_prefix(self, reward_hidden: Tensor) -> Tensor:
+        """LSTM state `[B, 2H]` -> `[B, support]` value prefix logits."""
+        return self.value_prefix.read(reward_hidden)
 
     def predict(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """f: latent -> `[B, A]` policy logits, `[B, support]` value logits."""
@@ -76,12 +79,12 @@ class EfficientZeroNetwork(nn.Module):
 
     def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput:
         """One imagined step for each of B states."""
-        latent, reward_hidden, value_prefix_logits = self.step(latent, reward_hidden, action)
+        latent, reward_hidden = self.step(latent, reward_hidden, action)
         policy_logits, value_logits = self.predict(latent)
         return NetworkOutput(
             latent,
             reward_hidden,
             categorical_to_scalar(value_logits),
-            categorical_to_scalar(value_prefix_logits),
+            categorical_to_scalar(self.read_value_prefix(reward_hidden)),
             policy_logits.float(),
         )

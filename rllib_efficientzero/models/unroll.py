@@ -42,21 +42,22 @@ def unroll(
     """
     latent = network.represent(root_planes)
     reward_hidden = network.initial_reward_hidden(latent)
-    latents, value_prefix_logits = [latent], []
+    latents, reward_hiddens = [latent], []
     for k in range(actions.shape[1]):
-        latent, reward_hidden, logits = network.step(latent, reward_hidden, actions[:, k])
+        latent, reward_hidden = network.step(latent, reward_hidden, actions[:, k])
         if latent.requires_grad:
             # Halves all gradient that reaches an imagined latent, from its own heads and from later steps (0.5^k in
             # all at step k), so that the dynamics' gradient does not grow with the depth; MuZero, appendix G.
             latent.register_hook(_halve)
         latents.append(latent)
-        value_prefix_logits.append(logits)
+        reward_hiddens.append(reward_hidden)
         if (k + 1) % value_prefix_horizon == 0:
             reward_hidden = torch.zeros_like(reward_hidden)
 
     # The heads see all steps in one batch: fewer and larger calls, and the statistics with which they will be
     # normalised when searching, where leaves of all depths are evaluated by the same running averages.
     policy_logits, value_logits = network.predict(_fold(torch.stack(latents, dim=1)))
+    value_prefix_logits = network.read_value_prefix(_fold(torch.stack(reward_hiddens, dim=1)))
     steps = (-1, len(latents))
     projection = target_projection = None
     if consistency is not None:
@@ -69,7 +70,7 @@ def unroll(
     return Unrolled(
         policy_logits.unflatten(0, steps),
         value_logits.unflatten(0, steps),
-        torch.stack(value_prefix_logits, dim=1),
+        value_prefix_logits.unflatten(0, (-1, actions.shape[1])),
         projection,
         target_projection,
     )

@@ -292,6 +292,42 @@ def test_the_target_network_stays_in_eval_mode_whatever_rllib_switches() -> None
     assert module.network.training
 
 
+# --- Statistics of batch normalisation -------------------------------------------------------------------------------
+
+
+def test_weights_leave_with_statistics_of_their_own() -> None:
+    """Those of the batch learned from last, by the weights that came of it; running averages lag behind."""
+    learner, replay = build(lr=0.1, use_consistency=False), make_replay()
+    for _ in range(3):
+        windows = replay.sample(BATCH, beta=0.4)
+        update(learner, windows)
+    representation = module_of(learner).network.representation
+    with torch.no_grad():
+        root = torch.from_numpy(windows.frames[:, :FRAME_STACK]).flatten(1)
+        expected = copy.deepcopy(representation).layers[0](root).mean(dim=0)
+    assert not torch.allclose(representation.layers[1].running_mean, expected, rtol=1e-3)
+    learner.get_state(components="rl_module")
+    torch.testing.assert_close(representation.layers[1].running_mean, expected)
+
+
+def test_weights_that_leave_in_between_change_nothing_that_follows() -> None:
+    left, stayed = build(), build()
+    for windows in (make_replay().sample(BATCH, beta=0.4) for _ in range(3)):
+        update(left, windows)
+        update(stayed, windows)
+        left.get_state()
+    stayed.get_state()
+    assert_same(state_of(left), state_of(stayed))
+
+
+def test_a_batch_that_is_not_finite_leaves_no_statistics() -> None:
+    learner, replay = build(), make_replay()
+    update(learner, replay.sample(BATCH, beta=0.4))
+    update(learner, spoilt(replay.sample(BATCH, beta=0.4), "frames"))
+    learner.get_state()
+    assert all(torch.isfinite(value).all() for value in state_of(learner).values())
+
+
 # --- Learning rate ---------------------------------------------------------------------------------------------------
 
 

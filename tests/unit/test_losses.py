@@ -234,9 +234,12 @@ class LinearToy(nn.Module):
     def initial_reward_hidden(self, latent: Tensor) -> Tensor:
         return torch.zeros_like(latent)
 
-    def step(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         next_latent = self.w[action][:, None] * latent
-        return next_latent, reward_hidden + next_latent, reward_hidden + next_latent
+        return next_latent, reward_hidden + next_latent
+
+    def read_value_prefix(self, reward_hidden: Tensor) -> Tensor:
+        return reward_hidden
 
     def predict(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         return latent, latent
@@ -372,7 +375,7 @@ def test_the_target_is_the_projected_representation_of_the_online_network() -> N
     for k in range(3):
         target = heads.project(network.represent(arguments["target_planes"][:, k]))
         torch.testing.assert_close(predicted.target_projection[:, k], target)
-        latent, _, _ = network.step(latent, network.initial_reward_hidden(latent), arguments["actions"][:, k])
+        latent, _ = network.step(latent, network.initial_reward_hidden(latent), arguments["actions"][:, k])
         torch.testing.assert_close(predicted.projection[:, k], heads.predictor(heads.projector(latent)))
 
 

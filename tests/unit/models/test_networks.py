@@ -110,7 +110,8 @@ def test_shapes_of_both_inferences(shape: tuple[int, ...]) -> None:
     assert torch.all(root.reward_hidden == 0)
     assert torch.all(root.value_prefix == 0)
     assert torch.any(step.reward_hidden != 0)
-    _, _, value_prefix_logits = network.step(root.latent, root.reward_hidden, torch.zeros(5, dtype=torch.int64))
+    _, reward_hidden = network.step(root.latent, root.reward_hidden, torch.zeros(5, dtype=torch.int64))
+    value_prefix_logits = network.read_value_prefix(reward_hidden)
     policy_logits, value_logits = network.predict(root.latent)
     assert value_prefix_logits.shape == value_logits.shape == (5, 11)
     assert policy_logits.shape == (5, 3)
@@ -189,7 +190,8 @@ def test_value_prefix_is_predicted_from_normalised_and_its_state_is_not() -> Non
     head = ValuePrefixHead(nn.Identity(), in_features=3, lstm_hidden=4, hidden=(5,), out=7).eval()
     randomise(head)
     features, state = torch.randn(2, 3), torch.randn(2, 8)
-    logits, next_state = head(features, state)
+    next_state = head.advance(features, state)
+    logits = head.read(next_state)
     h, c = head.lstm(features, (state[:, :4], state[:, 4:]))
     torch.testing.assert_close(next_state, torch.cat((h, c), dim=1))
     normalised = (h - head.norm.running_mean) / torch.sqrt(head.norm.running_var + 1e-5)
@@ -201,8 +203,9 @@ def test_the_value_prefix_reads_the_next_latent() -> None:
     network = small((1, 4))
     randomise(network.value_prefix)
     root = network.initial_inference(torch.rand(2, 4))
-    next_latent, _, logits = network.step(root.latent, root.reward_hidden, torch.tensor([1, 2]))
-    expected, _ = network.value_prefix(next_latent, root.reward_hidden)
+    next_latent, reward_hidden = network.step(root.latent, root.reward_hidden, torch.tensor([1, 2]))
+    logits = network.read_value_prefix(reward_hidden)
+    expected = network.value_prefix.read(network.value_prefix.advance(next_latent, root.reward_hidden))
     torch.testing.assert_close(logits, expected)
 
 
@@ -212,7 +215,8 @@ def test_every_parameter_is_reached_by_some_output() -> None:
     for head in (network.value_prefix.head, network.prediction.policy, network.prediction.value):
         randomise(head)
     latent = network.represent(torch.rand(4, 1, 20, 20))
-    next_latent, _, prefix = network.step(latent, torch.rand(4, 24), torch.arange(4) % 3)
+    next_latent, reward_hidden = network.step(latent, torch.rand(4, 24), torch.arange(4) % 3)
+    prefix = network.read_value_prefix(reward_hidden)
     outputs = (*network.predict(next_latent), prefix)
     sum(output.square().sum() for output in outputs).backward()
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []

@@ -1,0 +1,150 @@
+"""Sampling with all EnvRunners of a group, whatever happens to them.
+
+Ray restarts the process of an EnvRunner that died, and `Algorithm.restore_env_runners` brings its state up to date.
+RLlib does nothing about one that hangs: its answer is dropped, and it is asked again next time. Of one that raised it
+loses the message, and lets it sleep before it ends. Both are dealt with here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from rllib_efficientzero.env.guard import BadEnvStepError
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_ATTEMPTS = 0.5
+
+
+class NoEnvRunnersError(RuntimeError):
+    """No EnvRunner could be built, or none answered and none came back."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What one EnvRunner played, or why it could not."""
+
+    worker_index: int
+    episodes: list[Any] = dataclasses.field(default_factory=list)
+    metrics: Any = None
+    hidden_steps: int = 0
+    error: Exception | None = None
+
+
+def take_sample(env_runner: Any, *, num_timesteps: int) -> Sample:
+    """Plays `num_timesteps` steps; called in the EnvRunner's process."""
+    episodes = env_runner.sample(num_timesteps=num_timesteps)
+    return Sample(env_runner.worker_index, episodes, env_runner.get_metrics(), env_runner.pop_hidden_steps())
+
+
+def take_sample_or_error(env_runner: Any, *, num_timesteps: int) -> Sample:
+    """As `take_sample`, but an error comes back as a value: raised, it would end the process, and be lost with it."""
+    try:
+        return take_sample(env_runner, num_timesteps=num_timesteps)
+    except Exception as error:
+        # Only errors of this package are sure to be unpickled in the other process.
+        known = isinstance(error, BadEnvStepError)
+        sent = error if known else RuntimeError(f"{type(error).__name__}: {error}")
+        sent.__cause__ = sent.__context__ = sent.__traceback__ = None
+        return Sample(env_runner.worker_index, error=sent)
+
+
+def sample_remotely(group: Any, num_timesteps: int, *, config: Any, restore: Callable[[], Any]) -> list[Sample]:
+    """Samples of all remote EnvRunners that answer; at least one.
+
+    An EnvRunner that does not answer within `sample_timeout_s`, or whose environment failed, is replaced, within
+    `max_num_env_runner_restarts`. If none answers, this waits for replacements up to `env_runner_restore_timeout_s`.
+
+    Args:
+        group: the EnvRunnerGroup.
+        num_timesteps: steps asked of each.
+        config: the algorithm's.
+        restore: brings EnvRunners back into service that were replaced (`Algorithm.restore_env_runners`).
+
+    Raises:
+        BadEnvStepError: an environment returned what cannot be learned from, and the config says to raise.
+        NoEnvRunnersError: none answered for too long.
+    """
+    deadline: float | None = None
+    reason = "all of them were out of service"
+    while True:
+        samples, failures = _ask(group, num_timesteps, config)
+        for worker_index, failure in failures.items():
+            if isinstance(failure, BadEnvStepError):
+                raise failure
+            reason = f"EnvRunner {worker_index} failed: {failure}"
+            if not (config.restart_failed_env_runners or config.ignore_env_runner_failures):
+                raise NoEnvRunnersError(reason)
+            logger.warning(reason)
+        if samples:
+            # In a fixed order: who answers first must not decide what is stored first.
+            return sorted(samples, key=lambda sample: sample.worker_index)
+        now = time.monotonic()
+        deadline = deadline or now + config.env_runner_restore_timeout_s
+        if now > deadline:
+            raise NoEnvRunnersError(
+                f"none of {config.num_env_runners} EnvRunners answered for {config.env_runner_restore_timeout_s:g} s "
+                f"(env_runner_restore_timeout_s), with up to {config.max_num_env_runner_restarts} restarts of each "
+                f"(max_num_env_runner_restarts); {reason}"
+            )
+        time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+        restore()
+
+
+def _ask(group: Any, num_timesteps: int, config: Any) -> tuple[list[Sample], dict[int, Exception]]:
+    """What the EnvRunners in service answer, and why others did not; those that live on without use are ended."""
+    manager = group._worker_manager
+    asked = manager.healthy_actor_ids()
+    if not asked:
+        return [], {}
+    results = manager.foreach_actor(
+        functools.partial(take_sample_or_error, num_timesteps=num_timesteps),
+        remote_actor_ids=asked,
+        timeout_seconds=config.sample_timeout_s,
+    )
+    samples: list[Sample] = []
+    failures: dict[int, Exception] = {}
+    for result in results:
+        answer = result.get()
+        if not result.ok:
+            failures[result.actor_id] = answer
+        elif answer.error is None:
+            samples.append(answer)
+        else:
+            failures[result.actor_id] = answer.error
+            _end(manager, result.actor_id)
+    for actor_id in set(asked) - {result.actor_id for result in results}:
+        failures[actor_id] = TimeoutError(f"it did not answer within sample_timeout_s={config.sample_timeout_s:g}")
+        _end(manager, actor_id)
+    return samples, failures
+
+
+def _end(manager: Any, actor_id: int) -> None:
+    """Ends a process that hangs or whose environments are broken; Ray starts another in its place."""
+    ray.kill(manager.actors()[actor_id], no_restart=False)
+    manager.set_actor_state(actor_id, healthy=False)
+
+
+def why_none_was_built(config: Any) -> str:
+    """Why EnvRunners of this config cannot be built, found by building one in a process of its own."""
+    build = ray.remote(num_cpus=0, max_retries=0)(_build_one)
+    try:
+        return ray.get(build.remote(config), timeout=config.env_runner_restore_timeout_s)
+    except ray.exceptions.RayError as error:
+        return f"the process that tries it ends: {' '.join(str(error).split())[:300]}"
+
+
+def _build_one(config: Any) -> str:
+    try:
+        runner = config.env_runner_cls(config=config, worker_index=1, num_workers=1)
+    except Exception as error:
+        return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    runner.stop()
+    return "the logs of their processes say why"
