@@ -87,6 +87,11 @@ def replaced_path(target: pathlib.Path) -> pathlib.Path:
     return target.with_name(f".{target.name}.replaced")
 
 
+def replaced_original(replaced: pathlib.Path) -> pathlib.Path:
+    """The inverse of `replaced_path`."""
+    return replaced.with_name(replaced.name.removeprefix(".").removesuffix(".replaced"))
+
+
 @contextlib.contextmanager
 def staged_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A directory to write into; it becomes `target` when the block ends without an error.

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
-from rllib_efficientzero.checkpoint.files import FileEntry, hash_file, replaced_path, sync, write_file
+from rllib_efficientzero.checkpoint.files import (
+    FileEntry,
+    hash_file,
+    replaced_original,
+    replaced_path,
+    sync,
+    write_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +138,8 @@ def find_newest(directory: pathlib.Path) -> pathlib.Path | None:
 
     Incomplete and damaged ones are passed over with a warning that says what is wrong with them.
     """
+    for replaced in directory.glob(replaced_path(directory / "checkpoint_*").name):
+        recover_replaced(replaced_original(replaced))
     for path in sorted(directory.glob("checkpoint_*"), reverse=True):
         try:
             verify(path)

@@ -1,0 +1,98 @@
+"""A resumed run is the run that was never stopped, bit by bit."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from checkpoint_helpers import assert_equal, fingerprint, tiny_config, train
+from tiny_pixels import TinyPixels, Unsaveable
+
+from rllib_efficientzero import EfficientZero, EfficientZeroConfig
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    # Remote runners must find the environments beside this file.
+    env_vars = {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": env_vars})
+    yield
+    ray.shutdown()
+
+
+def with_evaluation() -> EfficientZeroConfig:
+    return tiny_config().evaluation(evaluation_interval=9, evaluation_duration=2)
+
+
+CONFIGS = {
+    "CartPole": lambda: tiny_config("CartPole-v1"),
+    "pixels": tiny_config,
+    "evaluation": with_evaluation,
+    "environment without state": lambda: tiny_config(Unsaveable),
+    "two remote runners": lambda: tiny_config(TinyPixels, num_env_runners=2),
+    "without a seed": lambda: tiny_config(seed=None),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if "remote" in name else ()) for name in CONFIGS]
+)
+def test_resumed_equals_straight(name: str, tmp_path: pathlib.Path) -> None:
+    """Both runs save at the same iterations; one of them is begun anew from the second checkpoint."""
+    straight = train(CONFIGS[name]().build_algo(), 20)
+    straight.save_to_path(tmp_path / "checkpoint_0")
+    train(straight, 13)
+    saved = straight.save_to_path(tmp_path / "checkpoint_1")
+    assert straight.num_updates % 10 != 0
+    assert straight.num_updates % 11 != 0
+    before = fingerprint(straight)
+    expected = fingerprint(train(straight, 30))
+    evicted = straight.local_replay_buffer._first_position
+    straight.stop()
+    assert evicted > 0, "the test should see an eviction"
+
+    resumed: Any = EfficientZero.from_checkpoint(saved)
+    assert_equal(fingerprint(resumed), before)
+    assert_equal(fingerprint(train(resumed, 30)), expected)
+    resumed.stop()
+
+
+def test_a_run_may_be_rolled_back(tmp_path: pathlib.Path) -> None:
+    """Restoring into the very algorithm that went on: newer weights must not survive."""
+    algo: Any = train(tiny_config().build_algo(), 15)
+    saved = algo.save_to_path(tmp_path / "checkpoint")
+    expected = fingerprint(train(algo, 10))
+    train(algo, 7)
+    algo.restore_from_path(saved)
+    assert_equal(fingerprint(train(algo, 10)), expected)
+    algo.stop()
+
+
+def test_saving_changes_nothing(tmp_path: pathlib.Path) -> None:
+    """Where the environments' state can be saved, a run with checkpoints is the run without."""
+    with_checkpoints: Any = tiny_config().build_algo()
+    for i in range(3):
+        train(with_checkpoints, 8)
+        with_checkpoints.save_to_path(tmp_path / f"checkpoint_{i}")
+    expected = fingerprint(with_checkpoints)
+    with_checkpoints.stop()
+    without: Any = train(tiny_config().build_algo(), 24)
+    assert_equal(fingerprint(without), expected)
+    without.stop()
+
+
+def test_metrics_of_episodes_go_on(tmp_path: pathlib.Path) -> None:
+    """Returns count the part of an episode that was played before the checkpoint."""
+    straight: Any = train(tiny_config().build_algo(), 20)
+    saved = straight.save_to_path(tmp_path / "checkpoint")
+    expected = [straight.train()["env_runners"] for _ in range(12)]
+    straight.stop()
+    resumed: Any = EfficientZero.from_checkpoint(saved)
+    for result in expected:
+        found = resumed.train()["env_runners"]
+        for name in ("episode_return_mean", "episode_len_mean", "num_episodes_lifetime"):
+            assert found.get(name) == pytest.approx(result.get(name), nan_ok=True)
+    resumed.stop()
