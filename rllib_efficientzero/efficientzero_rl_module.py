@@ -34,6 +34,7 @@ from rllib_efficientzero.models import (
     observation_planes,
 )
 from rllib_efficientzero.models.augmentation import augment
+from rllib_efficientzero.models.observations import unrolled_stacks
 from rllib_efficientzero.models.precision import autocast
 from rllib_efficientzero.models.unroll import unroll
 
@@ -125,14 +126,13 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         if self.use_augmentation and planes.ndim == 4:
             generator = torch.Generator().manual_seed(int(batch["seed"][0]))
             root, following = augment(root, generator), augment(following, generator)
-        stacks = [following[:, k * width : (k + frame_stack) * width] for k in range(unroll_steps)]
         with autocast(planes.device, self.mixed_precision):
             predicted = unroll(
                 self.network,
                 root,
                 batch["actions"],
                 consistency=self.consistency,
-                target_planes=torch.stack(stacks, dim=1),
+                target_planes=unrolled_stacks(following, frame_stack, unroll_steps),
                 value_prefix_horizon=self.search_config.value_prefix_horizon,
             )
         return predicted._asdict()

@@ -20,13 +20,17 @@ def augment(planes: Tensor, generator: torch.Generator) -> Tensor:
         generator: a CPU generator; the only source of randomness.
 
     Returns:
-        `[B, P, H, W]`, not clamped to 0..1.
+        `[B, P, H, W]`, not clamped to 0..1; laid out channels last.
     """
-    batch, _, height, width = planes.shape
+    batch, planes_per_sample, height, width = planes.shape
     shift = torch.randint(-PAD, PAD + 1, (batch, 2), generator=generator)
-    rows = (torch.arange(height) + shift[:, :1]).clamp(0, height - 1).to(planes.device)
-    columns = (torch.arange(width) + shift[:, 1:]).clamp(0, width - 1).to(planes.device)
-    samples = torch.arange(batch, device=planes.device)
-    shifted = planes.permute(0, 2, 3, 1)[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
+    rows = (torch.arange(height) + shift[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width) + shift[:, 1:]).clamp(0, width - 1)
+    samples = torch.arange(batch)
+    pixels = (samples[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
+    # Whole pixels are gathered, each contiguous in memory: several times cheaper than picking from every plane.
+    flat = planes.permute(0, 2, 3, 1).reshape(-1, planes_per_sample)
+    shifted = flat.index_select(0, pixels.flatten().to(planes.device))
     noise = torch.randn(batch, generator=generator).clamp(-2.0, 2.0).to(planes.device)
-    return shifted.permute(0, 3, 1, 2) * (1.0 + INTENSITY_SCALE * noise).view(-1, 1, 1, 1)
+    scaled = shifted.view(batch, -1) * (1.0 + INTENSITY_SCALE * noise)[:, None]
+    return scaled.view(batch, height, width, planes_per_sample).permute(0, 3, 1, 2)

@@ -13,12 +13,30 @@ def observation_planes(frames: Tensor) -> Tensor:
         frames: `[B, S, H, W, C]` images (uint8 in 0..255, or floats) or `[B, S, D]` vectors.
 
     Returns:
-        `[B, S * C, H, W]` float32, a block of C planes per frame, uint8 scaled to 0..1; or `[B, S * D]` float32.
+        `[B, S * C, H, W]` float32, a block of C planes per frame, uint8 scaled to 0..1, laid out channels last; or
+        `[B, S * D]` float32.
     """
     if frames.ndim == 3:
         return frames.flatten(1).float()
-    planes = frames.permute(0, 1, 4, 2, 3).flatten(1, 2)
-    return planes.float() / 255.0 if frames.dtype == torch.uint8 else planes.float()
+    planes = torch.cat(frames.unbind(1), dim=-1).permute(0, 3, 1, 2)
+    return planes.div(255.0) if frames.dtype == torch.uint8 else planes.float()
+
+
+def unrolled_stacks(planes: Tensor, frame_stack: int, unroll_steps: int) -> Tensor:
+    """Every stack in a row of consecutive frames.
+
+    Args:
+        planes: `[B, (S + K - 1) * C, H, W]` or `[B, (S + K - 1) * D]` network input of the frames, oldest first.
+        frame_stack: S.
+        unroll_steps: K stacks, each one frame later than the one before.
+
+    Returns:
+        `[B, K, S * C, H, W]`, channels last, or `[B, K, S * D]`.
+    """
+    width = planes.shape[1] // (frame_stack + unroll_steps - 1)
+    channels_last = planes.movedim(1, -1)
+    stacks = [channels_last[..., k * width : (k + frame_stack) * width] for k in range(unroll_steps)]
+    return torch.stack(stacks, dim=1).movedim(-1, 2)
 
 
 def stack_windows(frames: Tensor, rows: Tensor, times: Tensor, frame_stack: int) -> Tensor:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from rllib_efficientzero.models import observation_planes, stack_windows
+from rllib_efficientzero.models.augmentation import augment
+from rllib_efficientzero.models.observations import unrolled_stacks
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -47,3 +49,20 @@ def test_stack_windows_equals_a_loop(frame_stack: int) -> None:
     for stack, row, time in zip(stacks, rows.tolist(), times.tolist(), strict=True):
         oldest_first = [100 * row + time - back for back in reversed(range(frame_stack))]
         assert stack[:, 0].tolist() == oldest_first
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 3), (2,)])
+def test_unrolled_stacks_equal_slices(shape: tuple[int, ...]) -> None:
+    frame_stack, unroll_steps = 4, 5
+    frames = torch.rand(2, frame_stack + unroll_steps - 1, *shape)
+    stacks = unrolled_stacks(observation_planes(frames), frame_stack, unroll_steps)
+    for k in range(unroll_steps):
+        torch.testing.assert_close(stacks[:, k], observation_planes(frames[:, k : k + frame_stack]))
+
+
+def test_images_reach_the_networks_channels_last() -> None:
+    """A convolution would otherwise turn its input around on every call."""
+    planes = observation_planes(torch.randint(0, 256, (2, 8, 6, 6, 3), dtype=torch.uint8))
+    augmented = augment(planes, torch.Generator())
+    for images in (planes, augmented, unrolled_stacks(planes, 4, 5).flatten(0, 1)):
+        assert images.is_contiguous(memory_format=torch.channels_last)
