@@ -24,7 +24,7 @@ from rllib_efficientzero.models.precision import autocast
 
 MAX_SIZE = 1 << 20
 """Widest layer, and most simulations, that a policy file may ask for."""
-MAX_LAYERS = 256
+MAX_LAYERS = 32
 OBSERVATIONS = "observations"
 
 

@@ -166,15 +166,15 @@ def seal_json(content: Mapping[str, Any]) -> bytes:
     return json.dumps({**content, "sha256": hash_json(content)}, indent=1, allow_nan=False).encode()
 
 
-def read_sealed_json(path: pathlib.Path) -> dict[str, Any]:
+def read_sealed_json(path: pathlib.Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """What `seal_json` wrote.
 
     Raises:
         CheckpointError: the file cannot be read, is too large, or is not what was written.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is not one this package writes: it has more than {MAX_JSON_BYTES} bytes.")
+        if path.stat().st_size > max_bytes:
+            raise CheckpointError(f"{path} is not one this package writes: it has more than {max_bytes} bytes.")
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error

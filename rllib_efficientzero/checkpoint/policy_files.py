@@ -25,7 +25,10 @@ POLICY_DIR = "policy"
 DESCRIPTION = "policy.json"
 WEIGHTS = "policy.safetensors"
 FORMAT_VERSION = 1
-MAX_HEADER_BYTES = 1 << 20
+MAX_DESCRIPTION_BYTES = 1 << 16
+MAX_HEADER_BYTES = 1 << 18
+MAX_WEIGHTS_BYTES = 1 << 30
+"""The paper's network has 33 MB."""
 _HEADER_SIZE = struct.Struct("<Q")
 
 
@@ -70,7 +73,7 @@ def read_description(path: pathlib.Path) -> PolicyFiles:
     file = below if below.exists() else path / DESCRIPTION
     if not file.is_file():
         raise CheckpointError(f"There is no policy in {path}: neither {below} nor {path / DESCRIPTION} exists.")
-    content = read_sealed_json(file)
+    content = read_sealed_json(file, MAX_DESCRIPTION_BYTES)
     found = content.get("format_version")
     if found != FORMAT_VERSION:
         needed = content.get("versions", {}).get("rllib_efficientzero", "another version")
@@ -96,6 +99,8 @@ def read_weights(files: PolicyFiles, expected: Mapping[str, Tensor]) -> dict[str
     if not (isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)):
         raise CheckpointError(f"{files.path} is damaged: it does not say what its weights are.")
     size = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    if size > MAX_WEIGHTS_BYTES:
+        raise CheckpointError(f"{files.path} describes a network of {size} bytes, more than {MAX_WEIGHTS_BYTES}.")
     if not size < entry["size"] <= size + MAX_HEADER_BYTES + _HEADER_SIZE.size:
         raise CheckpointError(
             f"{path} does not fit {files.path}: {entry['size']} bytes are said to hold a network of {size} bytes."

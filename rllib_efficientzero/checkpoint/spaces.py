@@ -10,7 +10,7 @@ import numpy as np
 
 MAX_ELEMENTS = 1 << 27
 """Largest observation that is believed."""
-MAX_BOUNDS = 1 << 14
+MAX_BOUNDS = 1 << 10
 """Boxes with more elements, and different bounds for them, keep only the widest."""
 
 
@@ -27,7 +27,7 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
     if isinstance(space, gym.spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, gym.spaces.MultiBinary):
-        return {"type": "MultiBinary", "shape": list(space.shape)}
+        return {"type": "MultiBinary", "n": int(space.n) if np.ndim(space.n) == 0 else list(space.shape)}
     if isinstance(space, gym.spaces.Dict):
         return {"type": "Dict", "spaces": {key: space_to_json(value) for key, value in space.spaces.items()}}
     raise ValueError(f"a policy over {space} cannot be written as JSON")
@@ -46,10 +46,13 @@ def space_from_json(described: Any) -> gym.Space:
         if kind == "Discrete":
             return gym.spaces.Discrete(_size(described["n"]), start=int(described["start"]))
         if kind == "MultiBinary":
-            return gym.spaces.MultiBinary(_shape(described["shape"]))
+            n = described["n"]
+            return gym.spaces.MultiBinary(_shape(n) if isinstance(n, list) else _size(n))
         if kind == "Dict":
-            return gym.spaces.Dict({str(key): space_from_json(value) for key, value in described["spaces"].items()})
-    except (KeyError, TypeError, AttributeError, OverflowError, AssertionError, RecursionError) as error:
+            if any(part["type"] == "Dict" for part in described["spaces"].values()):
+                raise ValueError("a Dict within a Dict is not supported")
+            return gym.spaces.Dict({str(key): space_from_json(part) for key, part in described["spaces"].items()})
+    except (KeyError, TypeError, AttributeError, OverflowError, AssertionError) as error:
         raise ValueError(f"{str(described)[:200]} does not describe a space") from error
     raise ValueError(f"a space of type {kind!r} is not known")
 

@@ -152,7 +152,7 @@ def test_other_versions(algo: Any, saved: pathlib.Path) -> None:
     with pytest.raises(CheckpointError, match=r"format version 99.*needs rllib_efficientzero 9\.8"):
         algo.restore_from_path(saved)
     (saved / MANIFEST).unlink()
-    with pytest.raises(CheckpointError, match="incomplete, or older than rllib_efficientzero 0.1.0"):
+    with pytest.raises(CheckpointError, match=r"incomplete, or older than rllib_efficientzero 0\.1\.0"):
         algo.restore_from_path(saved)
     # The policy says of itself what it is.
     described = json.loads((saved / "policy" / "policy.json").read_text())

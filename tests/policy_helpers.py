@@ -1,0 +1,54 @@
+"""A tiny policy on disk, without any run."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from rllib_efficientzero.checkpoint.policy_files import write_policy
+from rllib_efficientzero.checkpoint.spaces import space_to_json
+from rllib_efficientzero.mcts import SearchConfig
+from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, build_network
+
+VECTORS = gym.spaces.Box(-np.inf, np.inf, (2, 4), np.float32)
+IMAGES = gym.spaces.Box(0, 255, (2, 8, 8, 3), np.uint8)
+SIZES = ModelConfig(
+    channels=4,
+    latent_side=4,
+    reduced_channels=2,
+    latent_size=8,
+    mlp_hidden=(8,),
+    head_hidden=(8,),
+    lstm_hidden=8,
+    support_size=10,
+    projector_hidden=8,
+    projector_out=8,
+    predictor_hidden=8,
+)
+SEARCH = SearchConfig(num_simulations=4)
+
+
+def write_tiny_policy(
+    directory: pathlib.Path, space: gym.spaces.Box = VECTORS, num_actions: int = 3
+) -> EfficientZeroNetwork:
+    """Writes `policy.json` and `policy.safetensors`, and returns the network that they hold."""
+    torch.manual_seed(0)
+    network = build_network(space.shape, num_actions, SIZES).eval()
+    model = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(SIZES).items()
+    }
+    write_policy(
+        directory,
+        network.state_dict(),
+        observation_space=space_to_json(space),
+        action_space=space_to_json(gym.spaces.Discrete(num_actions)),
+        model=model,
+        search=dataclasses.asdict(SEARCH),
+        mixed_precision=False,
+        num_updates=1,
+    )
+    return network
