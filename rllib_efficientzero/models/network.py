@@ -25,8 +25,9 @@ class NetworkOutput(NamedTuple):
 class EfficientZeroNetwork(nn.Module):
     """Representation h, dynamics g with value prefix, prediction f.
 
-    Build it with `models.build_network`. Acting and search use `initial_inference` and `recurrent_inference`; the
-    learner uses the parts `represent`, `step` and `predict`, which return logits.
+    Build it with `models.build_network`. Acting and search use `initial_inference` and `recurrent_inference` (through
+    `InferenceNetwork`, which is faster); the learner uses the parts `represent`, `step` and `predict`, which return
+    logits.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class EfficientZeroNetwork(nn.Module):
         """LSTM state where a value prefix begins: zeros `[B, 2H]`."""
         return latent.new_zeros(latent.shape[0], 2 * self.value_prefix.lstm.hidden_size)
 
-    # --- What search calls -------------------------------------------------------------------------------------------
+    # --- What search and targets call ---------------------------------------------------------------------------------
 
     def initial_inference(self, planes: Tensor) -> NetworkOutput:
         """Network input -> output at the root; value prefix zero."""
@@ -81,10 +82,11 @@ class EfficientZeroNetwork(nn.Module):
         """One imagined step for each of B states."""
         latent, reward_hidden = self.step(latent, reward_hidden, action)
         policy_logits, value_logits = self.predict(latent)
-        return NetworkOutput(
-            latent,
-            reward_hidden,
-            categorical_to_scalar(value_logits),
-            categorical_to_scalar(self.read_value_prefix(reward_hidden)),
-            policy_logits.float(),
-        )
+        # Both at once: with few states the number of operations decides.
+        logits = torch.stack((value_logits, self.read_value_prefix(reward_hidden)))
+        value, value_prefix = categorical_to_scalar(logits).unbind()
+        return NetworkOutput(latent, reward_hidden, value, value_prefix, policy_logits.float())
+
+    def value(self, planes: Tensor) -> Tensor:
+        """Network input -> `[B]` float32 value alone, as `initial_inference` has it."""
+        return categorical_to_scalar(self.prediction.value_logits(self.represent(planes)))

@@ -7,8 +7,14 @@ import contextlib
 import torch
 
 
-def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextManager:
-    """bfloat16 autocast on GPUs that have it in hardware; elsewhere nothing (CPUs without AMX get slower by it)."""
+def low_precision(device: torch.device, enabled: bool) -> torch.dtype | None:
+    """bfloat16 on GPUs that have it in hardware; elsewhere None (CPUs without AMX get slower by it)."""
     if enabled and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+        return torch.bfloat16
+    return None
+
+
+def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextManager:
+    """A context that computes in `low_precision`, or changes nothing."""
+    dtype = low_precision(device, enabled)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -25,6 +25,10 @@ class Prediction(nn.Module):
         features = self.trunk(latent)
         return self.policy(features), self.value(features)
 
+    def value_logits(self, latent: Tensor) -> Tensor:
+        """The `[B, support]` half of the prediction."""
+        return self.value(self.trunk(latent))
+
 
 def image_prediction(
     channels: int, cells: int, reduced_channels: int, num_blocks: int, hidden: Sequence[int], actions: int, support: int

@@ -1,0 +1,87 @@
+"""CUDA graphs: kernels recorded once and launched as one, for functions whose tensors keep their shapes and places."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_CALLS = 3
+"""Calls before a recording, in which libraries choose algorithms and allocate workspaces."""
+MIN_CALLS = 3
+"""Calls with some shapes before they get a graph: those of the last chunk of a batch hardly ever come again."""
+MAX_GRAPHS = 8
+"""Graphs of one function. Each keeps its activations."""
+
+T = TypeVar("T")
+
+
+def record(function: Callable[[], T]) -> tuple[Callable[[], None], T] | None:
+    """Record what a function launches on the current device.
+
+    Args:
+        function: reads and writes tensors that stay where they are, does not wait for the device, and may be called
+            several times.
+
+    Returns:
+        What launches it again, and what it returned, which each launch computes anew in the same place. None where it
+        cannot be recorded; a warning says why.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP_CALLS):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            result = function()
+    except RuntimeError as error:
+        logger.warning("no CUDA graph could be recorded, which makes searches slower: %s", error)
+        return None
+    return graph.replay, result
+
+
+class GraphedFunction:
+    """A function of tensors that gets a graph for each combination of shapes that it is called with often."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        self._function = function
+        self._graphs: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
+        self._calls: Counter[tuple] = Counter()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs)
+        if shapes in self._graphs:
+            return self._graphs[shapes](*inputs)
+        self._calls[shapes] += 1
+        if self._calls[shapes] >= MIN_CALLS and len(self._graphs) < MAX_GRAPHS:
+            self._graphs[shapes] = _replayed(self._function, inputs)
+        return self._function(*inputs)
+
+
+def _replayed(
+    function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The function with a graph in it for inputs like these; the function itself where it cannot be recorded."""
+    places = tuple(tensor.clone() for tensor in inputs)
+    recorded = record(lambda: function(*places))
+    if recorded is None:
+        return function
+    replay, results = recorded
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        for place, tensor in zip(places, inputs, strict=True):
+            place.copy_(tensor)
+        replay()
+        # The next call writes over the results.
+        return tuple(tensor.clone() for tensor in results)
+
+    return call

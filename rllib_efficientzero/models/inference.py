@@ -1,0 +1,158 @@
+"""The network as acting and reanalysis use it: weights that stand still for many calls, no gradients, no waste."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rllib_efficientzero.models.cuda_graphs import GraphedFunction
+from rllib_efficientzero.models.folding import FoldedCopy
+from rllib_efficientzero.models.network import EfficientZeroNetwork, NetworkOutput
+from rllib_efficientzero.models.precision import autocast, low_precision
+
+CPU_CHUNK = 64
+"""Observations encoded at a time on a CPU: the activations of more leave its cache, and malloc's heap."""
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class InferenceNetwork:
+    """`initial_inference`, `recurrent_inference` and `value` of a network in eval mode, made fast.
+
+    They run on a copy whose batch normalisations are folded into its convolutions: on a CPU as graphs without Python,
+    on a GPU in bfloat16, the encoding of observations as CUDA graphs. Results are those of the network up to rounding,
+    and the same for the same inputs and weights, whatever was computed before.
+
+    The network's weights may change at any time. Every operation on a tensor counts in the tensor's version, and these
+    are compared before observations are evaluated; not in `recurrent_inference`, so that a search sees one set of
+    weights. Two writers do not count: a fused optimizer, but the normalisations of the forward pass before it do; and
+    whoever writes through `tensor.data`, who has to call `refresh`.
+
+    Args:
+        network: in whatever mode, since the copy is in eval mode. It must not move to another device.
+        mixed_precision: bfloat16 where it pays; see `precision`.
+        compiled: False calls the network itself, which has to be in eval mode then.
+
+    Example:
+        >>> from rllib_efficientzero.models import ModelConfig, build_network
+        >>> network = InferenceNetwork(build_network((1, 4), 2, ModelConfig()))
+        >>> root = network.initial_inference(torch.zeros(3, 4))
+        >>> network.recurrent_inference(root.latent, root.reward_hidden, torch.zeros(3, dtype=torch.int64)).value.shape
+        torch.Size([3])
+    """
+
+    def __init__(self, network: EfficientZeroNetwork, *, mixed_precision: bool = False, compiled: bool = True) -> None:
+        self.network = network
+        self.mixed_precision = mixed_precision
+        self.compiled = compiled
+        parameter = next(network.parameters())
+        self.device = parameter.device
+        self._dtype = (low_precision(self.device, mixed_precision) if compiled else None) or parameter.dtype
+        # The dicts themselves: a list of tensors would miss one that was replaced by another.
+        self._tensors = [tensors for part in network.modules() for tensors in (part._parameters, part._buffers)]
+        self._versions: list[tuple[int, int]] = []
+        self._copy: FoldedCopy | None = None
+        self._functions: dict[str, Function] = {}
+
+    # --- What search and targets call --------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def initial_inference(self, planes: Tensor) -> NetworkOutput:
+        """As `EfficientZeroNetwork.initial_inference`."""
+        return NetworkOutput(*self._encode("initial_inference", planes))
+
+    @torch.inference_mode()
+    def value(self, planes: Tensor) -> Tensor:
+        """As `EfficientZeroNetwork.value`."""
+        (value,) = self._encode("value", planes)
+        return value
+
+    def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput:
+        """As `EfficientZeroNetwork.recurrent_inference`, with the weights of the last evaluation of observations."""
+        return NetworkOutput(*self._call("recurrent_inference", latent, reward_hidden, action))
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph with a `recurrent_inference` in it stays valid: weights change in place only."""
+        return self.compiled and self.device.type == "cuda"
+
+    # --- Weights -----------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Take over the network's weights, noticed or not."""
+        if self._copy is not None:
+            self._copy.update()
+        self._versions = self._current_versions()
+
+    def _current_versions(self) -> list[tuple[int, int]]:
+        return [
+            (tensor.data_ptr(), tensor._version)
+            for tensors in self._tensors
+            for tensor in tensors.values()
+            if tensor is not None
+        ]
+
+    # --- Functions ---------------------------------------------------------------------------------------------------
+
+    def _encode(self, name: str, planes: Tensor) -> tuple[Tensor, ...]:
+        if self._versions != self._current_versions():
+            self.refresh()
+        planes = planes.to(self._dtype)
+        if self.device.type != "cpu" or len(planes) <= CPU_CHUNK:
+            return self._call(name, planes)
+        chunks = [self._call(name, chunk) for chunk in planes.split(CPU_CHUNK)]
+        return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+
+    def _call(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = self._build(name, inputs)
+        return function(*inputs)
+
+    def _build(self, name: str, inputs: tuple[Tensor, ...]) -> Function:
+        if not self.compiled:
+            return functools.partial(self._call_network, name)
+        if self._copy is None:
+            self._copy = FoldedCopy(self.network, self._dtype)
+        method = _Method(self._copy.module, name)
+        if self.device.type == "cpu":
+            return _trace(method, inputs)
+        # Whoever calls `recurrent_inference` many times records it together with what happens around it.
+        return method.forward if name == "recurrent_inference" else GraphedFunction(method.forward)
+
+    def _call_network(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        with autocast(self.device, self.mixed_precision):
+            return _Method(self.network, name).forward(*inputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is compiled stays behind; it is made again where it is needed."""
+        return {key: getattr(self, key) for key in ("network", "mixed_precision", "compiled")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class _Method(nn.Module):
+    """A method of a network as a module, for the tracer, with a tuple for its output."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        output = getattr(self.network, self.name)(*inputs)
+        return (output,) if isinstance(output, Tensor) else tuple(output)
+
+
+def _trace(method: nn.Module, inputs: tuple[Tensor, ...]) -> Function:
+    """A graph for any batch size that runs without Python. It reads the module's weights, and so sees them change."""
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        # The tracer's successors compile for minutes, and anew for every batch size.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # `forward` is the graph itself; the module around it would cost as much as several operations.
+        return torch.jit.trace(method, inputs, check_trace=False).forward
