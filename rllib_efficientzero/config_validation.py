@@ -16,7 +16,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     # The learner clips by nothing else.
     "grad_clip_by": ("global_norm",),
 }
-SWITCHES = ("use_consistency", "use_value_prefix", "use_off_policy_correction", "use_augmentation", "mixed_precision")
+SWITCHES = (
+    *("use_consistency", "use_value_prefix", "use_off_policy_correction", "use_augmentation", "mixed_precision"),
+    *("sample_asynchronously", "sync_batch_norm", "wait_for_resources"),
+)
 SMALLEST = {
     "num_simulations": 1,
     "unroll_steps": 1,
@@ -36,6 +39,9 @@ SMALLEST = {
     "mixed_start_updates": 0,
     "mixed_recent_steps": 0,
     "num_steps_sampled_before_learning_starts": 1,
+    "num_reanalyze_actors": 0,
+    "reanalyze_prefetch": 0,
+    "max_sample_staleness": 0,
 }
 """Whole numbers and the smallest each may be."""
 RANGES = {
@@ -53,9 +59,14 @@ RANGES = {
     "lr": (0.0, math.inf),
     "lr_decay_rate": (0.0, 1.0),
     "grad_clip": (1e-12, math.inf),
+    "num_gpus_per_reanalyze_actor": (0.0, math.inf),
+    "num_cpus_per_reanalyze_actor": (1e-3, math.inf),
+    "reanalyze_timeout_s": (1e-3, math.inf),
 }
 """Finite numbers between two ends."""
-MAY_BE_NONE = ("total_updates", "grad_clip")
+MAY_BE_NONE = ("total_updates", "grad_clip", "reanalyze_prefetch", "max_sample_staleness")
+PLACEMENTS = ("driver", "actor")
+"""Processes in which the replay may be."""
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "sgd": ("momentum", "weight_decay", "nesterov", "dampening"),
     "adam": ("betas", "eps", "weight_decay", "amsgrad"),
@@ -103,13 +114,15 @@ def _optimizer_problems(optimizer: Any) -> Iterator[str]:
 
 
 def _replay_problems(settings: dict[str, Any]) -> Iterator[str]:
-    known = ("capacity", "alpha", "beta")
+    known = ("capacity", "alpha", "beta", "placement")
     if unknown := sorted(set(settings) - set(known)):
         yield f"unknown `replay_buffer_config` keys {unknown}; known: {sorted(known)}."
     if not _is_whole(settings["capacity"]) or settings["capacity"] < 1:
         yield f"`replay_buffer_config` needs a capacity of at least 1 step, not {settings['capacity']!r}."
     if not _is_number(settings["alpha"], 0.0, math.inf):
         yield f"`replay_buffer_config` needs a priority exponent alpha of at least 0, not {settings['alpha']!r}."
+    if settings["placement"] not in PLACEMENTS:
+        yield f"`replay_buffer_config` needs a placement, one of {PLACEMENTS}, not {settings['placement']!r}."
     beta = settings["beta"]
     ends = beta if isinstance(beta, list | tuple) else (beta, beta)
     if len(ends) != 2 or not all(_is_number(end, 0.0, math.inf) for end in ends):
@@ -124,8 +137,23 @@ def _combination_problems(config: Any) -> Iterator[str]:
             "`num_steps_sampled_before_learning_starts` must be at least the train batch size "
             f"({batch} x {learners} learners), because a batch holds different positions."
         )
+    yield from _scale_problems(config)
     if config.is_multi_agent:
         yield "EfficientZero plays single-agent environments only; two players are out of scope."
+
+
+def _scale_problems(config: Any) -> Iterator[str]:
+    if config.sample_asynchronously is True and not config.num_env_runners:
+        yield "`sample_asynchronously` needs EnvRunners of their own: set `num_env_runners` to at least 1."
+    if _is_whole(config.max_sample_staleness) and _is_number(config.replay_ratio, 0.0, math.inf):
+        least = config.self_play_update_freq + config.updates_per_sample()
+        if config.max_sample_staleness < least:
+            yield (
+                f"`max_sample_staleness` must be at least {least}, `self_play_update_freq` and the updates that a "
+                f"sample of all EnvRunners owes, not {config.max_sample_staleness}."
+            )
+    if config.sync_batch_norm is True and not (config.num_learners > 1 and config.num_gpus_per_learner > 0):
+        yield "`sync_batch_norm` needs at least 2 Learners, and torch has it for GPUs only."
 
 
 def _is_schedule(points: Any) -> bool:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
-import math
-import pathlib
 from typing import Any
 
 import numpy as np
-import pyarrow.fs
-import ray
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     LEARNER_RESULTS,
@@ -24,18 +18,15 @@ from ray.tune.registry import register_trainable
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero import run_files
+from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
+from rllib_efficientzero.env.runner_state import generators_kept
 from rllib_efficientzero.env.sampling import NoEnvRunnersError, sample_remotely, take_sample, why_none_was_built
-from rllib_efficientzero.replay import PrioritizedReplay, Windows
+from rllib_efficientzero.scaled_algorithm import ScaledAlgorithm
 from rllib_efficientzero.schedules import linear
 
-logger = logging.getLogger(__name__)
 
-COUNTERS = "efficientzero"
-REPLAY_DIR = "replay"
-
-
-class EfficientZero(Algorithm):
+class EfficientZero(ScaledAlgorithm):
     """Self-play by search, prioritized replay, reanalysis in the learner connector, gradient steps at a fixed ratio."""
 
     config: EfficientZeroConfig
@@ -53,11 +44,11 @@ class EfficientZero(Algorithm):
             with self._timer(names.REPLAY_ADD_TIMER):
                 self.local_replay_buffer.add(episodes)
 
-        for _ in range(min(self._updates_owed(), self._updates_per_step())):
+        for _ in range(min(self._updates_owed(), self.config.updates_per_sample())):
             with self._timer(names.REPLAY_SAMPLE_TIMER):
-                windows = self.local_replay_buffer.sample(self.config.total_train_batch_size, beta=self._beta())
+                batch = self._next_batch()
             with self._timer(names.LEARNER_UPDATE_TIMER):
-                position_ids, priorities = self._update(windows)
+                position_ids, priorities = self._update(batch)
             if len(position_ids) == 0:
                 continue  # Not finite: the learner left everything as it was, counted it, and will stop a series.
             with self._timer(names.UPDATE_PRIORITIES_TIMER):
@@ -80,22 +71,11 @@ class EfficientZero(Algorithm):
             return max(0, self.config.updates_at_end() - self.num_updates)
         return int(self.config.replay_ratio * self.num_interactions + 1e-9) - self.num_updates
 
-    def _updates_per_step(self) -> int:
-        """Updates that one `training_step` makes at most: as many as the largest of its samples can owe."""
-        return max(1, math.ceil(self.config.replay_ratio * (self._fragment() + self._envs())))
-
-    def _fragment(self) -> int:
-        return self.config.rollout_fragment_length * self._envs()
-
-    def _envs(self) -> int:
-        """Environments of all EnvRunners."""
-        return self.config.num_envs_per_env_runner * max(1, self.config.num_env_runners)
-
     def _steps_to_sample(self) -> int:
         """Steps to ask for such that the budget is never exceeded: all environments of a runner step together, so that
         it may return up to one step less than it has environments too many."""
-        remaining = self.config.total_env_steps - self.num_interactions
-        return max(0, min(self._fragment(), remaining - (self._envs() - 1)))
+        remaining, num_envs = self.config.total_env_steps - self.num_interactions, self.config.num_envs()
+        return max(0, min(self.config.rollout_fragment_length * num_envs, remaining - (num_envs - 1)))
 
     def _beta(self) -> float:
         beta = self.config.replay_buffer_config["beta"]
@@ -119,10 +99,14 @@ class EfficientZero(Algorithm):
         self.num_interactions += sum(map(len, episodes)) + sum(sample.hidden_steps for sample in samples)
         return episodes
 
-    def _update(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    def _next_batch(self) -> Batch:
+        size = self.config.total_train_batch_size
+        return self.batches.next(size, beta=self._beta(), num_updates=self.num_updates)
+
+    def _update(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """One gradient step on a batch of windows; returns the position ids and their new priorities."""
         results = self.learner_group.update(
-            training_data=self._training_data(windows),
+            training_data=batch.training_data,
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_interactions},
         )
         if not results:
@@ -131,14 +115,8 @@ class EfficientZero(Algorithm):
         pairs = np.concatenate(
             [np.reshape(result[DEFAULT_MODULE_ID].pop(names.PRIORITIES).peek()[0], (-1, 2)) for result in results]
         )
-        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self.metrics.aggregate(results + batch.results, key=LEARNER_RESULTS)
         return pairs[:, 0].astype(np.int64), pairs[:, 1]
-
-    def _training_data(self, windows: Windows) -> TrainingData:
-        """Windows take the place of episodes. RLlib would sort and cut those to shard them, so the shards are ours."""
-        if self.learner_group.is_local:
-            return TrainingData(episodes=[windows])
-        return TrainingData(episodes_refs=[ray.put(shard) for shard in windows.split(len(self.learner_group))])
 
     def _log_progress(self) -> None:
         ratio = self.num_updates / max(1, self.num_interactions)
@@ -151,6 +129,7 @@ class EfficientZero(Algorithm):
         ):
             self.metrics.log_value(key, value, reduce="item")
         self.metrics.log_dict(self.local_replay_buffer.get_metrics(), key=REPLAY_BUFFER_RESULTS, reduce="item")
+        self.metrics.log_dict(self.batches.get_metrics(), key=names.REANALYZE, reduce="item")
 
     def _timer(self, name: str) -> Any:
         return self.metrics.log_time((names.TIMERS, name), reduce="mean")
@@ -180,29 +159,12 @@ class EfficientZero(Algorithm):
             )
         return restored
 
-    def _create_local_replay_buffer_if_necessary(self, config: Any) -> PrioritizedReplay:
-        # RLlib's own would look for the word "EpisodeReplayBuffer" in a class path; ours is always this one.
-        settings = config.replay_buffer_config
-        return PrioritizedReplay(
-            settings["capacity"],
-            frame_stack=config.frame_stack,
-            unroll_steps=config.unroll_steps,
-            td_steps=config.td_steps,
-            priority_exponent=settings["alpha"],
-            seed=config.seed,
-        )
-
-    @property
-    def run_directory(self) -> pathlib.Path:
-        """Where this run's files belong: beside Tune's `result.json`, or RLlib's log directory outside of Tune."""
-        storage = self._storage
-        if storage is not None and isinstance(storage.storage_filesystem, pyarrow.fs.LocalFileSystem):
-            return pathlib.Path(storage.trial_fs_path)
-        return pathlib.Path(self.logdir)
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As RLlib's; the score of every episode goes to `evaluation.json` in the run's directory."""
-        results = super().evaluate(*args, **kwargs)
+        # An evaluation in this process must not move the generators that training draws from.
+        in_this_process = self.config.evaluation_num_env_runners == 0
+        with generators_kept() if in_this_process else contextlib.nullcontext():
+            results = super().evaluate(*args, **kwargs)
         runners = results.get(ENV_RUNNER_RESULTS, {})
         returns, lengths = runners.get(names.EPISODE_RETURNS, []), runners.get(names.EPISODE_LENGTHS, [])
         if len(returns):
@@ -214,30 +176,6 @@ class EfficientZero(Algorithm):
             }
             run_files.append_evaluation(self.run_directory, self.config.describe_protocol(), record)
         return results
-
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        counters = {"num_updates": self.num_updates, "num_interactions": self.num_interactions}
-        return super().get_state(*args, **kwargs) | {COUNTERS: counters}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state(state)
-        if COUNTERS in state:
-            self.num_updates = state[COUNTERS]["num_updates"]
-            self.num_interactions = state[COUNTERS]["num_interactions"]
-
-    def save_to_path(self, path: str | pathlib.Path | None = None, **kwargs: Any) -> str:
-        saved = pathlib.Path(super().save_to_path(path, **kwargs))
-        # Beside RLlib's state, not in it: that goes through one pickle in memory.
-        self.local_replay_buffer.save(saved / REPLAY_DIR)
-        return str(saved)
-
-    def restore_from_path(self, path: str | pathlib.Path, *args: Any, **kwargs: Any) -> None:
-        super().restore_from_path(path, *args, **kwargs)
-        replay_path = pathlib.Path(path) / REPLAY_DIR
-        if replay_path.is_dir():
-            self.local_replay_buffer.load(replay_path)
-        elif kwargs.get("component") is None:
-            logger.warning("%s has no replay buffer: learning goes on once a new one is filled", path)
 
 
 register_trainable("EfficientZero", EfficientZero)

@@ -17,15 +17,16 @@ from rllib_efficientzero.env.atari import AtariProtocol, is_atari_id
 from rllib_efficientzero.known_keys import schema_of
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.models import ModelConfig, build_network
+from rllib_efficientzero.scale_out_config import ScaleOutConfig
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
 SET_BY_VALIDATE = ("simple_optimizer",)
 """Attributes that RLlib's `validate` adds to a config; they are in validated configs and nowhere else."""
 LONG_RUN_SECONDS = 6 * 3600.0
-REPLAY_DEFAULTS: dict[str, Any] = {"capacity": 1_000_000, "alpha": 0.6, "beta": (0.4, 1.0)}
+REPLAY_DEFAULTS: dict[str, Any] = {"capacity": 1_000_000, "alpha": 0.6, "beta": (0.4, 1.0), "placement": "driver"}
 
 
-class EfficientZeroConfig(AlgorithmConfig):
+class EfficientZeroConfig(ScaleOutConfig):
     """Configuration of `EfficientZero`; the defaults are the paper's for Atari 100k (Table 6).
 
     Example:
@@ -183,7 +184,8 @@ class EfficientZeroConfig(AlgorithmConfig):
             replay_ratio: updates per environment step (1.0), kept exactly, whatever the machine's speed.
             num_steps_sampled_before_learning_starts: random steps before the first update (Table 6: 2000).
             replay_buffer_config: `capacity` in steps (1M), `alpha` priority exponent (0.6), `beta` exponent of the
-                importance weights as a constant or [first, last] over the run ([0.4, 1.0]).
+                importance weights as a constant or [first, last] over the run ([0.4, 1.0]), `placement` in the
+                "driver" or in an "actor" of its own.
             optimizer: `type` "sgd" or "adam", and options of torch's class of that name; replaces the default as a
                 whole (Table 6: SGD, momentum 0.9, weight decay 1e-4).
             unroll_steps: K, steps the model is unrolled in training (Table 6: 5).

@@ -25,7 +25,7 @@ BASE = "AlgorithmConfig"
 GROUPS = (
     *("python_environment", "resources", "framework", "api_stack", "environment", "env_runners", "learners"),
     *("training", "callbacks", "evaluation", "offline_data", "multi_agent", "reporting", "checkpointing"),
-    *("debugging", "fault_tolerance", "rl_module", "experimental"),
+    *("debugging", "fault_tolerance", "rl_module", "experimental", "reanalyze"),
 )
 """The methods of `AlgorithmConfig` that set keys."""
 
@@ -39,6 +39,11 @@ _LEGACY_KEYS = {
     "custom_stats_cls_lookup": "stats_cls_lookup",
     "dataset_num_iters_per_offline_eval_runner": "dataset_num_iters_per_eval_runner",
     "optimization_config": "optimization",
+    "num_actors": "num_reanalyze_actors",
+    "num_gpus_per_actor": "num_gpus_per_reanalyze_actor",
+    "num_cpus_per_actor": "num_cpus_per_reanalyze_actor",
+    "prefetch": "reanalyze_prefetch",
+    "timeout_s": "reanalyze_timeout_s",
 }
 # Where RLlib's annotations are narrower than what its code takes.
 _WIDER_TYPES = {

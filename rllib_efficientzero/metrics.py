@@ -86,6 +86,15 @@ TD_STEPS = "td_steps"
 SAMPLE_AGE = "sample_age"
 """Mean age of the sampled positions, in environment steps."""
 
+# --- reanalyze/ (with reanalyze actors) ------------------------------------------------------------------------------
+RESTARTS = "restarts"
+"""Reanalyze actors that ended and were started again."""
+NUM_ACTORS_IN_SERVICE = "num_actors_in_service"
+NUM_INLINE_BATCHES_LIFETIME = "num_inline_batches_lifetime"
+"""Batches that the Learners reanalyzed themselves, because an actor was lost."""
+BATCH_LAG = "batch_lag"
+"""Updates between the drawing of the last batch's windows and the update that learned from it."""
+
 # --- replay_buffer/ --------------------------------------------------------------------------------------------------
 NUM_POSITIONS = "num_positions"
 NUM_EPISODES = "num_episodes"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -23,6 +24,9 @@ from rllib_efficientzero.targets.returns import (
     step_masks,
     value_prefix_targets,
 )
+
+# Windows may lie in memory that Ray shares between processes. Nothing here writes into them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -331,7 +331,7 @@ def test_groups_and_flat_keys_are_routed() -> None:
 
 def test_a_partial_replay_config_keeps_the_other_defaults() -> None:
     """By `training` as by `update_from_dict`."""
-    expected = {"capacity": 5_000, "alpha": 0.6, "beta": (0.4, 1.0)}
+    expected = {"capacity": 5_000, "alpha": 0.6, "beta": (0.4, 1.0), "placement": "driver"}
     assert cartpole(replay_buffer_config={"capacity": 5_000}).replay_buffer_config == expected
     for given in (
         {"replay_buffer_config": {"capacity": 5_000}},

@@ -1,0 +1,72 @@
+"""Where the next update's batch comes from: here, windows that every Learner reanalyzes itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import ray
+from ray.rllib.core.learner.training_data import TrainingData
+
+from rllib_efficientzero.actors.replay_actor import RemoteReplay
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one update learns from."""
+
+    training_data: TrainingData
+    results: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Metrics of those who made it elsewhere, as a Learner's results."""
+
+
+class Batches(Protocol):
+    """A source of batches."""
+
+    def next(self, batch_size: int, *, beta: float, num_updates: int) -> Batch:
+        """The batch of the update after `num_updates`; see `PrioritizedReplay.sample`."""
+
+    def forget(self) -> None:
+        """Drops what was made of a state that no longer holds, after a restore."""
+
+    def get_metrics(self) -> dict[str, float]:
+        """What is logged under `reanalyze/`."""
+
+    def stop(self) -> None:
+        """Ends the processes that it started."""
+
+
+class InlineBatches:
+    """Windows of the replay, as they are: the Learners' connector reanalyzes them before each update."""
+
+    def __init__(self, replay: Any, num_learners: int) -> None:
+        """Args:
+        replay: a `PrioritizedReplay` or `RemoteReplay`.
+        num_learners: Learners in processes of their own; 0 for one in this process.
+        """
+        self._replay = replay
+        self._num_learners = num_learners
+
+    def next(self, batch_size: int, *, beta: float, num_updates: int) -> Batch:
+        """See `Batches`."""
+        if self._num_learners == 0:
+            return Batch(TrainingData(episodes=[self._replay.sample(batch_size, beta=beta)]))
+        # RLlib would sort and cut episodes to shard them, so the shards are ours.
+        return Batch(TrainingData(episodes_refs=draw_shards(self._replay, batch_size, beta, self._num_learners)))
+
+    def forget(self) -> None:
+        """See `Batches`."""
+
+    def get_metrics(self) -> dict[str, float]:
+        """See `Batches`."""
+        return {}
+
+    def stop(self) -> None:
+        """See `Batches`."""
+
+
+def draw_shards(replay: Any, batch_size: int, beta: float, num_shards: int) -> list[ray.ObjectRef]:
+    """References to the shards of a sample."""
+    if isinstance(replay, RemoteReplay):
+        return replay.sample_references(batch_size, beta=beta, num_shards=num_shards)
+    return [ray.put(shard) for shard in replay.sample(batch_size, beta=beta).split(num_shards)]

@@ -1,0 +1,76 @@
+"""What of an algorithm runs in which process: the replay, reanalysis, and what the cluster must have for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+
+from rllib_efficientzero.actors import resources
+from rllib_efficientzero.actors.batches import Batches, InlineBatches
+from rllib_efficientzero.actors.reanalyze import ReanalyzedBatches, start_actors
+from rllib_efficientzero.actors.replay_actor import RemoteReplay
+from rllib_efficientzero.checkpointed_algorithm import CheckpointedAlgorithm
+from rllib_efficientzero.replay import PrioritizedReplay
+
+
+class ScaledAlgorithm(CheckpointedAlgorithm):
+    """What `EfficientZero` inherits so that its `training_step` is the same on a laptop as on a cluster."""
+
+    local_replay_buffer: PrioritizedReplay | RemoteReplay
+    batches: Batches
+    """Where the next update's batch comes from."""
+
+    def setup(self, config: Any) -> None:
+        """As RLlib's. Raises InsufficientResourcesError if the cluster can never run what the config asks for."""
+        if ray.util.get_current_placement_group() is None and not config.wait_for_resources:
+            # Tune reserves what a trial needs. Without it, this process takes what it needs without asking.
+            resources.check_cluster(resources.roles(config)[1:])
+        actors = start_actors(config) if config.num_reanalyze_actors else None
+        super().setup(config)
+        replay = self.local_replay_buffer
+        if actors is None:
+            self.batches = InlineBatches(replay, config.num_learners)
+        else:
+            self.batches = ReanalyzedBatches(config, replay, self.learner_group, actors)
+
+    def cleanup(self) -> None:
+        """As RLlib's, for the processes that it knows nothing of, too."""
+        super().cleanup()
+        if hasattr(self, "batches"):
+            self.batches.stop()
+        if isinstance(self.local_replay_buffer, RemoteReplay):
+            self.local_replay_buffer.stop()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """As RLlib's; batches made before it are not learned from."""
+        super().set_state(state)
+        self.batches.forget()
+
+    @classmethod
+    def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
+        """As RLlib's, for the processes that it knows nothing of, too.
+
+        Raises:
+            InsufficientResourcesError: Ray runs, and the cluster can never have what is asked for.
+        """
+        resolved = cls.get_default_config().update_from_dict(config)
+        if ray.is_initialized() and not resolved.wait_for_resources:
+            resources.check_cluster(resources.roles(resolved))
+        return resources.append_own_bundles(super().default_resource_request(config), resolved)
+
+    def _create_local_replay_buffer_if_necessary(self, config: Any) -> PrioritizedReplay | RemoteReplay:
+        # RLlib's own would look for the word "EpisodeReplayBuffer" in a class path; ours is always this one.
+        settings = config.replay_buffer_config
+        arguments = {
+            "capacity": settings["capacity"],
+            "frame_stack": config.frame_stack,
+            "unroll_steps": config.unroll_steps,
+            "td_steps": config.td_steps,
+            "priority_exponent": settings["alpha"],
+            "seed": config.seed,
+        }
+        if settings["placement"] == "driver":
+            return PrioritizedReplay(**arguments)
+        return RemoteReplay(arguments, resources.scheduling(config, index=0, beside_driver=True))
