@@ -83,7 +83,8 @@ def _bounds(space: gym.spaces.Box) -> tuple[Any, Any]:
     """Lowest and highest values, finite, as scalars where they are the same everywhere (which compares faster)."""
     low, high = space.low, space.high
     if space.dtype.kind == "f":
-        largest = np.finfo(space.dtype).max
+        # Whatever the space says: networks compute in float32.
+        largest = min(np.finfo(space.dtype).max, np.finfo(np.float32).max)
         low, high = np.maximum(low, -largest), np.minimum(high, largest)
         # In float64, where the slack cannot overflow.
         low, high = low.astype(np.float64), high.astype(np.float64)

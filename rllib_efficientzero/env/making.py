@@ -11,9 +11,9 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from rllib_efficientzero.env.atari import is_atari_id, make_atari
 from rllib_efficientzero.env.guard import CheckedVectorEnv, GuardedEnv, GuardPolicy
-from rllib_efficientzero.env.spaces import space_problem
+from rllib_efficientzero.env.named import named_maker
+from rllib_efficientzero.env.spaces import adapt, adapt_vector
 
 logger = logging.getLogger(__name__)
 
@@ -40,22 +40,26 @@ def make_vector_env(
         timeout_s: of a step of environments in processes of their own.
 
     Raises:
-        ValueError: the spaces are not supported, or what was made is no environment.
+        ValueError: the spaces are not supported (`UnsupportedSpaceError`), or what was made is no environment.
     """
     if mode is gym.VectorizeMode.VECTOR_ENTRY_POINT:
-        vector = _make_native_vector(env, env_config, num_envs, runner)
-    else:
-        make = env_maker(env, env_config)
-        makers: list[Callable[[], gym.Env]] = [
-            functools.partial(GuardedEnv, make, name=f"environment {index} of {runner}", policy=policy)
-            for index in range(num_envs)
-        ]
-        is_async = mode is gym.VectorizeMode.ASYNC
-        vector = _AsyncVectorEnv(makers, timeout_s=timeout_s) if is_async else SyncVectorEnv(makers)
-    if problem := space_problem(vector.single_observation_space, vector.single_action_space):
-        vector.close()
-        raise ValueError(problem)
-    return vector
+        return adapt_vector(_make_native_vector(env, env_config, num_envs, runner))
+    make = env_maker(env, env_config)
+    makers: list[Callable[[], gym.Env]] = [
+        functools.partial(_make_guarded, make, f"environment {index} of {runner}", policy) for index in range(num_envs)
+    ]
+    if mode is gym.VectorizeMode.ASYNC:
+        return _AsyncVectorEnv(makers, timeout_s=timeout_s)
+    return SyncVectorEnv(makers)
+
+
+def _make_guarded(make: Callable[[], gym.Env], name: str, policy: GuardPolicy) -> gym.Env:
+    env = GuardedEnv(make, name=name, policy=policy)
+    try:
+        return adapt(env)
+    except ValueError:
+        env.close()
+        raise
 
 
 def env_maker(env: str | Callable[..., Any], env_config: dict[str, Any]) -> Callable[[], gym.Env]:
@@ -74,14 +78,12 @@ def env_maker(env: str | Callable[..., Any], env_config: dict[str, Any]) -> Call
 
 
 def _creator(env: str | Callable[..., Any]) -> Callable[[dict[str, Any]], Any] | None:
-    """What makes an environment from its env_config; None of gymnasium's own ids."""
+    """What makes an environment from its env_config; None for gymnasium's own ids."""
     if not isinstance(env, str):
         return env
     if _global_registry.contains(ENV_CREATOR, env):
         return _global_registry.get(ENV_CREATOR, env)
-    if is_atari_id(env):
-        return lambda env_config: make_atari({"game": env, **env_config})
-    return None
+    return named_maker(env)
 
 
 def _make_native_vector(

@@ -1,43 +1,242 @@
-"""Which observation and action spaces EfficientZero plays, as one sentence per refusal."""
+"""Which spaces EfficientZero plays, and how an environment's own are brought into that form.
+
+Everything behind the border sees `Discrete` actions that begin at 0, and observations that are vectors `[D]` or images
+`[H, W, C]`, alone or in a dict of `observations` and `action_mask`.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from rllib_efficientzero.env.checks import ACTION_MASK, OBSERVATIONS
 
+MAX_JOINT_ACTIONS = 1024
+"""Combinations of a MultiDiscrete space that are played as actions of their own."""
+SMALLEST_IMAGE = 8
+"""Sides of an image; smaller ones are vectors."""
+
 SUPPORTED = (
-    "Supported are Discrete actions that begin at 0, and Box observations that are vectors (size,) or images "
-    "(height, width, channels), alone or in a Dict of 'observations' and 'action_mask'."
+    "Supported are Discrete, MultiDiscrete and MultiBinary actions, and observations that are vectors, images, or made "
+    "of discrete parts, alone or in a Dict with an 'action_mask'."
 )
 
-
-def space_problem(observation_space: gym.Space, action_space: gym.Space) -> str | None:
-    """Why an environment with these spaces cannot be played, with what could be; None if it can."""
-    problem = _action_problem(action_space) or _observation_problem(observation_space, action_space)
-    return f"{problem}. {SUPPORTED}" if problem else None
+Transform = Callable[[Any], Any]
 
 
-def _action_problem(space: gym.Space) -> str | None:
-    if not isinstance(space, gym.spaces.Discrete):
-        return f"EfficientZero cannot act in the action space {space}"
-    if space.start != 0:
-        return f"EfficientZero cannot act in {space}, whose actions begin at {space.start}"
-    return None
+class View(NamedTuple):
+    """A space as it is played, and the function that brings values into it (observations) or out of it (actions).
+
+    Functions of observations work on the last axes, so that they take single observations and batches alike, but for
+    those of spaces that are not Box, which take single ones.
+    """
+
+    space: gym.Space
+    transform: Transform | None
+    """None if values stay as they are."""
+    batched: bool = True
 
 
-def _observation_problem(space: gym.Space, action_space: gym.Space) -> str | None:
-    if isinstance(space, gym.spaces.Dict):
-        if set(space.spaces) != {OBSERVATIONS, ACTION_MASK}:
-            return f"EfficientZero cannot read a Dict observation with the keys {sorted(space.spaces)}"
-        mask = space.spaces[ACTION_MASK]
-        if not isinstance(mask, gym.spaces.Box | gym.spaces.MultiBinary) or mask.shape != (action_space.n,):
-            return f"the action_mask {mask} does not have one entry for each of {action_space.n} actions"
-        space = space.spaces[OBSERVATIONS]
-    if not isinstance(space, gym.spaces.Box):
-        return f"EfficientZero cannot read observations of {space}"
-    if len(space.shape) not in (1, 3):
-        return f"EfficientZero cannot read observations of shape {space.shape}"
-    if 0 in space.shape:
-        return f"observations of shape {space.shape} are empty"
-    return None
+class UnsupportedSpaceError(ValueError):
+    """A space cannot be played; the message names what can be."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{' '.join(problem.split())}. {SUPPORTED}")
+
+
+def adapt(env: gym.Env) -> gym.Env:
+    """An environment with the spaces that are played.
+
+    Raises:
+        UnsupportedSpaceError: its spaces cannot be brought into that form.
+    """
+    actions, observations = action_view(env.action_space), observation_view(env.observation_space, env.action_space)
+    if observations.transform is not None:
+        env = gym.wrappers.TransformObservation(env, observations.transform, observations.space)
+    if actions.transform is not None:
+        env = gym.wrappers.TransformAction(env, actions.transform, actions.space)
+    return env
+
+
+def adapt_vector(env: gym.vector.VectorEnv) -> gym.vector.VectorEnv:
+    """`adapt` for an environment that is a vector by itself."""
+    single = env.single_observation_space
+    actions, observations = action_view(env.single_action_space), observation_view(single, env.single_action_space)
+    if not observations.batched or actions.transform is not None:
+        raise UnsupportedSpaceError(
+            f"a vector environment with observations of {single} and actions of {env.single_action_space} can only be "
+            "played with gym_env_vectorize_mode 'sync' or 'async'"
+        )
+    if observations.transform is None:
+        return env
+    return gym.wrappers.vector.TransformObservation(
+        env,
+        observations.transform,
+        gym.vector.utils.batch_space(observations.space, env.num_envs),
+        observations.space,
+    )
+
+
+# --- Actions ---------------------------------------------------------------------------------------------------------
+
+
+def action_view(space: gym.Space) -> View:
+    """Discrete actions from 0 on, whatever they are called in `space`."""
+    if isinstance(space, Discrete):
+        return View(Discrete(space.n), None if space.start == 0 else functools.partial(_shifted, start=space.start))
+    if isinstance(space, MultiBinary) and len(space.shape) == 1:
+        return _joint(space, np.full(space.shape, 2), np.zeros(space.shape, space.dtype))
+    if isinstance(space, MultiDiscrete) and space.nvec.ndim == 1:
+        return _joint(space, space.nvec, space.start)
+    raise UnsupportedSpaceError(f"EfficientZero cannot act in the action space {space}")
+
+
+def _joint(space: gym.Space, sizes: np.ndarray, start: np.ndarray) -> View:
+    """One action per combination; the last component changes fastest."""
+    combinations = math.prod(int(size) for size in sizes)
+    if combinations > MAX_JOINT_ACTIONS:
+        raise UnsupportedSpaceError(
+            f"the action space {space} has {combinations} combinations, more than {MAX_JOINT_ACTIONS}"
+        )
+    return View(Discrete(combinations), functools.partial(_components, sizes=sizes, start=start))
+
+
+def _shifted(action: Any, *, start: Any) -> Any:
+    return action + start
+
+
+def _components(action: Any, *, sizes: np.ndarray, start: np.ndarray) -> np.ndarray:
+    return (np.stack(np.unravel_index(int(action), sizes)) + start).astype(start.dtype)
+
+
+# --- Observations ----------------------------------------------------------------------------------------------------
+
+
+def observation_view(space: gym.Space, action_space: gym.Space) -> View:
+    """Vectors or images, with the mask of legal actions where there is one."""
+    if isinstance(space, Dict) and ACTION_MASK in space.spaces:
+        return _masked_view(space, action_space)
+    if isinstance(space, Box):
+        return _box_view(space)
+    if not _has_flat_form(space):
+        raise UnsupportedSpaceError(f"EfficientZero cannot read observations of {space}")
+    inner = _box_view(gym.spaces.flatten_space(space))
+    flatten = functools.partial(gym.spaces.flatten, space)
+    return View(inner.space, _after(inner.transform, flatten), batched=False)
+
+
+def _has_flat_form(space: gym.Space) -> bool:
+    """Whether a space is made of numbers and choices; gymnasium would flatten texts too, to numbers without meaning."""
+    if isinstance(space, Tuple):
+        return all(map(_has_flat_form, space.spaces))
+    if isinstance(space, Dict):
+        return all(map(_has_flat_form, space.spaces.values()))
+    return isinstance(space, Box | Discrete | MultiBinary | MultiDiscrete)
+
+
+def _masked_view(space: Dict, action_space: gym.Space) -> View:
+    """RLlib's convention; the other key may have another name, as in PettingZoo."""
+    others = [key for key in space.spaces if key != ACTION_MASK]
+    if len(others) != 1:
+        raise UnsupportedSpaceError(
+            f"EfficientZero cannot read a Dict observation with the keys {sorted(space.spaces)}"
+        )
+    mask, num_actions = space.spaces[ACTION_MASK], action_view(action_space).space.n
+    if not isinstance(mask, Box | MultiBinary) or mask.shape != (num_actions,):
+        raise UnsupportedSpaceError(f"the action_mask {mask} does not have one entry for each of {num_actions} actions")
+    inner = observation_view(space.spaces[others[0]], action_space)
+    view = Dict({OBSERVATIONS: inner.space, ACTION_MASK: Box(0, 1, (num_actions,), np.int8)})
+    if view == space:
+        return View(view, None)
+    return View(view, functools.partial(_masked, key=others[0], transform=inner.transform), batched=inner.batched)
+
+
+def _masked(observation: Any, *, key: str, transform: Transform | None) -> dict[str, Any]:
+    frames = observation[key]
+    return {
+        OBSERVATIONS: frames if transform is None else transform(frames),
+        ACTION_MASK: np.asarray(observation[ACTION_MASK]).astype(np.int8),
+    }
+
+
+def _box_view(space: Box) -> View:
+    steps = _box_steps(space)
+    transform: Transform | None = None
+    low, high = space.low, space.high
+    for step in steps:
+        transform, low, high = _after(step, transform), step(low), step(high)
+    return View(Box(low, high, dtype=low.dtype) if steps else space, transform)
+
+
+def _box_steps(space: Box) -> list[Transform]:
+    """What must be done to a Box so that it is a vector or an image with its channels last."""
+    shape = space.shape
+    if 0 in shape or len(shape) > 4 or (len(shape) == 4 and shape[0] != 1):
+        raise UnsupportedSpaceError(f"EfficientZero cannot read observations of shape {shape}")
+    steps: list[Transform] = []
+    if space.dtype == np.float64:
+        steps.append(functools.partial(_cast, dtype=np.float32))
+    if space.dtype.kind == "u" and space.dtype != np.uint8:
+        steps.append(functools.partial(_cast, dtype=np.int64))  # torch knows no other unsigned numbers
+    if len(shape) == 4:
+        steps.append(_without_first_axis)
+        shape = shape[1:]
+    if len(shape) == 2 and space.dtype == np.uint8:
+        steps.append(_with_channel)
+        shape = (*shape, 1)
+    if len(shape) == 3:
+        channels_first = _has_channels_first(shape)
+        sides = shape[1:] if channels_first else shape[:2]
+        if min(sides) < SMALLEST_IMAGE:
+            steps.append(functools.partial(_flat, axes=3))
+        elif channels_first:
+            steps.append(_channels_last)
+    elif len(shape) != 1:
+        steps.append(functools.partial(_flat, axes=len(shape)))
+    return steps
+
+
+def _has_channels_first(shape: tuple[int, ...]) -> bool:
+    """Images are often square; else they have more pixels along each side than channels."""
+    first, middle, last = shape
+    if first == middle or middle == last:
+        return first != middle
+    return first < last
+
+
+def _after(second: Transform | None, first: Transform | None) -> Transform | None:
+    if first is None or second is None:
+        return first or second
+    return functools.partial(_in_turn, first=first, second=second)
+
+
+def _in_turn(value: Any, *, first: Transform, second: Transform) -> Any:
+    return second(first(value))
+
+
+def _cast(array: np.ndarray, *, dtype: Any) -> np.ndarray:
+    # The bounds of a space may be too large for float32: they become infinite. Observations were checked before.
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
+
+
+def _without_first_axis(array: np.ndarray) -> np.ndarray:
+    return array.squeeze(axis=-4)
+
+
+def _with_channel(array: np.ndarray) -> np.ndarray:
+    return array[..., None]
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(array, -3, -1))
+
+
+def _flat(array: np.ndarray, *, axes: int) -> np.ndarray:
+    return array.reshape(*array.shape[: array.ndim - axes], -1)
