@@ -7,8 +7,7 @@ import json
 import logging
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
-from importlib import metadata
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rllib_efficientzero.checkpoint.files import (
@@ -133,10 +132,14 @@ def check_size(path: pathlib.Path, entry: FileEntry) -> None:
         )
 
 
-def find_newest(directory: pathlib.Path) -> pathlib.Path | None:
+def find_newest(
+    directory: pathlib.Path, *, warn: Callable[[str], object] = logger.warning
+) -> pathlib.Path | None:
     """The newest complete `checkpoint_*` of a trial's directory; None if there is none.
 
-    Incomplete and damaged ones are passed over with a warning that says what is wrong with them.
+    Args:
+        directory: the trial's.
+        warn: told of every incomplete or damaged one that is passed over, and what is wrong with it.
     """
     for replaced in directory.glob(replaced_path(directory / "checkpoint_*").name):
         recover_replaced(replaced_original(replaced))
@@ -144,7 +147,7 @@ def find_newest(directory: pathlib.Path) -> pathlib.Path | None:
         try:
             verify(path)
         except CheckpointError as error:
-            logger.warning("checkpoint passed over: %s", error)
+            warn(f"checkpoint passed over: {error}")
             continue
         return path
     return None
@@ -211,6 +214,9 @@ def _check_entry(path: pathlib.Path, name: str, entry: Any) -> None:
 
 
 def _version(package: str) -> str | None:
+    # Here, for the command line, which imports this module and must answer at once.
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

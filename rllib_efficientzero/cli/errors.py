@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -18,6 +19,13 @@ class ExitCode(IntEnum):
     TRIAL_ERRORED = 1
     BAD_INPUT = 2
     INTERRUPTED = 130
+    """By Ctrl-C."""
+    TERMINATED = 143
+    """By SIGTERM."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where it ends the command at once."""
 
 
 class InputError(Exception):
@@ -29,14 +37,21 @@ class InputError(Exception):
         self.where = where
 
 
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turns wrong input and Ctrl-C into a message and an exit code; anything else is a bug and keeps its traceback."""
+    """Turns wrong input, Ctrl-C and SIGTERM into a message and an exit code; a bug keeps its traceback."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except InputError as error:
         say_error(str(error))
         raise typer.Exit(ExitCode.BAD_INPUT) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         say_error("interrupted")
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
+        raise typer.Exit(ExitCode.TERMINATED if isinstance(error, Terminated) else ExitCode.INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -194,7 +194,7 @@ def _parse(name: Any, spec: Any, place: _Place, overrides: Overrides) -> Experim
         imports=_imports(values, place),
         warnings=warnings,
         where=place(),
-        places={**places, "run": place("run"), "imports": place("imports")},
+        places={**places, "run": place("run"), "imports": place("imports"), "restore": place("restore")},
     )
 
 

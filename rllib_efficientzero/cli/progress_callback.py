@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from ray.tune.experiment import Trial
 from rich.live import Live
 from rich.table import Table
 
+from rllib_efficientzero.cli.checkpoints import use_checkpoint
 from rllib_efficientzero.cli.console import out, say
 from rllib_efficientzero.cli.progress import TrialProgress
 
@@ -27,6 +29,7 @@ class ProgressCallback(Callback):
         budget: float | None = None,
         live: bool = False,
         checkpoint: Mapping[str, Any] | None = None,
+        begin_with: Mapping[str, pathlib.Path] | None = None,
     ) -> None:
         """Args:
         name: The experiment's.
@@ -34,7 +37,9 @@ class ProgressCallback(Callback):
         budget: Environment steps of the whole run, if it has such a budget.
         live: Draw a table that is redrawn in place.
         checkpoint: Checkpoint settings (arguments of `CheckpointConfig`).
+        begin_with: Trial id -> the checkpoint that a resumed trial goes on from.
         """
+        self.begin_with = dict(begin_with or {})
         self.settings = (name, dict(criteria), budget, live, dict(checkpoint or {}))
         self.trials: list[Trial] = []
         self.unfinished: list[Trial] = []
@@ -64,6 +69,8 @@ class ProgressCallback(Callback):
         settings = trial.run_metadata.checkpoint_manager.checkpoint_config
         for key, value in self.settings[4].items():
             setattr(settings, key, value)
+        if trial.trial_id in self.begin_with:
+            use_checkpoint(trial, self.begin_with.pop(trial.trial_id))
         trial.invalidate_json_state()
         since = f" from {trial.checkpoint.path}" if trial.checkpoint else ""
         say(f"[{self._label(trial)}] starting{since}")

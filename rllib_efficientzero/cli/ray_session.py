@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import warnings
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ def ray_session(options: RayOptions) -> Iterator[None]:
     if options.address:
         _check_reachable(options.address)
     level = logging.INFO if options.verbosity else logging.ERROR
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     common = {"log_to_driver": options.verbosity > 0, "logging_level": level}
     try:
         if options.address:
@@ -57,6 +59,8 @@ def ray_session(options: RayOptions) -> Iterator[None]:
             ray.init(num_cpus=options.num_cpus, num_gpus=options.num_gpus, include_dashboard=False, **common)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"ray does not start: {error}", "--ray-address" if options.address else "") from error
+    # Ray's own handler ends the process with an exit code of its own.
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

@@ -13,7 +13,6 @@ from rich.table import Table
 from rllib_efficientzero.cli.algorithms import Prepared, total_resources
 from rllib_efficientzero.cli.announce import announce, protocol
 from rllib_efficientzero.cli.console import out, say, say_error, say_warning
-from rllib_efficientzero.cli.errors import ExitCode
 from rllib_efficientzero.cli.progress import duration
 from rllib_efficientzero.cli.stopping import ENV_STEPS, EPISODE_RETURN, EVALUATION_RETURN, lookup
 
@@ -52,7 +51,7 @@ def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None
             file = _error_file(trial)
             say_error(f"trial {trial.trial_id} failed: {_last_line(file)}")
             say_error(f"the whole traceback is in {file}")
-    if outcome.exit_code == ExitCode.INTERRUPTED:
+    if outcome.was_stopped:
         say_warning("interrupted")
     say(f"go on with: {resume_command(argv)}")
 

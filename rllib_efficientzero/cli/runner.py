@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pathlib
+import signal
 from dataclasses import dataclass
 
 from ray import tune
 from ray.tune.experiment import Trial
 
 from rllib_efficientzero.cli.algorithms import Prepared
+from rllib_efficientzero.cli.checkpoints import check_nothing_is_lost, newest_checkpoints
 from rllib_efficientzero.cli.console import out, say, say_warning
 from rllib_efficientzero.cli.errors import ExitCode
 from rllib_efficientzero.cli.progress_callback import ProgressCallback
+from rllib_efficientzero.cli.signals import PausingScheduler, StopCallback, signals_caught
 from rllib_efficientzero.cli.stopping import is_met
 
 
@@ -20,12 +24,19 @@ class Outcome:
 
     trials: list[Trial]
     unfinished: list[Trial]
+    signal: int | None = None
+    """That ended it."""
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a signal ended it."""
+        return self.signal is not None or bool(self.unfinished) or not self.trials
 
     @property
     def exit_code(self) -> ExitCode:
         """The command's exit code as far as this experiment goes."""
-        if self.unfinished or not self.trials:
-            return ExitCode.INTERRUPTED
+        if self.was_stopped:
+            return ExitCode.TERMINATED if self.signal == signal.SIGTERM else ExitCode.INTERRUPTED
         errored = any(trial.status == Trial.ERROR for trial in self.trials)
         return ExitCode.TRIAL_ERRORED if errored else ExitCode.DONE
 
@@ -43,24 +54,43 @@ def finished_before(prepared: Prepared) -> Outcome | None:
     return Outcome(saved, unfinished=[]) if done else None
 
 
-def run_experiment(prepared: Prepared, resume: bool, verbosity: int) -> Outcome:
-    """Trains every trial of the experiment to its end, or until Ctrl-C."""
-    saved = _saved_trials(str(prepared.experiment.path)) if resume else []
+def run_experiment(prepared: Prepared, resume: bool, trusted: bool, verbosity: int) -> Outcome:
+    """Trains every trial of the experiment to its end, or until Ctrl-C or SIGTERM.
+
+    Raises:
+        InputError: there is a run to resume that cannot be, or that is not trusted.
+    """
+    experiment = prepared.experiment
+    saved = _saved_trials(str(experiment.path)) if resume else []
     if resume and not saved:
-        say(f"{prepared.experiment.name}: nothing to resume in {prepared.experiment.path}; starting afresh")
-    callback = _callback(prepared, verbosity)
-    try:
-        if saved:
-            _warn_of_changes(saved, prepared)
-            _resume(prepared, callback, saved, verbosity)
-        else:
-            _start(prepared, callback, verbosity)
-    finally:
-        callback.close()
-    return Outcome(callback.trials, callback.unfinished)
+        check_nothing_is_lost(experiment)
+        say(f"{experiment.name}: nothing to resume in {experiment.path}; starting afresh")
+    checkpoints = newest_checkpoints(saved, experiment, trusted)
+    callback = _callback(prepared, checkpoints, verbosity)
+    with signals_caught() as stop:
+        run = _Run(prepared, [callback, StopCallback(stop)], PausingScheduler(stop), verbosity)
+        try:
+            if saved:
+                _warn_of_changes(saved, prepared, checkpoints)
+                _resume(run, saved)
+            else:
+                _start(run)
+        finally:
+            callback.close()
+    return Outcome(callback.trials, callback.unfinished, stop.signal)
 
 
-def _callback(prepared: Prepared, verbosity: int) -> ProgressCallback:
+@dataclass
+class _Run:
+    """What a fresh and a resumed run are started with."""
+
+    prepared: Prepared
+    callbacks: list[tune.Callback]
+    scheduler: PausingScheduler
+    verbosity: int
+
+
+def _callback(prepared: Prepared, checkpoints: dict[str, pathlib.Path], verbosity: int) -> ProgressCallback:
     experiment = prepared.experiment
     return ProgressCallback(
         experiment.name,
@@ -68,24 +98,28 @@ def _callback(prepared: Prepared, verbosity: int) -> ProgressCallback:
         budget=getattr(prepared.config, "total_env_steps", None),
         live=out.is_terminal and verbosity == 0,
         checkpoint=experiment.checkpoint,
+        begin_with=checkpoints,
     )
 
 
-def _start(prepared: Prepared, callback: ProgressCallback, verbosity: int) -> None:
-    """A run from the beginning, or from the weights of a `restore:` checkpoint."""
+def _start(run: _Run) -> None:
+    """A run from the beginning, or from a `restore:` checkpoint."""
+    prepared = run.prepared
     experiment = prepared.experiment
     tuner = tune.Tuner(
         prepared.algorithm,
         param_space=prepared.param_space,
-        tune_config=tune.TuneConfig(num_samples=experiment.num_samples, time_budget_s=experiment.time_budget_s),
+        tune_config=tune.TuneConfig(
+            num_samples=experiment.num_samples, time_budget_s=experiment.time_budget_s, scheduler=run.scheduler
+        ),
         run_config=tune.RunConfig(
             name=experiment.name,
             storage_path=_storage_path(prepared),
             stop=experiment.stop,
             checkpoint_config=tune.CheckpointConfig(**experiment.checkpoint),
             failure_config=tune.FailureConfig(max_failures=experiment.max_failures),
-            callbacks=[callback],
-            verbose=verbosity,
+            callbacks=run.callbacks,
+            verbose=run.verbosity,
         ),
         # Tuner has no public argument for a checkpoint to begin with; `tune.run`, which it calls, has.
         _tuner_kwargs={"restore": experiment.restore} if experiment.restore else None,
@@ -93,13 +127,14 @@ def _start(prepared: Prepared, callback: ProgressCallback, verbosity: int) -> No
     tuner.fit()
 
 
-def _resume(prepared: Prepared, callback: ProgressCallback, saved: list[Trial], verbosity: int) -> None:
+def _resume(run: _Run, saved: list[Trial]) -> None:
     """Every saved trial from its newest checkpoint, under today's stop criteria.
 
     `Tuner.restore` would bring back the old callbacks too; `tune.run`, which it calls with the same `ResumeConfig`,
     takes new ones, and ours gives each trial today's criteria. Finished trials go on only if one of them has not met
     these: then they were raised, or time ran out.
     """
+    prepared = run.prepared
     experiment = prepared.experiment
     kind = tune.ResumeConfig.ResumeType
     finished = [trial for trial in saved if trial.status == Trial.TERMINATED]
@@ -113,8 +148,9 @@ def _resume(prepared: Prepared, callback: ProgressCallback, saved: list[Trial], 
         time_budget_s=experiment.time_budget_s,
         checkpoint_config=tune.CheckpointConfig(**experiment.checkpoint),
         max_failures=experiment.max_failures,
-        callbacks=[callback],
-        verbose=verbosity,
+        callbacks=run.callbacks,
+        scheduler=run.scheduler,
+        verbose=run.verbosity,
         raise_on_failed_trial=False,
         resume_config=tune.ResumeConfig(
             finished=kind.RESUME if raised else kind.SKIP, unfinished=kind.RESUME, errored=kind.RESUME
@@ -138,7 +174,7 @@ def _saved_trials(path: str) -> list[Trial]:
         return []
 
 
-def _warn_of_changes(saved: list[Trial], prepared: Prepared) -> None:
+def _warn_of_changes(saved: list[Trial], prepared: Prepared, checkpoints: dict[str, pathlib.Path]) -> None:
     """A resumed trial keeps the config it was started with."""
     old = saved[0].config
     searched = {key for trial in saved for key, value in trial.config.items() if value != old.get(key)}
@@ -151,6 +187,6 @@ def _warn_of_changes(saved: list[Trial], prepared: Prepared) -> None:
         say_warning(
             f"a resumed run keeps its config; these settings differ now and are ignored: {', '.join(sorted(changed))}"
         )
-    without = [trial.trial_id for trial in saved if trial.checkpoint is None]
+    without = [trial.trial_id for trial in saved if trial.checkpoint is None and trial.trial_id not in checkpoints]
     if without:
         say_warning(f"no checkpoint was written by {', '.join(without)}: starting from the beginning")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rllib_efficientzero.cli.checkpoints import resolve_restore
 from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.environments import check_env
 from rllib_efficientzero.cli.errors import ExitCode, InputError, exit_codes
@@ -49,6 +50,9 @@ def train_file(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoints of the same command's last run.")
     ] = False,
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="Load checkpoints that are not the experiment's own (pickles).")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run (config, resources, protocol); start nothing.")
     ] = False,
@@ -80,7 +84,9 @@ def train_file(
 ) -> None:
     """Run the experiments of FILE, one after another, each with Ray Tune.
 
-    Exit codes: 0 done; 1 a trial failed; 2 wrong input; 130 interrupted.
+    Ctrl-C and SIGTERM save a checkpoint of every running trial first; again, they end the run at once.
+
+    Exit codes: 0 done; 1 a trial failed; 2 wrong input; 130 ended by Ctrl-C; 143 by SIGTERM.
     """
     with exit_codes():
         given: dict[str, Any] = parse_json_option(config, "--config")
@@ -101,11 +107,14 @@ def train_file(
             local_mode=local_mode,
         )
         experiments = _load(file, overrides, verbose)
+        for experiment in experiments:
+            resolve_restore(experiment, trust_checkpoint)
         prepared = _prepare(experiments, verbose)
         if dry_run:
             _print_plans(prepared, all_keys=verbose > 0)
             return
-        code = _run(prepared, RayOptions(ray_address, ray_num_cpus, ray_num_gpus, verbose), resume)
+        options = RayOptions(ray_address, ray_num_cpus, ray_num_gpus, verbose)
+        code = _run(prepared, options, resume, trust_checkpoint)
     raise typer.Exit(code)
 
 
@@ -142,8 +151,8 @@ def _print_plans(prepared: list[Prepared], all_keys: bool) -> None:
         print_plan(plan, all_keys)
 
 
-def _run(prepared: list[Prepared], options: RayOptions, resume: bool) -> ExitCode:
-    """One experiment after another; the first bad end is the command's, and Ctrl-C ends them all."""
+def _run(prepared: list[Prepared], options: RayOptions, resume: bool, trusted: bool) -> ExitCode:
+    """One experiment after another; the first bad end is the command's, and a signal ends them all."""
     from rllib_efficientzero.cli.algorithms import total_resources
     from rllib_efficientzero.cli.report import print_end, print_start
     from rllib_efficientzero.cli.runner import run_experiment
@@ -158,10 +167,10 @@ def _run(prepared: list[Prepared], options: RayOptions, resume: bool) -> ExitCod
             check_resources(needed, experiment.experiment.where, is_cluster=bool(options.address))
         for experiment in waiting:
             print_start(experiment, resume)
-            outcome = run_experiment(experiment, resume, options.verbosity)
+            outcome = run_experiment(experiment, resume, trusted, options.verbosity)
             print_end(experiment, outcome, sys.argv[1:])
-            if outcome.exit_code == ExitCode.INTERRUPTED:
-                return ExitCode.INTERRUPTED
+            if outcome.was_stopped:
+                return outcome.exit_code
             code = max(code, outcome.exit_code)
     return code
 

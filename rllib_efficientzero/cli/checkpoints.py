@@ -1,0 +1,115 @@
+"""Which checkpoints a run may begin with, and which of them it goes on from."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rllib_efficientzero.checkpoint.manifest import MANIFEST, find_newest, read_manifest
+from rllib_efficientzero.cli.console import say_warning
+from rllib_efficientzero.cli.errors import InputError
+from rllib_efficientzero.cli.experiment import Experiment
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+TRUST = "--trust-checkpoint"
+
+
+def resolve_restore(experiment: Experiment, trusted: bool) -> None:
+    """Makes `restore:` absolute; refuses one that does not exist, or that comes from elsewhere and is not trusted.
+
+    Raises:
+        InputError: with the place of the experiment.
+    """
+    if not experiment.restore:
+        return
+    where = experiment.place("restore")
+    if "://" in experiment.restore:
+        if not trusted:
+            raise InputError(_untrusted(experiment.restore, experiment), where)
+        return
+    path = pathlib.Path(experiment.restore).expanduser()
+    if not path.is_dir():
+        raise InputError(f"there is no checkpoint directory {str(path)!r} to restore", where)
+    if not (trusted or _is_inside(path, experiment)):
+        raise InputError(_untrusted(str(path), experiment), where)
+    experiment.restore = str(path.absolute())
+
+
+def newest_checkpoints(trials: Sequence[Trial], experiment: Experiment, trusted: bool) -> dict[str, pathlib.Path]:
+    """Trial id -> the newest complete checkpoint, of trials whose checkpoints say whether they are complete.
+
+    Tune's own record of a run that was killed may lack the last checkpoint, or name one that was never finished.
+
+    Raises:
+        InputError: a trial lies outside of the experiment and is not trusted, or has checkpoints but no complete one.
+    """
+    chosen: dict[str, pathlib.Path] = {}
+    for trial in trials:
+        if "://" in str(trial.path):
+            continue
+        directory = pathlib.Path(str(trial.path))
+        for path in [directory, *([pathlib.Path(trial.checkpoint.path)] if trial.checkpoint else [])]:
+            if path.exists() and not (trusted or _is_inside(path, experiment)):
+                raise InputError(_untrusted(str(path), experiment))
+        written = list(directory.glob(f"checkpoint_*/{MANIFEST}"))
+        if not written:
+            continue
+        newest = find_newest(directory, warn=say_warning)
+        if newest is None:
+            raise InputError(
+                f"none of the {len(written)} checkpoints in {directory} is whole; delete them, or the experiment, to "
+                "begin anew"
+            )
+        chosen[trial.trial_id] = newest
+    return chosen
+
+
+def use_checkpoint(trial: Trial, path: pathlib.Path) -> None:
+    """Lets a trial that is about to start go on from `path`."""
+    from ray.train._internal.session import _TrainingResult
+    from ray.tune import Checkpoint
+
+    manager = trial.run_metadata.checkpoint_manager
+    known = {pathlib.Path(result.checkpoint.path): result for result in manager._checkpoint_results}
+    if path not in known:
+        counters = read_manifest(path).get("counters", {})
+        checkpoint = Checkpoint(str(path), trial.storage.storage_filesystem)
+        manager.register_checkpoint(_TrainingResult(checkpoint=checkpoint, metrics=dict(counters)))
+        return
+    manager._latest_checkpoint_result = known[path]
+
+
+def check_nothing_is_lost(experiment: Experiment) -> None:
+    """Refuses to begin anew where the record of a run cannot be read, but its checkpoints are there.
+
+    Raises:
+        InputError: with what to do.
+    """
+    if "://" in str(experiment.path):
+        return
+    directories = sorted({path.parent for path in pathlib.Path(experiment.path).glob("*/checkpoint_*")})
+    for directory in reversed(directories):
+        newest = find_newest(directory, warn=say_warning)
+        if newest is not None:
+            raise InputError(
+                f"Tune's record of the run in {experiment.path} cannot be read, so that it cannot be resumed; begin "
+                f"another run from its newest checkpoint with `restore: {newest}` and without --resume",
+                experiment.where,
+            )
+
+
+def _is_inside(path: pathlib.Path, experiment: Experiment) -> bool:
+    """Whether a path lies in the experiment's directory, links followed."""
+    if "://" in str(experiment.path):
+        return False
+    return path.resolve().is_relative_to(pathlib.Path(experiment.path).resolve())
+
+
+def _untrusted(path: str, experiment: Experiment) -> str:
+    return (
+        f"{path} is not in the experiment's own directory {experiment.path}. RLlib's checkpoints are pickles, which "
+        f"run code when they are loaded; if you trust this one, add {TRUST}"
+    )
