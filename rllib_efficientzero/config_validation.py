@@ -137,7 +137,8 @@ def _combination_problems(config: Any) -> Iterator[str]:
             "`num_steps_sampled_before_learning_starts` must be at least the train batch size "
             f"({batch} x {learners} learners), because a batch holds different positions."
         )
-    yield from _scale_problems(config)
+    if not config.in_evaluation:  # whose EnvRunners are others
+        yield from _scale_problems(config)
     if config.is_multi_agent:
         yield "EfficientZero plays single-agent environments only; two players are out of scope."
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,11 @@ from ray.rllib.utils.metrics import (
 from ray.tune.registry import register_trainable
 
 from rllib_efficientzero import metrics as names
-from rllib_efficientzero import run_files
+from rllib_efficientzero import interruption, run_files
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
 from rllib_efficientzero.env.runner_state import generators_kept
-from rllib_efficientzero.env.sampling import NoEnvRunnersError, sample_remotely, take_sample, why_none_was_built
+from rllib_efficientzero.env.sampling import NoEnvRunnersError, why_none_was_built
 from rllib_efficientzero.scaled_algorithm import ScaledAlgorithm
 from rllib_efficientzero.schedules import linear
 
@@ -38,13 +37,16 @@ class EfficientZero(ScaledAlgorithm):
     def training_step(self) -> None:
         """env -> EnvRunner + search -> episodes -> replay -> windows -> reanalyze + Learner -> priorities, weights."""
         # Self-play waits while updates are owed: the ratio of updates to steps is exact on any machine.
-        if self._updates_owed() < 1 and (num_steps := self._steps_to_sample()) > 0:
+        num_steps = self._steps_to_sample() if self._updates_owed() < 1 else 0
+        if num_steps > 0 or self.self_play.must_collect(self.num_updates):
             with self._timer(names.SAMPLE_TIMER):
                 episodes = self._sample(num_steps)
             with self._timer(names.REPLAY_ADD_TIMER):
                 self.local_replay_buffer.add(episodes)
 
         for _ in range(min(self._updates_owed(), self.config.updates_per_sample())):
+            if interruption.requested():
+                break  # What is owed comes first when the run goes on.
             with self._timer(names.REPLAY_SAMPLE_TIMER):
                 batch = self._next_batch()
             with self._timer(names.LEARNER_UPDATE_TIMER):
@@ -56,9 +58,7 @@ class EfficientZero(ScaledAlgorithm):
             self.num_updates += 1
             if self.num_updates == 1 or self.num_updates % self.config.self_play_update_freq == 0:
                 with self._timer(names.SYNC_WEIGHTS_TIMER):
-                    self.env_runner_group.sync_weights(
-                        from_worker_or_learner_group=self.learner_group, inference_only=True
-                    )
+                    self.self_play.update_weights(self.learner_group, self.num_updates)
         self._log_progress()
 
     # --- How much to sample and to learn -----------------------------------------------------------------------------
@@ -85,19 +85,13 @@ class EfficientZero(ScaledAlgorithm):
     # --- The steps of the picture ------------------------------------------------------------------------------------
 
     def _sample(self, num_steps: int) -> list[Any]:
-        """Episodes (or chunks of them) of all EnvRunners, together about `num_steps` steps."""
-        group, config = self.env_runner_group, self.config
-        if config.num_env_runners == 0:
-            samples = [take_sample(group.local_env_runner, num_timesteps=num_steps)]
-        else:
-            # Where some are missing, the others do not take over their share: it would be lost with a second failure.
-            share = max(1, num_steps // config.num_env_runners)
-            restore = functools.partial(self.restore_env_runners, group)
-            samples = sample_remotely(group, share, config=config, restore=restore)
+        """Episodes, or chunks of them, of together about `num_steps` steps."""
+        budget = self.config.total_env_steps - self.num_interactions
+        samples = self.self_play.sample(num_steps, budget=budget, num_updates=self.num_updates)
         self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
-        episodes = [episode for sample in samples for episode in sample.episodes]
-        self.num_interactions += sum(map(len, episodes)) + sum(sample.hidden_steps for sample in samples)
-        return episodes
+        self._log_staleness([sample.staleness for sample in samples if sample.staleness is not None])
+        self.num_interactions += sum(sample.num_steps for sample in samples)
+        return [episode for sample in samples for episode in sample.episodes]
 
     def _next_batch(self) -> Batch:
         size = self.config.total_train_batch_size
@@ -130,6 +124,11 @@ class EfficientZero(ScaledAlgorithm):
             self.metrics.log_value(key, value, reduce="item")
         self.metrics.log_dict(self.local_replay_buffer.get_metrics(), key=REPLAY_BUFFER_RESULTS, reduce="item")
         self.metrics.log_dict(self.batches.get_metrics(), key=names.REANALYZE, reduce="item")
+
+    def _log_staleness(self, updates: list[int]) -> None:
+        for value in updates:
+            self.metrics.log_value((ENV_RUNNER_RESULTS, names.SAMPLE_STALENESS, "mean"), value, window=100)
+            self.metrics.log_value((ENV_RUNNER_RESULTS, names.SAMPLE_STALENESS, "max"), value, reduce="max", window=100)
 
     def _timer(self, name: str) -> Any:
         return self.metrics.log_time((names.TIMERS, name), reduce="mean")

@@ -42,6 +42,10 @@ POLICY_ENTROPY = "policy_entropy"
 TEMPERATURE = "temperature"
 """Temperature with which self-play samples from the visit counts."""
 
+SAMPLE_STALENESS = "sample_staleness"
+"""`sample_staleness/mean` and `/max` over 100 samples, with asynchronous self-play: updates between the weights that
+played and the moment the sample was stored."""
+
 EPISODE_RETURNS = "episode_returns"
 EPISODE_LENGTHS = "episode_lengths"
 """Of every episode of an evaluation; also written to `evaluation.json` in the run's directory."""

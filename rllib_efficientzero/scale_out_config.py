@@ -97,6 +97,12 @@ class ScaleOutConfig(AlgorithmConfig):
         super().resources(**kwargs)
         return self._set(wait_for_resources=wait_for_resources)
 
+    def validate(self) -> None:
+        """As RLlib's."""
+        super().validate()
+        # At every iteration RLlib would wait for all EnvRunners to ask for their connectors' states; ours have none.
+        self._dont_auto_sync_env_runner_states = self.sample_asynchronously
+
     # --- What the parts are built from -----------------------------------------------------------------------------
 
     def num_envs(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import ray
@@ -11,6 +12,7 @@ from rllib_efficientzero.actors import resources
 from rllib_efficientzero.actors.batches import Batches, InlineBatches
 from rllib_efficientzero.actors.reanalyze import ReanalyzedBatches, start_actors
 from rllib_efficientzero.actors.replay_actor import RemoteReplay
+from rllib_efficientzero.actors.self_play import AsynchronousSelfPlay, SelfPlay, SynchronousSelfPlay
 from rllib_efficientzero.checkpointed_algorithm import CheckpointedAlgorithm
 from rllib_efficientzero.replay import PrioritizedReplay
 
@@ -19,6 +21,8 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
     """What `EfficientZero` inherits so that its `training_step` is the same on a laptop as on a cluster."""
 
     local_replay_buffer: PrioritizedReplay | RemoteReplay
+    self_play: SelfPlay
+    """Where episodes come from."""
     batches: Batches
     """Where the next update's batch comes from."""
 
@@ -34,6 +38,12 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
             self.batches = InlineBatches(replay, config.num_learners)
         else:
             self.batches = ReanalyzedBatches(config, replay, self.learner_group, actors)
+        group = self.env_runner_group
+        restore = functools.partial(self.restore_env_runners, group)
+        if config.sample_asynchronously:
+            self.self_play = AsynchronousSelfPlay(group, config, self.learner_group, restore)
+        else:
+            self.self_play = SynchronousSelfPlay(group, config, restore)
 
     def cleanup(self) -> None:
         """As RLlib's, for the processes that it knows nothing of, too."""
@@ -44,8 +54,9 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
             self.local_replay_buffer.stop()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """As RLlib's; batches made before it are not learned from."""
+        """As RLlib's; what was played and made before it is not learned from."""
         super().set_state(state)
+        self.self_play.forget()
         self.batches.forget()
 
     @classmethod

@@ -35,7 +35,14 @@ class Sample:
     episodes: list[Any] = dataclasses.field(default_factory=list)
     metrics: Any = None
     hidden_steps: int = 0
+    staleness: int | None = None
+    """updates by which the weights were older than the Learners' when the sample arrived, where that was recorded"""
     error: Exception | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Interactions that count against the budget."""
+        return sum(map(len, self.episodes)) + self.hidden_steps
 
 
 def take_sample(env_runner: Any, *, num_timesteps: int) -> Sample:
@@ -72,30 +79,48 @@ def sample_remotely(group: Any, num_timesteps: int, *, config: Any, restore: Cal
         BadEnvStepError: an environment returned what cannot be learned from, and the config says to raise.
         NoEnvRunnersError: none answered for too long.
     """
-    deadline: float | None = None
-    reason = "all of them were out of service"
+    patience = Patience(config, restore)
     while True:
         samples, failures = _ask(group, num_timesteps, config)
-        for worker_index, failure in failures.items():
-            if isinstance(failure, BadEnvStepError):
-                raise failure
-            reason = f"EnvRunner {worker_index} failed: {failure}"
-            if not (config.restart_failed_env_runners or config.ignore_env_runner_failures):
-                raise NoEnvRunnersError(reason)
-            logger.warning(reason)
+        patience.judge(failures)
         if samples:
             # In a fixed order: who answers first must not decide what is stored first.
             return sorted(samples, key=lambda sample: sample.worker_index)
+        patience.wait()
+
+
+class Patience:
+    """What failures of EnvRunners mean for the run, and how long it may be without any."""
+
+    def __init__(self, config: Any, restore: Callable[[], Any]) -> None:
+        self._config = config
+        self._restore = restore
+        self._deadline: float | None = None
+        self._reason = "all of them were out of service"
+
+    def judge(self, failures: dict[int, Exception]) -> None:
+        """Logs failures, by worker index, unless one of them ends the run: then it raises as `sample_remotely` does."""
+        for worker_index, failure in failures.items():
+            if isinstance(failure, BadEnvStepError):
+                raise failure
+            self._reason = f"EnvRunner {worker_index} failed: {failure}"
+            if not (self._config.restart_failed_env_runners or self._config.ignore_env_runner_failures):
+                raise NoEnvRunnersError(self._reason)
+            logger.warning(self._reason)
+
+    def wait(self) -> None:
+        """Call it as long as there is no EnvRunner to ask; it brings back those that can be."""
+        config = self._config
         now = time.monotonic()
-        deadline = deadline or now + config.env_runner_restore_timeout_s
-        if now > deadline:
+        self._deadline = self._deadline or now + config.env_runner_restore_timeout_s
+        if now > self._deadline:
             raise NoEnvRunnersError(
                 f"none of {config.num_env_runners} EnvRunners answered for {config.env_runner_restore_timeout_s:g} s "
                 f"(env_runner_restore_timeout_s), with up to {config.max_num_env_runner_restarts} restarts of each "
-                f"(max_num_env_runner_restarts); {reason}"
+                f"(max_num_env_runner_restarts); {self._reason}"
             )
         time.sleep(SECONDS_BETWEEN_ATTEMPTS)
-        restore()
+        self._restore()
 
 
 def _ask(group: Any, num_timesteps: int, config: Any) -> tuple[list[Sample], dict[int, Exception]]:
@@ -119,14 +144,14 @@ def _ask(group: Any, num_timesteps: int, config: Any) -> tuple[list[Sample], dic
             samples.append(answer)
         else:
             failures[result.actor_id] = answer.error
-            _end(manager, result.actor_id)
+            end_process(manager, result.actor_id)
     for actor_id in set(asked) - {result.actor_id for result in results}:
         failures[actor_id] = TimeoutError(f"it did not answer within sample_timeout_s={config.sample_timeout_s:g}")
-        _end(manager, actor_id)
+        end_process(manager, actor_id)
     return samples, failures
 
 
-def _end(manager: Any, actor_id: int) -> None:
+def end_process(manager: Any, actor_id: int) -> None:
     """Ends a process that hangs or whose environments are broken; Ray starts another in its place."""
     ray.kill(manager.actors()[actor_id], no_restart=False)
     manager.set_actor_state(actor_id, healthy=False)

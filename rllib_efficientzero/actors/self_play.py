@@ -1,0 +1,239 @@
+"""Who plays, and whether the Learners wait for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import ray
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+
+from rllib_efficientzero.env.sampling import (
+    Patience,
+    Sample,
+    end_process,
+    sample_remotely,
+    take_sample,
+    take_sample_or_error,
+)
+
+PULLED_VERSION = "_pulled_weights_version"
+"""Attribute of an EnvRunner that says which weights it acts with."""
+
+
+class SelfPlay(Protocol):
+    """A source of samples."""
+
+    def sample(self, num_steps: int, *, budget: int, num_updates: int) -> list[Sample]:
+        """Samples of together about `num_steps` steps, at most `budget` if nothing is hidden in resets.
+
+        Args:
+            num_steps: for all EnvRunners together; 0 while updates are owed.
+            budget: steps left in the run.
+            num_updates: updates made so far.
+        """
+
+    def must_collect(self, num_updates: int) -> bool:
+        """Whether `sample` is to be called even though updates are owed."""
+
+    def update_weights(self, learner_group: Any, num_updates: int) -> None:
+        """Gives the EnvRunners the Learners' weights."""
+
+    def forget(self) -> None:
+        """Drops what was played or published before a restore."""
+
+
+class SynchronousSelfPlay:
+    """Everybody plays, then everybody learns: a run depends on its seed alone, not on the speed of its machines."""
+
+    def __init__(self, group: Any, config: Any, restore: Callable[[], Any]) -> None:
+        """Args:
+        group: the EnvRunnerGroup.
+        config: the algorithm's.
+        restore: brings EnvRunners that were replaced back into service.
+        """
+        self._group = group
+        self._config = config
+        self._restore = restore
+
+    def sample(self, num_steps: int, *, budget: int, num_updates: int) -> list[Sample]:
+        """See `SelfPlay`."""
+        if self._config.num_env_runners == 0:
+            return [take_sample(self._group.local_env_runner, num_timesteps=num_steps)]
+        # Where some are missing, the others do not take over their share: it would be lost with a second failure.
+        share = max(1, num_steps // self._config.num_env_runners)
+        return sample_remotely(self._group, share, config=self._config, restore=self._restore)
+
+    def must_collect(self, num_updates: int) -> bool:
+        """See `SelfPlay`."""
+        return False
+
+    def update_weights(self, learner_group: Any, num_updates: int) -> None:
+        """See `SelfPlay`."""
+        self._group.sync_weights(from_worker_or_learner_group=learner_group, inference_only=True)
+
+    def forget(self) -> None:
+        """See `SelfPlay`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """Weights for acting, fetched by the EnvRunners that do not have them yet."""
+
+    version: int
+    num_updates: int
+    reference: ray.ObjectRef
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A sample on its way."""
+
+    reference: ray.ObjectRef
+    weights: _Weights
+    most_steps: int
+    sent_at: float
+
+
+class AsynchronousSelfPlay:
+    """EnvRunners play on while the Learners learn, each with one sample on its way.
+
+    Every request carries the newest weights that were published. How old they may be when the sample arrives is
+    bounded: before more updates are made than `max_sample_staleness` allows, the samples they would make too old are
+    waited for. What is on its way never exceeds the budget.
+    """
+
+    def __init__(self, group: Any, config: Any, learner_group: Any, restore: Callable[[], Any]) -> None:
+        """Args:
+        group: the EnvRunnerGroup.
+        config: the algorithm's.
+        learner_group: acting begins with its weights.
+        restore: brings EnvRunners that were replaced back into service.
+        """
+        self._manager = group._worker_manager
+        self._config = config
+        self._learner_group = learner_group
+        self._restore = restore
+        self._requests: dict[int, _Request] = {}  # by worker index
+        self._weights: _Weights | None = None
+        self._num_versions = 0
+
+    # --- The interface of `SelfPlay` ---------------------------------------------------------------------------------
+
+    def sample(self, num_steps: int, *, budget: int, num_updates: int) -> list[Sample]:
+        """See `SelfPlay`. With `num_steps` 0, what is overdue, and nothing is begun."""
+        if num_steps == 0:
+            return self._collect(self._overdue(num_updates), num_updates, wait_for_all=True)
+        if self._weights is None:
+            self.update_weights(self._learner_group, num_updates)
+        patience = Patience(self._config, self._restore)
+        while True:
+            self._send(budget)
+            overdue = self._overdue(num_updates)
+            samples = self._collect(overdue or list(self._requests), num_updates, bool(overdue), patience)
+            if samples:
+                # Who has answered plays on at once.
+                self._send(budget - sum(sample.num_steps for sample in samples))
+                return samples
+            if not self._requests:
+                patience.wait()
+
+    def must_collect(self, num_updates: int) -> bool:
+        """See `SelfPlay`."""
+        return bool(self._overdue(num_updates))
+
+    def update_weights(self, learner_group: Any, num_updates: int) -> None:
+        """See `SelfPlay`."""
+        state = learner_group.get_state(components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True)
+        self._num_versions += 1
+        reference = ray.put(state[COMPONENT_LEARNER][COMPONENT_RL_MODULE])
+        self._weights = _Weights(self._num_versions, num_updates, reference)
+
+    def forget(self) -> None:
+        """See `SelfPlay`."""
+        self._requests.clear()
+        self._weights = None
+
+    # --- Requests ----------------------------------------------------------------------------------------------------
+
+    def _send(self, budget: int) -> None:
+        """Asks every EnvRunner in service that has nothing to do, within the budget."""
+        num_envs = self._config.num_envs_per_env_runner
+        assert self._weights is not None  # `sample` has published some
+        for worker_index in self._manager.healthy_actor_ids():
+            if worker_index in self._requests:
+                continue
+            left = budget - sum(request.most_steps for request in self._requests.values())
+            # All environments of a runner step together: it may return a step too many of all but one.
+            num_steps = min(self._config.rollout_fragment_length * num_envs, left - (num_envs - 1))
+            if num_steps < 1:
+                return
+            play = functools.partial(_play_with, weights=self._weights, num_timesteps=num_steps)
+            reference = self._manager.actors()[worker_index].apply.remote(play)
+            request = _Request(reference, self._weights, num_steps + num_envs - 1, time.monotonic())
+            self._requests[worker_index] = request
+
+    def _overdue(self, num_updates: int) -> list[int]:
+        """Worker indices of the samples that would be too old once a round of updates more is made."""
+        latest = num_updates + self._config.updates_per_sample() - self._config.sample_staleness_bound()
+        return [index for index, request in self._requests.items() if request.weights.num_updates < latest]
+
+    def _collect(
+        self, worker_indices: list[int], num_updates: int, wait_for_all: bool, patience: Patience | None = None
+    ) -> list[Sample]:
+        """The samples of some EnvRunners that have arrived, once the first has, or all have. Those of lost EnvRunners
+        are never heard of again."""
+        timeout = self._config.sample_timeout_s
+        by_reference = {self._requests[index].reference: index for index in worker_indices}
+        if not by_reference:
+            return []
+        first_sent = min(self._requests[index].sent_at for index in worker_indices)
+        arrived, _ = ray.wait(
+            list(by_reference),
+            num_returns=len(by_reference) if wait_for_all else 1,
+            timeout=max(0.0, first_sent + timeout - time.monotonic()),
+        )
+        if not wait_for_all and len(arrived) < len(by_reference):
+            arrived, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
+        samples: list[Sample] = []
+        failures: dict[int, Exception] = {}
+        for reference in arrived:
+            worker_index = by_reference[reference]
+            request = self._requests.pop(worker_index)
+            answer = self._read(worker_index, reference)
+            if isinstance(answer, Exception):
+                failures[worker_index] = answer
+            else:
+                staleness = num_updates - request.weights.num_updates
+                samples.append(dataclasses.replace(answer, staleness=staleness))
+        now = time.monotonic()
+        for worker_index, request in list(self._requests.items()):
+            if now - request.sent_at > timeout:
+                del self._requests[worker_index]
+                end_process(self._manager, worker_index)
+                failures[worker_index] = TimeoutError(f"it did not answer within sample_timeout_s={timeout:g}")
+        (patience or Patience(self._config, self._restore)).judge(failures)
+        return sorted(samples, key=lambda sample: sample.worker_index)
+
+    def _read(self, worker_index: int, reference: ray.ObjectRef) -> Sample | Exception:
+        """The answer of an EnvRunner, or why there is none; then it is out of service."""
+        try:
+            answer: Sample = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self._manager.set_actor_state(worker_index, healthy=False)
+            return error
+        if answer.error is not None:
+            end_process(self._manager, worker_index)
+            return answer.error
+        return answer
+
+
+def _play_with(env_runner: Any, *, weights: _Weights, num_timesteps: int) -> Sample:
+    """Pulls the weights, if the EnvRunner acts with others, and plays; called in its process."""
+    if getattr(env_runner, PULLED_VERSION, None) != weights.version:
+        env_runner.set_state({COMPONENT_RL_MODULE: ray.get(weights.reference)})
+        setattr(env_runner, PULLED_VERSION, weights.version)
+    return take_sample_or_error(env_runner, num_timesteps=num_timesteps)
