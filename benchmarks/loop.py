@@ -79,7 +79,8 @@ def attach_clocks(algo: Any, watch: Stopwatch) -> None:
     module = learner.module["default_policy"].unwrapped()
     watch.wrap_method(runner.module, "_act", ACT)
     watch.wrap_method(runner.env, "step", EMULATE)
-    watch.wrap_method(module.target_network, "initial_inference", ENCODE)
+    for method in ("initial_inference", "value"):
+        watch.wrap_method(module.target_inference_network, method, ENCODE)
     watch.wrap_method(reanalyzer.reanalyzer.searcher, "search", SEARCH)
     watch.wrap_method(learner, "_possibly_compiled_update", LEARN)
 

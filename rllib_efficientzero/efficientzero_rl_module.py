@@ -28,6 +28,7 @@ from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, sampl
 from rllib_efficientzero.models import (
     ConsistencyHeads,
     EfficientZeroNetwork,
+    InferenceNetwork,
     ModelConfig,
     build_consistency_heads,
     build_network,
@@ -68,6 +69,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         if settings["use_consistency"]:
             self.consistency = build_consistency_heads(stacked_shape, model_config)
         self.target_network: EfficientZeroNetwork | None = None
+        self._inference_networks: dict[str, InferenceNetwork] = {}
         # A buffer, so that acting knows how far training is wherever weights travel: EnvRunners, checkpoints, Serve.
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.search_config = SearchConfig(**settings["search"])
@@ -91,16 +93,15 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
 
     def _act(self, observation: Any, *, explore: bool) -> dict[str, Any]:
         frames, legal_actions = _split(observation)
-        with torch.inference_mode(), autocast(frames.device, self.mixed_precision):
-            root = self.network.initial_inference(observation_planes(frames))
-            result = self.searcher.search(
-                self.network,
-                root,
-                legal_actions=legal_actions,
-                rng=self.rng,
-                explore=explore,
-                temperature=self.temperature if explore else 0.0,
-            )
+        network = self.inference_network
+        result = self.searcher.search(
+            network,
+            network.initial_inference(observation_planes(frames)),
+            legal_actions=legal_actions,
+            rng=self.rng,
+            explore=explore,
+            temperature=self.temperature if explore else 0.0,
+        )
         if self.on_search is not None:
             self.on_search(result)
         return _to_columns(result.action, result.root_value, result.policy)
@@ -111,6 +112,27 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         policy = (legal / legal.sum(axis=1, keepdims=True)).astype(np.float32)
         action = sample_action(legal, temperature=1.0, rng=self.rng)
         return _to_columns(action, np.zeros(len(policy), dtype=np.float32), policy)
+
+    # --- Inference ---------------------------------------------------------------------------------------------------
+
+    @property
+    def inference_network(self) -> InferenceNetwork:
+        """The network to act with; its weights are always those of `network`."""
+        return self._inference_network("network")
+
+    @property
+    def target_inference_network(self) -> InferenceNetwork:
+        """The target network to make targets with."""
+        assert self.target_network is not None, "call make_target_networks() first"
+        return self._inference_network("target_network")
+
+    def _inference_network(self, name: str) -> InferenceNetwork:
+        network = getattr(self, name)
+        inference = self._inference_networks.get(name)
+        if inference is None or inference.network is not network or inference.device != self.num_updates.device:
+            inference = InferenceNetwork(network, mixed_precision=self.mixed_precision)
+            self._inference_networks[name] = inference
+        return inference
 
     # --- Training ----------------------------------------------------------------------------------------------------
 
@@ -147,9 +169,8 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
 
     def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The target network's evaluation of `batch["obs"]`."""
-        assert self.target_network is not None, "call make_target_networks() first"
         frames, _ = _split(batch[Columns.OBS])
-        return self.target_network.initial_inference(observation_planes(frames))._asdict()
+        return self.target_inference_network.initial_inference(observation_planes(frames))._asdict()
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["target_network", "consistency"]

@@ -10,7 +10,6 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_efficientzero import metrics as names
-from rllib_efficientzero.models.precision import autocast
 from rllib_efficientzero.targets import ReanalyzeConfig, Reanalyzer, TargetStatistics
 
 
@@ -37,10 +36,9 @@ class Reanalyze(ConnectorV2):
         (windows,) = episodes
         # A learner among several wraps its module for gradient synchronisation, which a search must not trigger.
         module = rl_module[DEFAULT_MODULE_ID].unwrapped()
-        with autocast(module.num_updates.device, module.mixed_precision):
-            train_batch, statistics = self.reanalyzer.train_batch(
-                module.target_network, windows, num_updates=int(module.num_updates)
-            )
+        train_batch, statistics = self.reanalyzer.train_batch(
+            module.target_inference_network, windows, num_updates=int(module.num_updates)
+        )
         if metrics is not None:
             log_statistics(metrics, statistics, self.reanalyzer.config.td_steps)
         return {DEFAULT_MODULE_ID: train_batch}

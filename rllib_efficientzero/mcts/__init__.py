@@ -2,6 +2,6 @@
 
 from rllib_efficientzero.mcts.actions import greedy_action, sample_action
 from rllib_efficientzero.mcts.config import SearchConfig
-from rllib_efficientzero.mcts.search import Searcher, SearchResult, search
+from rllib_efficientzero.mcts.search import Model, Searcher, SearchResult, search
 
-__all__ = ["SearchConfig", "SearchResult", "Searcher", "greedy_action", "sample_action", "search"]
+__all__ = ["Model", "SearchConfig", "SearchResult", "Searcher", "greedy_action", "sample_action", "search"]

@@ -211,6 +211,10 @@ class Searcher:
             seconds=time.perf_counter() - started,
         )
 
+    def __reduce__(self) -> tuple[type[Searcher], tuple[SearchConfig]]:
+        """Buffers stay behind."""
+        return Searcher, (self.config,)
+
     def _pool(self, root: NetworkOutput) -> _Pool:
         key = (tuple(root.policy_logits.shape), root.latent.device, root.latent.dtype, tuple(root.latent.shape))
         pool = self._pools.pop(key, None)

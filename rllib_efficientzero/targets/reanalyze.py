@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult
-from rllib_efficientzero.models import EfficientZeroNetwork, NetworkOutput, observation_planes, stack_windows
+from rllib_efficientzero.mcts import Model, SearchConfig, Searcher, SearchResult
+from rllib_efficientzero.models import NetworkOutput, observation_planes, stack_windows
 from rllib_efficientzero.replay.windows import Windows
 from rllib_efficientzero.targets.returns import (
     bootstrap_times,
@@ -68,6 +69,14 @@ class TargetStatistics:
     prior_entropy: float
 
 
+class TargetNetwork(Model, Protocol):
+    """What makes targets; `InferenceNetwork` is one."""
+
+    device: torch.device
+
+    def value(self, planes: Tensor) -> Tensor: ...
+
+
 class Reanalyzer:
     """Makes train batches of windows. Holds no state but the search's buffers."""
 
@@ -78,12 +87,12 @@ class Reanalyzer:
         self.searcher = Searcher(config.search)
 
     def train_batch(
-        self, network: EfficientZeroNetwork, windows: Windows, *, num_updates: int = 0
+        self, network: TargetNetwork, windows: Windows, *, num_updates: int = 0
     ) -> tuple[dict[str, Tensor], TargetStatistics]:
         """Targets for B windows.
 
         Args:
-            network: the target network, in eval mode.
+            network: the target network.
             windows: B windows of the replay.
             num_updates: updates made so far; "mixed" targets depend on it.
 
@@ -110,9 +119,9 @@ class Reanalyzer:
         wants_root = make_value.searched(wants_policy, wants_value)
 
         # Raw frames travel to the device once; encoding here and the learner both read them there.
-        frames = torch.from_numpy(windows.frames).to(next(network.parameters()).device, non_blocking=True)
+        frames = torch.from_numpy(windows.frames).to(network.device, non_blocking=True)
         evaluated = _Evaluated.encode(network, frames, wants_value, wants_root, config)
-        searched = evaluated.search(self.searcher, network, windows, rng, config)
+        searched = evaluated.search(self.searcher, network, windows, rng)
 
         visit_policy = np.array(windows.visit_policy)
         rows, columns = np.nonzero(wants_policy)
@@ -160,47 +169,53 @@ class _Searched:
 
 
 @dataclasses.dataclass
-class _Evaluated:
-    """Observations of the windows, each encoded once, whether for its value, for a search from it, or both."""
+class _Roots:
+    """Observations to search from, evaluated, at most `batch_size` of them."""
 
     rows: np.ndarray  # [M]
     times: np.ndarray  # [M]
-    is_root: np.ndarray  # [M] to be searched from
-    chunks: list[NetworkOutput]  # in the order of rows and times, `batch_size` each
+    output: NetworkOutput
+
+
+@dataclasses.dataclass
+class _Evaluated:
+    """Observations of the windows, each encoded once, whether for its value, for a search from it, or both."""
+
+    roots: list[_Roots]
     value: np.ndarray  # [B, T]
 
     @classmethod
     @torch.inference_mode()
     def encode(
         cls,
-        network: EfficientZeroNetwork,
+        network: TargetNetwork,
         frames: Tensor,
         wants_value: np.ndarray,
         wants_root: np.ndarray,
         config: ReanalyzeConfig,
     ) -> _Evaluated:
-        # Roots first, so that a search's roots are whole chunks, or the front of one.
-        rows, times = np.nonzero(wants_value | wants_root)
-        is_root = wants_root[rows, times]
-        order = np.argsort(~is_root, kind="stable")
-        rows, times, is_root = rows[order], times[order], is_root[order]
-        device_rows, device_times = _to(rows, frames.device), _to(times, frames.device)
-        chunks, values = [], np.zeros(wants_value.shape, dtype=np.float32)
-        for start in range(0, len(rows), config.batch_size):
-            chunk = slice(start, start + config.batch_size)
-            stacks = stack_windows(frames, device_rows[chunk], device_times[chunk], config.frame_stack)
-            output = network.initial_inference(observation_planes(stacks))
-            values[rows[chunk], times[chunk]] = output.value.cpu().numpy()
-            chunks.append(output)
-        return cls(rows, times, is_root, chunks, values)
+        def planes(rows: np.ndarray, times: np.ndarray) -> Tensor:
+            device_rows, device_times = _to(rows, frames.device), _to(times, frames.device)
+            return observation_planes(stack_windows(frames, device_rows, device_times, config.frame_stack))
+
+        roots = [
+            _Roots(rows, times, network.initial_inference(planes(rows, times)))
+            for rows, times in _in_chunks(wants_root, config.batch_size)
+        ]
+        values = [(root.rows, root.times, root.output.value) for root in roots]
+        for rows, times in _in_chunks(wants_value & ~wants_root, config.batch_size):
+            values.append((rows, times, network.value(planes(rows, times))))
+        value = np.zeros(wants_value.shape, dtype=np.float32)
+        for rows, times, found in values:
+            value[rows, times] = found.cpu().numpy()
+        return cls(roots, value)
 
     def search(
         self,
         searcher: Searcher,
-        network: EfficientZeroNetwork,
+        network: TargetNetwork,
         windows: Windows,
         rng: np.random.Generator,
-        config: ReanalyzeConfig,
     ) -> _Searched:
         batch, num_times = self.value.shape
         searched = _Searched(
@@ -208,11 +223,8 @@ class _Evaluated:
             np.zeros((batch, num_times), dtype=np.float32),
             [],
         )
-        num_roots = int(self.is_root.sum())
-        for index, start in enumerate(range(0, num_roots, config.batch_size)):
-            count = min(config.batch_size, num_roots - start)
-            rows, times = self.rows[start : start + count], self.times[start : start + count]
-            root = NetworkOutput(*(part[:count] for part in self.chunks[index]))
+        for roots in self.roots:
+            rows, times, output = roots.rows, roots.times, roots.output
             is_finite = np.isfinite(self.value[rows, times])
             if not is_finite.all():
                 # No search can start from a NaN observation. Its targets are NaN, so that the learner skips the update.
@@ -221,9 +233,9 @@ class _Evaluated:
                 rows, times = rows[is_finite], times[is_finite]
                 if len(rows) == 0:
                     continue
-                root = NetworkOutput(*(part[_to(is_finite, part.device)] for part in root))
+                output = NetworkOutput(*(part[_to(is_finite, part.device)] for part in output))
             legal = None if windows.action_mask is None else windows.action_mask[rows, times].astype(bool)
-            result = searcher.search(network, root, legal_actions=legal, rng=rng, explore=True)
+            result = searcher.search(network, output, legal_actions=legal, rng=rng, explore=True)
             searched.policy[rows, times] = result.policy
             searched.root_value[rows, times] = result.root_value
             searched.results.append(result)
@@ -318,6 +330,13 @@ def _choose_rows(batch: int, share: float, rng: np.random.Generator) -> np.ndarr
     chosen = np.zeros(batch, dtype=bool)
     chosen[rng.permutation(batch)[: int(share * batch + 1e-9)]] = True
     return chosen
+
+
+def _in_chunks(wanted: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`[B, T]` bool -> rows and times of what is wanted, at most `size` at a time."""
+    rows, times = np.nonzero(wanted)
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size], times[start : start + size]
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:

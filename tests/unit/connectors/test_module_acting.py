@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -128,6 +131,53 @@ def test_weights_travel_to_a_module_that_only_acts() -> None:
         outputs.append(module.forward_inference(observations(5)))
     np.testing.assert_array_equal(outputs[0]["visit_policy"], outputs[1]["visit_policy"])
     assert np.any(outputs[0]["root_value"] != 0)
+
+
+def test_an_acting_module_is_never_behind_its_weights() -> None:
+    """It has compiled its network with the first weights; those that arrive later must be the ones that act."""
+    trained, acting = build(), build()
+    acting.num_updates += 1
+
+    def act(module: EfficientZeroRLModule) -> np.ndarray:
+        module.rng = np.random.default_rng(0)
+        return module.forward_inference(observations(20))["root_value"]
+
+    before = act(acting)
+    for _ in range(2):
+        for parameter in trained.network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        trained.num_updates += 1
+        acting.set_state(trained.get_state(inference_only=True))
+        np.testing.assert_array_equal(act(acting), act(trained))
+        assert not np.allclose(act(acting), before)
+        before = act(acting)
+
+
+def test_targets_follow_the_target_network() -> None:
+    module = build()
+    module.make_target_networks()
+    planes = observations(5)["obs"].flatten(1)
+    before = module.target_inference_network.value(planes)
+    for parameter in module.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert torch.equal(module.target_inference_network.value(planes), before)
+    ((online, target),) = module.get_target_network_pairs()
+    target.load_state_dict(online.state_dict())
+    assert torch.equal(module.target_inference_network.value(planes), module.inference_network.value(planes))
+    assert not torch.allclose(module.inference_network.value(planes), before)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_module_that_has_acted_can_be_copied(duplicate: Callable[[Any], Any]) -> None:
+    module = build()
+    module.num_updates += 1
+    module.forward_inference(observations(3))
+    other = duplicate(module)
+    module.rng, other.rng = np.random.default_rng(0), np.random.default_rng(0)
+    found, expected = other.forward_inference(observations(3)), module.forward_inference(observations(3))
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value)
+    assert other.inference_network.network is other.network
 
 
 def test_other_action_spaces_are_refused_in_a_sentence() -> None:

@@ -25,6 +25,7 @@ class ReadingNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.device = torch.device("cpu")
         self.bias = nn.Parameter(torch.zeros(()))
         self.encoded: list[int] = []
 
@@ -33,6 +34,9 @@ class ReadingNetwork(nn.Module):
         self.encoded.append(len(planes))
         leaf_value = (2.0 * newest[:, :1] + 1.0) / GAMMA
         return self._output(torch.cat((leaf_value, newest[:, 1:]), dim=1), newest[:, 0] + self.bias)
+
+    def value(self, planes: Tensor) -> Tensor:
+        return self.initial_inference(planes).value
 
     def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput:
         return self._output(torch.cat((latent[:, :1] / GAMMA, latent[:, 1:]), dim=1), latent[:, 0])

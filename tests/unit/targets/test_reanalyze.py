@@ -294,10 +294,11 @@ def test_memory_is_bounded_and_values_do_not_depend_on_it(stored: Stored, batch_
     assert_values(stored, windows, batch["target_value"].numpy(), statistics.horizon, of=of)
 
 
-def test_each_observation_is_encoded_once(stored: Stored) -> None:
+@pytest.mark.parametrize("value_target", ["network", "root"])
+def test_each_observation_is_encoded_once(stored: Stored, value_target: str) -> None:
     windows = stored.replay.sample(40, beta=0.4)
     network = ReadingNetwork().eval()
-    reanalyzer(value_target="root").train_batch(network, windows)
+    reanalyzer(value_target=value_target).train_batch(network, windows)
     needed = set()
     for row, (number, t) in enumerate(stored.locate(windows)):
         length = len(stored.episodes[number])
