@@ -15,6 +15,7 @@ from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER
 
+from rllib_efficientzero import interruption
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.env.guard import DROPPED, BadEnvStepError, EnvFailedError, GuardCounts, GuardPolicy
 from rllib_efficientzero.env.making import end_vector_env, make_vector_env
@@ -145,6 +146,9 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         kept: list[Any] = []
         self._needs_initial_reset = True
         while quota.any():
+            if not self.worker_index and interruption.requested():
+                kept.clear()  # The episodes that ended so far are the short ones.
+                break
             episodes = self._sample_chunks(num_timesteps=STEPS_PER_CHUNK * self.num_envs, explore=explore)
             for episode, env_index in self._pop_environments(episodes):
                 if quota[env_index] > 0:
