@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rllib_efficientzero import metrics
 from rllib_efficientzero.replay import segments, storage
@@ -19,6 +20,9 @@ from rllib_efficientzero.replay.sum_tree import SumTree
 from rllib_efficientzero.replay.windows import Windows, WindowShape, gather_windows
 
 logger = logging.getLogger(__name__)
+
+MAX_DECODING_THREADS = 8
+"""Beyond these, writing the frames is limited by memory."""
 
 MIN_PRIORITY = 1e-8
 """Smaller priorities count as this, so that no position becomes unreachable for ever."""
@@ -221,6 +225,7 @@ class PrioritizedReplay:
             position_ids=self._first_position + (slots - self._first_position) % self.capacity,
             weights=(weights / weights.max()).astype(np.float32),
             num_added=self._num_added,
+            num_threads=min(torch.get_num_threads(), MAX_DECODING_THREADS),
         )
 
     def _draw_slots(self, count: int) -> npt.NDArray[np.int64]:

@@ -234,6 +234,14 @@ class StoredEpisode:
         """Bytes held: frames with their Python objects and the list's references, and columns with their reserve."""
         return self._frame_bytes + 8 * len(self.frames) + sum(column.nbytes for column in self._columns.values())
 
+    def frames_between(self, first: int, last: int) -> list[bytes]:
+        """Encoded observations of the times `first` .. `last`; before the episode's beginning the first one is
+        repeated, after its end the last one (so far)."""
+        before = max(0, -first)
+        after = max(0, last + 1 - len(self.frames))
+        inside = self.frames[first + before : last + 1]
+        return self.frames[:1] * before + inside + self.frames[-1:] * after if before or after else inside
+
     def column(self, name: str) -> npt.NDArray[Any]:
         """View of a column so far.
 

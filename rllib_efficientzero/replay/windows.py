@@ -109,6 +109,7 @@ def gather_windows(
     position_ids: npt.NDArray[np.int64],
     weights: npt.NDArray[np.float32],
     num_added: int,
+    num_threads: int = 1,
 ) -> Windows:
     """The windows around `samples`, B pairs of an episode and a time t < T in it. All episodes share one codec.
 
@@ -119,6 +120,7 @@ def gather_windows(
         position_ids: `[B]`, taken over into the result like the next two.
         weights: `[B]`
         num_added: steps ever added.
+        num_threads: how many decode frames.
     """
     batch, first = len(samples), samples[0][0]
     reach = shape.unroll_steps + shape.td_steps
@@ -138,38 +140,28 @@ def gather_windows(
         terminated=np.array([episode.terminated for episode, _ in samples], np.bool_),
         seed=_draw_seed(rng),
     )
-    frame_bytes = frames.reshape(batch, shape.num_frames, -1).view(np.uint8)
-    for row, (episode, t) in enumerate(samples):
-        _decode_frames(episode, t - (shape.frame_stack - 1), frame_bytes[row])
-        _copy_from(episode.column(ACTIONS)[t:], out=windows.actions[row])
-        _copy_from(episode.column(REWARDS)[t:], out=windows.rewards[row])
-        _copy_from(episode.column(VISIT_POLICY)[t:], out=windows.visit_policy[row])
-        _copy_from(episode.column(ROOT_VALUE)[t:], out=windows.root_value[row])
-        if windows.action_mask is not None:
-            times = np.minimum(np.arange(t, t + reach + 1), len(episode))
-            windows.action_mask[row] = episode.column(ACTION_MASK)[times]
+    for name, column in (
+        (ACTIONS, windows.actions),
+        (REWARDS, windows.rewards),
+        (VISIT_POLICY, windows.visit_policy),
+        (ROOT_VALUE, windows.root_value),
+    ):
+        steps = column.shape[1]
+        known = np.arange(steps) < windows.steps_left[:, None]
+        column[known] = np.concatenate([episode.column(name)[t : t + steps] for episode, t in samples])
     if windows.action_mask is not None:
+        times = np.arange(reach + 1)
+        for row, (episode, t) in enumerate(samples):
+            windows.action_mask[row] = episode.column(ACTION_MASK)[np.minimum(t + times, len(episode))]
         windows.action_mask[~windows.action_mask.any(axis=-1)] = 1
+    codes: list[bytes] = []
+    for episode, t in samples:
+        codes += episode.frames_between(t - (shape.frame_stack - 1), t + reach)
+    # All of the batch in one call: straight into place, none twice, the frames beyond an episode's ends as copies.
+    frame_bytes = frames.reshape(batch * shape.num_frames, -1).view(np.uint8)
+    first.codec.decode(codes, frame_bytes, num_threads=num_threads)
     return windows
 
 
 def _draw_seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**63))
-
-
-def _copy_from(column: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-    """Copies as many rows of `column` as there are, at most those of `out`; the rest of `out` stays as it is."""
-    known = min(len(column), len(out))
-    out[:known] = column[:known]
-
-
-def _decode_frames(episode: StoredEpisode, first_time: int, out: npt.NDArray[np.uint8]) -> None:
-    """Decodes the frames from `first_time` on into the rows of `out` u8`[num_frames, nbytes]`.
-
-    Each frame of the window is decoded once, straight into its row; rows beyond the episode's ends are copies.
-    """
-    low = max(0, -first_time)
-    high = min(len(out), len(episode.frames) - first_time)
-    episode.codec.decode(episode.frames[first_time + low : first_time + high], out[low:high])
-    out[:low] = out[low]
-    out[high:] = out[high - 1]

@@ -38,5 +38,5 @@ def test_damage_is_an_error() -> None:
     image, vector = FrameCodec((32, 32), np.dtype(np.uint8)), FrameCodec((4,), np.dtype(np.float32))
     with pytest.raises(ValueError, match="stored observation"):
         image.decode([image.encode(np.zeros((32, 32), np.uint8))[:-3]], np.empty((1, image.nbytes), np.uint8))
-    with pytest.raises(ValueError, match="12 bytes instead of 16"):
+    with pytest.raises(ValueError, match="its 12 bytes are damaged, or are not one of 16 bytes"):
         vector.decode([b"\0" * 12], np.empty((1, 16), np.uint8))
