@@ -238,6 +238,13 @@ def describe_types(types: str) -> str:
     return " or ".join(names[name] for name in accepted)
 
 
+def has_grid_search(value: Any) -> bool:
+    """Whether a config holds a grid search anywhere."""
+    if isinstance(value, Mapping):
+        return set(value) == {GRID_SEARCH} or any(has_grid_search(inner) for inner in value.values())
+    return isinstance(value, list) and any(has_grid_search(inner) for inner in value)
+
+
 def _entries(
     config: Mapping[str, Any], groups: Mapping[str, Collection[str]]
 ) -> Iterator[tuple[str, Any, tuple[str, ...]]]:

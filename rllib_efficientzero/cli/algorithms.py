@@ -13,10 +13,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rllib_efficientzero import known_keys
-from rllib_efficientzero.cli.environments import find_problem, is_class_path
+from rllib_efficientzero.cli.environments import find_problem, is_class_path, space_problem
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment
-from rllib_efficientzero.config_schema import GRID_SEARCH, ConfigError, resolve_config
+from rllib_efficientzero.config_schema import ConfigError, has_grid_search, resolve_config
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -57,6 +57,8 @@ def prepare(experiment: Experiment) -> Prepared:
         config = _check_own_class(experiment, default)
     param_space = _import_classes(config, experiment, known_keys.schema_of(default).types)
     _resolve_env(param_space, experiment)
+    if experiment.run == "EfficientZero":
+        _check_spaces(param_space, experiment)
     variants = [
         _build(algorithm, values, experiment) for values in islice(_variants(param_space), MAX_VALIDATED_VARIANTS)
     ]
@@ -145,6 +147,28 @@ def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
         raise InputError(problem, experiment.place("env"))
 
 
+def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> None:
+    """The spaces of environments that only Ray can make; those of gymnasium were checked before it was imported."""
+    import gymnasium
+    from ray.rllib.env.env_context import EnvContext
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    env, env_config = param_space.get("env"), param_space.get("env_config") or {}
+    is_registered = isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env)
+    make = _global_registry.get(ENV_CREATOR, env) if is_registered else env
+    if not callable(make) or has_grid_search(env_config):
+        return
+    try:
+        made = make(EnvContext(env_config, worker_index=0))
+    except Exception as error:
+        # It need not be possible here: another machine of the cluster may have what it takes.
+        experiment.warnings.append(f"the environment {env!r} cannot be made here: {type(error).__name__}: {error}")
+        return
+    problem = space_problem(made) if isinstance(made, gymnasium.Env) else None
+    if problem:
+        raise InputError(problem, experiment.place("env"))
+
+
 def _variants(param_space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every config the grid searches span."""
     from ray.tune.search.variant_generator import generate_variants
@@ -169,10 +193,3 @@ def _blamed(message: str, values: Mapping[str, Any], experiment: Experiment) -> 
     """The line of the setting a refusal speaks of: the first one it names."""
     named = [key for key in values if key in experiment.places and key in message.replace("`", " ").split()]
     return experiment.place(min(named, key=message.find)) if named else experiment.where
-
-
-def has_grid_search(value: Any) -> bool:
-    """Whether a config holds a grid search anywhere."""
-    if isinstance(value, Mapping):
-        return set(value) == {GRID_SEARCH} or any(has_grid_search(inner) for inner in value.values())
-    return isinstance(value, list) and any(has_grid_search(inner) for inner in value)

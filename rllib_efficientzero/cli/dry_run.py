@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
-from rllib_efficientzero.cli.algorithms import Prepared, has_grid_search, total_resources
+from rllib_efficientzero.cli.algorithms import Prepared, total_resources
 from rllib_efficientzero.cli.announce import announce, protocol
 from rllib_efficientzero.cli.console import say
+from rllib_efficientzero.config_schema import has_grid_search
 from rllib_efficientzero.known_keys import schema_of
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment
-from rllib_efficientzero.config_schema import GRID_SEARCH, nearest
+from rllib_efficientzero.config_schema import GRID_SEARCH, has_grid_search, nearest
 
 if TYPE_CHECKING:
+    import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
 ATARI_EXTRA = "rllib_efficientzero[atari]"
@@ -31,6 +33,8 @@ def check_env(experiment: Experiment) -> None:
             raise InputError(f"'env' must be a name, not {candidate!r}", experiment.place("env"))
         if not is_class_path(candidate) and not experiment.imports:
             problem = find_problem(candidate)
+            if problem is None and experiment.run == "EfficientZero":
+                problem = find_space_problem(candidate, experiment.config.get("env_config") or {})
             if problem:
                 raise InputError(problem, experiment.place("env"))
 
@@ -56,6 +60,36 @@ def find_problem(env: str) -> str | None:
     if not module and _is_atari(spec):
         # Known here by chance: no worker would have imported ale_py.
         return f"unknown environment {env!r}; did you mean 'ale_py:{name}'?"
+    return None
+
+
+def find_space_problem(env: str, env_config: Mapping[str, Any]) -> str | None:
+    """Why EfficientZero cannot play an environment that exists: it cannot be made, or its spaces are not supported."""
+    import gymnasium
+
+    from rllib_efficientzero.env.named import named_maker
+
+    if has_grid_search(env_config):
+        return None
+    make = named_maker(env) or (lambda settings: gymnasium.make(env, **settings))
+    try:
+        made = make(env_config)
+    except Exception as error:
+        # Whatever an environment's constructor raises: the run would end with it, minutes later.
+        return f"the environment {env!r} cannot be made: {' '.join(str(error).split()) or type(error).__name__}"
+    return space_problem(made)
+
+
+def space_problem(env: gymnasium.Env) -> str | None:
+    """Why EfficientZero cannot play an environment that was made for this question; it is closed."""
+    from rllib_efficientzero.env.spaces import UnsupportedSpaceError, adapt
+
+    try:
+        adapt(env)
+    except UnsupportedSpaceError as error:
+        return str(error)
+    finally:
+        env.close()
     return None
 
 
