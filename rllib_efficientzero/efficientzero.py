@@ -15,8 +15,8 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
-from rllib_efficientzero import metrics as names
 from rllib_efficientzero import interruption, run_files
+from rllib_efficientzero import metrics as names
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
 from rllib_efficientzero.env.runner_state import generators_kept
@@ -166,7 +166,8 @@ class EfficientZero(ScaledAlgorithm):
             results = super().evaluate(*args, **kwargs)
         runners = results.get(ENV_RUNNER_RESULTS, {})
         returns, lengths = runners.get(names.EPISODE_RETURNS, []), runners.get(names.EPISODE_LENGTHS, [])
-        if len(returns):
+        # Of an empty series, as an evaluation that is cut short leaves it, RLlib makes NaN.
+        if np.ndim(returns) == 1 and len(returns):
             record = {
                 names.NUM_INTERACTIONS_LIFETIME: self.num_interactions,
                 names.NUM_UPDATES_LIFETIME: self.num_updates,
