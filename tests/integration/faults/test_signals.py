@@ -1,0 +1,166 @@
+"""Ctrl-C and SIGTERM in the middle of a run: a checkpoint soon, the right exit code, and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from checkpoint_helpers import TINY_NETWORK, TINY_TRAINING, tiny_config, train
+from processes import descendants, still_alive
+
+from rllib_efficientzero import interruption
+from rllib_efficientzero.checkpoint.manifest import find_newest, read_manifest
+
+SECONDS_TO_SAVE = 20.0
+
+
+def experiment(directory: pathlib.Path, **config: Any) -> pathlib.Path:
+    """An experiment file for a run that does not end by itself."""
+    settings = {
+        **TINY_TRAINING,
+        "env": "tiny_pixels.TinyPixels",
+        "seed": 0,
+        "num_envs_per_env_runner": 2,
+        "rollout_fragment_length": 5,
+        "num_gpus_per_learner": 0,
+        "model_config": TINY_NETWORK,
+        **config,
+    }
+    env = settings.pop("env")
+    # JSON is YAML.
+    file = directory / "tiny.yaml"
+    file.write_text(json.dumps({"tiny": {"run": "EfficientZero", "env": env, "config": settings}}))
+    return file
+
+
+class Command:
+    """`rllib train file` in a process group of its own, as a shell starts it."""
+
+    def __init__(self, directory: pathlib.Path, file: pathlib.Path, *arguments: str) -> None:
+        path = os.pathsep.join([str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        self.directory = directory
+        options = ["--storage-path", "results", "--ray-num-cpus", "2", *arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rllib_efficientzero", "train", "file", str(file), *options],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        self.output = ""
+
+    def wait_for(self, sign: str) -> None:
+        """Reads the output until a line has `sign`."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if sign in line:
+                return
+        raise AssertionError(f"{sign!r} never came; the command said: {self.output}")
+
+    def end(self) -> int:
+        """Waits for the command to end."""
+        output, _ = self.process.communicate(timeout=120)
+        self.output += output
+        return self.process.returncode
+
+    @property
+    def trial(self) -> pathlib.Path:
+        (result,) = self.directory.glob("results/tiny/*/result.json")
+        return result.parent
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group", "code"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_saves_first(tmp_path: pathlib.Path, number: int, whole_group: bool, code: int) -> None:
+    """No checkpoint is asked for: the one that is found was written because of the signal."""
+    command = Command(tmp_path, experiment(tmp_path))
+    command.wait_for("[tiny] iter 30 ")
+    started = descendants(command.process.pid)
+    assert len(started) >= 3, "Ray's processes"
+    sent = time.time()
+    # A terminal sends Ctrl-C to all processes of the foreground; `kill` sends to one.
+    (os.killpg if whole_group else os.kill)(command.process.pid, number)
+    assert command.end() == code, command.output
+    newest = find_newest(command.trial)
+    assert newest is not None, command.output
+    assert (newest / "manifest.json").stat().st_mtime - sent < SECONDS_TO_SAVE
+    assert read_manifest(newest)["counters"]["training_iteration"] >= 30
+    assert "go on with: rllib train file" in command.output
+    assert "Traceback" not in command.output
+    assert still_alive(started, timeout_s=15) == set()
+
+
+def test_a_second_signal_ends_at_once(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "slow_env.py").write_text(SLOW_ENV)
+    command = Command(tmp_path, experiment(tmp_path, env="slow_env.SlowEnv"))
+    command.wait_for("[tiny] iter 1 ")
+    started = descendants(command.process.pid)
+    os.kill(command.process.pid, signal.SIGTERM)
+    command.wait_for("stopping: running trials save a checkpoint first")
+    os.kill(command.process.pid, signal.SIGTERM)
+    assert command.end() == 143, command.output
+    assert still_alive(started, timeout_s=15) == set()
+
+
+SLOW_ENV = """
+import time
+from tiny_pixels import TinyPixels
+
+class SlowEnv(TinyPixels):
+    def step(self, action):
+        if self.np_random.random() < 0.1:
+            time.sleep(30.0 if getattr(self, "warm", False) else 0.0)
+        self.warm = True
+        return super().step(action)
+"""
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_an_iteration_is_cut_between_updates(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was owed comes before anything else is sampled."""
+    algo: Any = train(tiny_config().build_algo(), 20)
+    before = algo.num_updates
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption, "requested", lambda: True)
+        algo.train()
+    assert algo.num_updates == before
+    steps = algo.num_interactions
+    algo.train()
+    assert algo.num_interactions == steps
+    assert algo.num_updates > before
+    algo.stop()
+
+
+def test_an_evaluation_that_is_cut_short_is_not_counted(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config().evaluation(evaluation_interval=2, evaluation_duration=4)
+    algo: Any = train(config.build_algo(), 4)
+    recorded = json.loads((algo.run_directory / "evaluation.json").read_text())["evaluations"]
+    assert [len(record["episode_returns"]) for record in recorded] == [4, 4]
+    algo.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption, "requested", lambda: True)
+        algo.train()
+    assert json.loads((algo.run_directory / "evaluation.json").read_text())["evaluations"] == recorded
+    algo.stop()
