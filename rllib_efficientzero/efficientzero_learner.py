@@ -44,6 +44,7 @@ class EfficientZeroLearner(TorchLearner):
         # for finding code that reads what it never wrote, at a twentieth of the time of a small network's update.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._num_non_finite_in_a_row = 0
+        self._has_warned_of_saturation = False
         self._divergence_watch = DivergenceWatch()
         self._observed: dict[str, dict[str, Tensor]] = {}  # by module, of the update at work
         self._updates_made: dict[str, int] = {}  # by module: what their buffers say, on the host
@@ -184,9 +185,20 @@ class EfficientZeroLearner(TorchLearner):
         self.metrics.log_value(skipped, int(not has_stepped), reduce="lifetime_sum")
         means = [name for name in observed if name.endswith("_loss") and name != self.TOTAL_LOSS_KEY]  # RLlib's to log
         self._log(module_id, {name: observed[name].item() for name in (*means, names.SATURATED_TARGETS)})
+        self._warn_of_saturation(module_id, observed[names.SATURATED_TARGETS].item())
         for name, first_step in ((names.VALUE_ERROR, 0), (names.VALUE_PREFIX_ERROR, 1)):
             errors = observed[name].tolist()
             self._log(module_id, {(name, str(k)): error for k, error in enumerate(errors, start=first_step)})
+
+    def _warn_of_saturation(self, module_id: str, share: float) -> None:
+        if share > 0 and not self._has_warned_of_saturation:
+            self._has_warned_of_saturation = True
+            logger.warning(
+                "targets of module %r are beyond what its networks can express, and are cut there: scale the rewards, "
+                "or raise support_size in model_config (metric %s)",
+                module_id,
+                names.SATURATED_TARGETS,
+            )
 
     def _log(self, module_id: str, values: dict[Any, Any]) -> None:
         for key, value in values.items():

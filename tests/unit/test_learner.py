@@ -18,6 +18,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero import metrics as names
+from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_learner import DivergedError, EfficientZeroLearner
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
 
@@ -227,10 +228,9 @@ def test_the_algorithm_takes_a_skipped_update_in_its_stride() -> None:
         ),
         metrics=SimpleNamespace(aggregate=lambda *args, **kwargs: None),
         num_interactions=1,
-        _training_data=lambda windows: TrainingData(episodes=[windows]),
     )
     for windows, count in ((spoilt(good, "rewards"), 0), (good, 2 * BATCH)):
-        position_ids, priorities = EfficientZero._update(algorithm, windows)
+        position_ids, priorities = EfficientZero._update(algorithm, Batch(TrainingData(episodes=[windows])))
         assert (position_ids.shape, priorities.shape) == ((count,), (count,))
         replay.update_priorities(position_ids, priorities)
 
@@ -318,6 +318,24 @@ def test_weights_that_leave_in_between_change_nothing_that_follows() -> None:
         left.get_state()
     stayed.get_state()
     assert_same(state_of(left), state_of(stayed))
+
+
+def test_weights_copied_within_a_process_are_those_that_would_have_travelled() -> None:
+    learner, replay = build(), make_replay()
+    update(learner, replay.sample(BATCH, beta=0.4))
+    travelled, copied = (copy.deepcopy(module_of(build())) for _ in range(2))
+    for module in (travelled, copied):
+        del module.target_network, module.consistency  # as in an EnvRunner
+    env_runner = SimpleNamespace(module=copied, _weights_seq_no=0)
+    learner.copy_weights_to(env_runner)
+    state = learner.get_state(components="rl_module", inference_only=True)
+    travelled.set_state(state["rl_module"][DEFAULT_MODULE_ID])
+    acting = {key: value.clone() for key, value in copied.state_dict().items()}
+    assert_same(dict(travelled.state_dict()), acting)
+    assert env_runner._weights_seq_no == state["weights_seq_no"] > 0
+    # A snapshot: what is learned next does not reach it.
+    update(learner, replay.sample(BATCH, beta=0.4))
+    assert_same(acting, dict(copied.state_dict()))
 
 
 def test_a_batch_that_is_not_finite_leaves_no_statistics() -> None:
@@ -444,3 +462,16 @@ def test_the_target_network_makes_the_targets() -> None:
     assert torch.equal(target_values(), before)
     module.target_network = copy.deepcopy(module.network).eval()
     assert not torch.equal(target_values(), before)
+
+
+def test_targets_beyond_the_support_are_counted_and_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    learner, windows = build(), make_replay().sample(BATCH, beta=0.4)
+    assert update(learner, windows)[names.SATURATED_TARGETS].peek() == 0
+    assert "beyond what its networks can express" not in caplog.text
+    # support_size 5 ends at 34.8.
+    huge = dataclasses.replace(windows, rewards=np.where(windows.rewards != 0, 1e6, 0).astype(np.float32))
+    for _ in range(2):
+        share = update(learner, huge)[names.SATURATED_TARGETS].peek()
+    assert 0.5 < share <= 1
+    assert caplog.text.count("beyond what its networks can express") == 1
+    assert torch.isfinite(torch.cat([p.flatten() for p in module_of(learner).parameters()])).all()

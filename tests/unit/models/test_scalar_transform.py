@@ -14,6 +14,7 @@ from rllib_efficientzero.models.scalar_transform import (
     compress,
     cross_entropy,
     expand,
+    largest_expressible,
     two_hot,
 )
 
@@ -131,3 +132,12 @@ def test_an_all_zero_target_costs_nothing_and_has_no_gradient() -> None:
     assert loss[1:].tolist() == [0.0, 0.0]
     assert torch.all(logits.grad[0] != 0)
     assert torch.all(logits.grad[1:] == 0)
+
+
+@pytest.mark.parametrize("size", [5, 20, 300])
+def test_the_largest_expressible_scalar_lies_at_the_end_of_the_support(size: int) -> None:
+    largest = largest_expressible(size)
+    assert plain_compress(largest) == pytest.approx(size, rel=1e-9)
+    ends = two_hot(torch.tensor([largest * 1.01, 1e30, -1e30]), size)
+    assert ends[:2, -1].tolist() == [1.0, 1.0]
+    assert ends[2, 0] == 1.0
