@@ -17,7 +17,6 @@ are counted in CPU time of the thread (with one thread), which other work distur
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import resource
 import time
@@ -123,17 +122,13 @@ def measure(plan: Plan, batch: int) -> dict[str, Any]:
 
 
 def _add_timers(totals: dict[str, float], algo: Any) -> None:
-    """One iteration; the means that it logs, times their numbers, are added to `totals`."""
+    """One iteration; what it logs of its time is added to `totals`."""
     before, started = algo.num_updates, time.perf_counter()
     result = algo.train()
     totals["wall"] += time.perf_counter() - started
-    updates = algo.num_updates - before
-    once = dict.fromkeys((names.SAMPLE_TIMER, names.REPLAY_ADD_TIMER, names.SYNC_WEIGHTS_TIMER), 1)
-    per_update = (names.REPLAY_SAMPLE_TIMER, names.LEARNER_UPDATE_TIMER, names.UPDATE_PRIORITIES_TIMER)
-    for name, count in (once | dict.fromkeys(per_update, updates)).items():
-        seconds = result[names.TIMERS].get(name, math.nan)
-        totals[name] += 0.0 if math.isnan(seconds) else count * seconds
-    if updates:
+    for name in names.ITERATION_TIMERS:
+        totals[name] += result[names.TIMERS].get(name, 0.0)
+    if updates := algo.num_updates - before:
         reanalyze = result["learners"]["default_policy"][names.REANALYZE]
         totals["reanalyze"] += updates * reanalyze[names.TARGETS_SECONDS]
         totals["reanalyze_search"] += updates * reanalyze[names.SEARCH_SECONDS]

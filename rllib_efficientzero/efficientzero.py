@@ -122,6 +122,8 @@ class EfficientZero(ScaledAlgorithm):
             (names.TRAINING_DONE, int(is_done)),
         ):
             self.metrics.log_value(key, value, reduce="item")
+        for name in names.ITERATION_TIMERS:
+            self.metrics.log_value((names.TIMERS, name), 0.0, reduce="sum")  # where there was nothing to do
         self.metrics.log_dict(self.local_replay_buffer.get_metrics(), key=REPLAY_BUFFER_RESULTS, reduce="item")
         self.metrics.log_dict(self.batches.get_metrics(), key=names.REANALYZE, reduce="item")
 
@@ -131,7 +133,7 @@ class EfficientZero(ScaledAlgorithm):
             self.metrics.log_value((ENV_RUNNER_RESULTS, names.SAMPLE_STALENESS, "max"), value, reduce="max", window=100)
 
     def _timer(self, name: str) -> Any:
-        return self.metrics.log_time((names.TIMERS, name), reduce="mean")
+        return self.metrics.log_time((names.TIMERS, name), reduce="sum")
 
     # --- RLlib's hooks -----------------------------------------------------------------------------------------------
 

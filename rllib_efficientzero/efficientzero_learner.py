@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
 from torch import Tensor
@@ -54,6 +55,12 @@ class EfficientZeroLearner(TorchLearner):
             module = self._unwrapped(module_id)
             module.make_target_networks()
             self._statistics[module_id] = _NormalisationStatistics(module)
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        if self.config.sync_batch_norm:
+            for module_id in list(self.module.keys()):
+                torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.module[module_id])
+        super()._make_modules_ddp_if_necessary()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         options = dict(config.optimizer)
@@ -112,18 +119,39 @@ class EfficientZeroLearner(TorchLearner):
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().after_gradient_based_update(timesteps=timesteps)
         for module_id, updates in self._updates_made.items():
-            staleness = updates % self.config.get_config_for_module(module_id).target_network_update_freq
+            config = self.config.get_config_for_module(module_id)
+            if config.sync_batch_norm and (updates == 1 or updates % config.self_play_update_freq == 0):
+                self._refresh_statistics(module_id)
+            staleness = updates % config.target_network_update_freq
             if staleness == 0:
                 self._refresh_statistics(module_id)
                 for online, target in self._unwrapped(module_id).get_target_network_pairs():
                     target.load_state_dict(online.state_dict())
+                    _average_over_learners(list(target.buffers()))
             self._log(module_id, {names.TARGET_STALENESS: staleness})
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As RLlib's; weights leave for EnvRunners and checkpoints with statistics of their own."""
-        for module_id in list(self._last_batch):
-            self._refresh_statistics(module_id)
+        self._refresh_all_statistics()
         return super().get_state(*args, **kwargs)
+
+    @torch.no_grad()
+    def copy_weights_to(self, env_runner: Any) -> None:
+        """Give an EnvRunner of this process the weights to act with, tensor by tensor.
+
+        What `get_state` here and `set_state` there would do, without NumPy and Ray's object store between them.
+        """
+        self._refresh_all_statistics()
+        weights = self._unwrapped(DEFAULT_MODULE_ID).state_dict()
+        for name, tensor in env_runner.module.state_dict().items():
+            tensor.copy_(weights[name])
+        env_runner._weights_seq_no = self._weights_seq_no
+
+    def _refresh_all_statistics(self) -> None:
+        # Normalising over all Learners' batches needs all Learners, and this one is alone here.
+        if not self.config.sync_batch_norm:
+            for module_id in list(self._last_batch):
+                self._refresh_statistics(module_id)
 
     @torch.no_grad()
     def _refresh_statistics(self, module_id: str) -> None:
@@ -234,6 +262,18 @@ def _agreed_finite(*values: Tensor) -> Tensor:
         torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN)
         finite = votes.bool()
     return finite
+
+
+def _average_over_learners(statistics: list[Tensor]) -> None:
+    """Replaces floating point statistics, in place, by their averages over all learners of the group."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    statistics = [statistic for statistic in statistics if statistic.is_floating_point()]
+    flat = torch.cat([statistic.flatten() for statistic in statistics])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for statistic, average in zip(statistics, flat.split([len(s.flatten()) for s in statistics]), strict=True):
+        statistic.copy_(average.view(statistic.shape))
 
 
 def _fetch(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,13 +18,22 @@ TRAINING_DONE = "training_done"
 """1 once the environment budget is spent and every update owed has been made, else 0; a stop criterion."""
 
 TIMERS = "timers"
-"""`timers/<name>`: the wall clock of one `training_step`, split. The names, in the order in which data flows:"""
+"""`timers/<name>`: seconds of an iteration. But for evaluation and a few per cent, those below sum to its wall clock,
+RLlib's `time_this_iter_s`. In the order in which data flows:"""
 SAMPLE_TIMER = "sample"
 REPLAY_ADD_TIMER = "replay_add"
 REPLAY_SAMPLE_TIMER = "replay_sample"
 LEARNER_UPDATE_TIMER = "learner_update"
 UPDATE_PRIORITIES_TIMER = "update_priorities"
 SYNC_WEIGHTS_TIMER = "sync_weights"
+ITERATION_TIMERS = (
+    SAMPLE_TIMER,
+    REPLAY_ADD_TIMER,
+    REPLAY_SAMPLE_TIMER,
+    LEARNER_UPDATE_TIMER,
+    UPDATE_PRIORITIES_TIMER,
+    SYNC_WEIGHTS_TIMER,
+)
 
 # --- env_runners/ ----------------------------------------------------------------------------------------------------
 SEARCH = "search"

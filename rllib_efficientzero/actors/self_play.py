@@ -73,6 +73,9 @@ class SynchronousSelfPlay:
 
     def update_weights(self, learner_group: Any, num_updates: int) -> None:
         """See `SelfPlay`."""
+        if self._config.num_env_runners == 0 and learner_group.is_local:
+            learner_group._learner.copy_weights_to(self._group.local_env_runner)
+            return
         self._group.sync_weights(from_worker_or_learner_group=learner_group, inference_only=True)
 
     def forget(self) -> None:

@@ -14,6 +14,7 @@ import torch
 from ray import tune
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
+from rllib_efficientzero import metrics as names
 
 TINY_NETWORK = {
     "latent_size": 16,
@@ -97,6 +98,21 @@ def test_budget_and_replay_ratio_are_exact() -> None:
     before = algo.num_updates
     algo.train()
     assert algo.num_updates == before, "a finished run must not go on learning"
+    algo.stop()
+
+
+def test_timers_sum_to_the_wall_clock() -> None:
+    config = tiny_config(total_env_steps=1000, num_simulations=8).env_runners(rollout_fragment_length=32)
+    algo = config.build_algo()
+    while algo.num_updates < 20:
+        algo.train()
+    timed = wall = 0.0
+    for _ in range(3):
+        result = algo.train()
+        timed += sum(result["timers"][name] for name in names.ITERATION_TIMERS)
+        wall += result["time_this_iter_s"]
+        assert all(result["timers"][name] > 0 for name in names.ITERATION_TIMERS)
+    assert 0.95 * wall < timed < wall
     algo.stop()
 
 
