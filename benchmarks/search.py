@@ -2,11 +2,12 @@
 
     python -m benchmarks.search [--full] [--device cpu|cuda] [--out benchmarks/results/search.json]
 
-A search is one initial inference of B observations and `Searcher.search` with N simulations. Its yardstick, "bare", is
-one initial and N recurrent inferences of the same shapes on inputs allocated beforehand. Both, and a third copy of the
-search with clocks in it (for the split into network, tree and copies), take turns in one run; the first turn is
-dropped. On the CPU with one thread times are CPU time of that thread, which other work on the machine disturbs less
-than wall time; else they are wall time.
+A search is one initial inference of B observations and `Searcher.search` with N simulations, with the network as acting
+uses it (`InferenceNetwork`). Its yardstick, "bare", is one initial and N recurrent inferences of the same shapes on
+inputs allocated beforehand; "plain" are these calls of the network itself. All, and another copy of the search with
+clocks in it (for the split into network, tree and copies), take turns in one run; the first turn is dropped. On the
+CPU with one thread times are CPU time of that thread, which other work on the machine disturbs less than wall time;
+else they are wall time.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from torch import Tensor
 from benchmarks import report as reports
 from benchmarks.report import Stopwatch, spread, time_in_turns
 from rllib_efficientzero.mcts import SearchConfig, Searcher
-from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, build_network
-from rllib_efficientzero.models.precision import autocast
+from rllib_efficientzero.mcts.search import whole
+from rllib_efficientzero.models import EfficientZeroNetwork, InferenceNetwork, ModelConfig, build_network
 
 POLICIES = ("puct", "gumbel")
 GOAL_SHAPE, GOAL_RATIO = ("paper", 64), 1.05
 SMALL_EXAMPLE = reports.ROOT / "tuned_examples" / "pong-ez-cpu.yaml"
-COPIES = ("send", "gather", "write", "fetch")
+COPIES = ("gather", "write", "fetch")
 
 
 class Case(NamedTuple):
@@ -80,21 +81,19 @@ def search_subject(
     searcher, rng = searcher or Searcher(config), np.random.default_rng(0)
 
     def run() -> object:
-        with torch.inference_mode(), autocast(planes.device, True):
-            root = network.initial_inference(planes)
-            return searcher.search(network, root, rng=rng, explore=True, temperature=1.0)
+        root = network.initial_inference(planes)
+        return searcher.search(network, root, rng=rng, explore=True, temperature=1.0)
 
     return run
 
 
-def bare_subject(network: EfficientZeroNetwork, planes: Tensor, num_simulations: int) -> Callable[[], object]:
+def bare_subject(network: InferenceNetwork, planes: Tensor, num_simulations: int) -> Callable[[], object]:
     """The network calls of one search and nothing else."""
-    with torch.inference_mode(), autocast(planes.device, True):
-        root = network.initial_inference(planes)
+    root = network.initial_inference(planes)
     action = torch.zeros(len(planes), dtype=torch.int64, device=planes.device)
 
     def run() -> object:
-        with torch.inference_mode(), autocast(planes.device, True):
+        with torch.inference_mode():
             network.initial_inference(planes)
             for _ in range(num_simulations):
                 output = network.recurrent_inference(root.latent, root.reward_hidden, action)
@@ -116,21 +115,22 @@ class _TimedTree:
 
 
 def split_subject(
-    network: EfficientZeroNetwork, planes: Tensor, config: SearchConfig, watch: Stopwatch
+    network: InferenceNetwork, planes: Tensor, config: SearchConfig, watch: Stopwatch
 ) -> Callable[[], object]:
     """The search with clocks between its parts, each of which waits for the device: for shares, not for totals."""
-    searcher = Searcher(config)
-    search_subject(network, planes, config, searcher)()
-    (pool,) = searcher._pools.values()
-    pool.tree = _TimedTree(pool.tree, watch)
-    for method in ("send", "write", "fetch"):
-        watch.wrap_method(pool, method, method)
     timed = SimpleNamespace(
         initial_inference=watch.wrap(network.initial_inference, "network"),
-        # Between sending indices and this call the parents' latents and LSTM states are picked out of the pool.
+        # Between the selection and this call the leaves are described and their parents picked out of the pool.
         recurrent_inference=watch.wrap(network.recurrent_inference, "network", before="gather"),
     )
-    return search_subject(timed, planes, config, searcher)
+    searcher = Searcher(config, whole)
+    run = search_subject(timed, planes, config, searcher)
+    run()
+    ((part,),) = searcher._parts.values()
+    part.tree = _TimedTree(part.tree, watch)
+    watch.wrap_method(part.evaluator, "launch", "write")
+    watch.wrap_method(part.evaluator, "collect", "fetch")
+    return run
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------
@@ -140,13 +140,17 @@ def measure(
     case: Case, device: str, *, policies: tuple[str, ...] = POLICIES, repetitions: int = 15, at_least: int = 3
 ) -> list[dict[str, Any]]:
     """One row per policy."""
-    network, input_shape = make_network(case.network, case.num_actions)
-    network.to(device)
+    plain, input_shape = make_network(case.network, case.num_actions)
+    plain.to(device)
+    network = InferenceNetwork(plain, mixed_precision=True)
     planes = torch.rand(case.num_roots, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
     clock = time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     watches = {name: Stopwatch(clock, torch.cuda.synchronize if device == "cuda" else None) for name in policies}
     splits: dict[str, list[dict[str, float]]] = {name: [] for name in policies}
-    subjects: dict[str, reports.Subject] = {"bare": (bare_subject(network, planes, case.num_simulations), clock)}
+    networks = {"bare": network, "plain": InferenceNetwork(plain, mixed_precision=True, compiled=False)}
+    subjects: dict[str, reports.Subject] = {
+        name: (bare_subject(called, planes, case.num_simulations), clock) for name, called in networks.items()
+    }
     for name in policies:
         config = SearchConfig(policy=name, num_simulations=case.num_simulations)
         subjects[name] = (search_subject(network, planes, config), clock)
@@ -154,7 +158,7 @@ def measure(
         subjects[f"{name}, split"] = (_collect(split, watches[name], splits[name]), clock)
     times = time_in_turns(subjects, repetitions, at_least=at_least, budget_s=2.0)
     return [
-        {"policy": name, **case._asdict(), **_figures(case, times[name], times["bare"])}
+        {"policy": name, **case._asdict(), **_figures(case, times[name], times["bare"], times["plain"])}
         | {"split_ms": _split_ms(splits[name])}
         for name in policies
     ]
@@ -170,12 +174,13 @@ def _collect(run: Callable[[], object], watch: Stopwatch, splits: list[dict[str,
     return timed
 
 
-def _figures(case: Case, search: list[float], bare: list[float]) -> dict[str, Any]:
+def _figures(case: Case, search: list[float], bare: list[float], plain: list[float]) -> dict[str, Any]:
     turns = [whole / calls for whole, calls in zip(search, bare, strict=False)]
     return {
         "repetitions": len(search),
         "search_ms": spread(search),
         "bare_network_ms": spread(bare),
+        "plain_network_ms": spread(plain),
         "ratio": round(min(search) / min(bare), 3),
         "ratio_of_turns_median": round(statistics.median(turns), 3),
         "simulations_per_s": round(1000 * case.num_roots * case.num_simulations / min(search)),

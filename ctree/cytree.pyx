@@ -23,7 +23,7 @@ cdef extern from "tree.hpp" namespace "efficientzero" nogil:
         kGumbel
 
     cdef struct Config:
-        int64_t num_roots, num_actions, num_simulations, horizon, max_considered_actions, num_threads
+        int64_t num_roots, num_actions, num_simulations, horizon, max_considered_actions, num_threads, first_root
         Policy policy
         double discount, pb_c_init, pb_c_base, value_delta_max, c_visit, c_scale, min_q_range
         cbool uniform_first_visit, random_ties
@@ -139,6 +139,7 @@ cdef class BatchedTree:
         first_visit: "uniform" opens the first action of a node blindly, as the paper's code does; "prior" by its prior.
         tie_break: "random" or "first" (lowest action) among scores within 1e-6 of the best; "gumbel" has no ties.
         num_threads: roots are shared out among so many threads. Not worth it below some hundred roots.
+        first_root: the number of the first root in a larger batch, whose results do not depend on how it is cut.
         seed: of all randomness.
         max_considered_actions, c_visit, c_scale: of sequential halving and of the Q scale ("gumbel").
         min_q_range: the least range of a node's Q values that "gumbel" stretches to [0, 1]; 1e-8 is mctx's, with which
@@ -165,8 +166,8 @@ cdef class BatchedTree:
 
     def __cinit__(self, num_roots, num_actions, num_simulations, *, double discount, policy="puct",
                   double pb_c_init=1.25, double pb_c_base=19652.0, double value_delta_max=0.01, horizon=5,
-                  first_visit="uniform", tie_break="random", num_threads=1, seed=0, max_considered_actions=16,
-                  double c_visit=50.0, double c_scale=0.1, double min_q_range=1e-8):
+                  first_visit="uniform", tie_break="random", num_threads=1, first_root=0, seed=0,
+                  max_considered_actions=16, double c_visit=50.0, double c_scale=0.1, double min_q_range=1e-8):
         cdef Config config
         config.num_roots = as_size("num_roots", num_roots)
         config.num_actions = as_size("num_actions", num_actions)
@@ -179,6 +180,7 @@ cdef class BatchedTree:
         config.max_considered_actions = as_size("max_considered_actions", max_considered_actions)
         config.c_visit, config.c_scale, config.min_q_range = c_visit, c_scale, min_q_range
         config.num_threads, config.seed = as_size("num_threads", num_threads), as_seed(seed)
+        config.first_root = as_size("first_root", first_root)
         self.tree = new CppTree(config)
         self.num_roots, self.num_actions, self.num_simulations = num_roots, num_actions, num_simulations
         # Views of an array that only this object holds: what owns no memory cannot be resized under the tree's feet.

@@ -145,6 +145,7 @@ BatchedTree::BatchedTree(const Config& config) : config_(config) {
   check_range("horizon", config.horizon, 1, 1 << 30);
   check_range("max_considered_actions", config.max_considered_actions, 1, 1 << 30);
   check_range("num_threads", config.num_threads, 1, 1024);
+  check_range("first_root", config.first_root, 0, 1 << 30);
   check_range("discount", config.discount, 0.0, 1.0);
   check_range("pb_c_init", config.pb_c_init, 0.0, 1e6);
   check_range("pb_c_base", config.pb_c_base, 1e-6, 1e12);
@@ -257,7 +258,7 @@ void BatchedTree::check_network(const float* value_prefix, const float* value, c
 void BatchedTree::reseed(uint64_t seed) {
   for (size_t root = 0; root < roots_.size(); ++root) {
     uint64_t state = seed;
-    state = next_random(state) + root;
+    state = next_random(state) + config_.first_root + root;
     roots_[root].random = next_random(state);
   }
 }

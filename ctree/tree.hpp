@@ -37,6 +37,7 @@ struct Config {
   double c_scale = 0.1;
   double min_q_range = 1e-8;
   int64_t num_threads = 1;
+  int64_t first_root = 0;  // number of the first root in a larger batch: a root's random numbers follow from its number
   uint64_t seed = 0;
 };
 

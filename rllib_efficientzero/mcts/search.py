@@ -1,8 +1,6 @@
 """The batched search loop: one leaf per root and simulation, all leaves evaluated in one network call.
 
-The tree (C++) holds statistics only. Latents and LSTM states stay on the model's device in one pool `[N + 1, B, ...]`
-whose slot 0 is the root and slot s the leaf of simulation s; per simulation one small index array goes to the device
-and one small array of scalars comes back.
+The tree (C++) holds statistics only. States of nodes, and the network that makes them, are the `LeafEvaluator`'s.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,15 +16,8 @@ from torch import Tensor
 from rllib_efficientzero.mcts.actions import sample_action
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.extension import BatchedTree
+from rllib_efficientzero.mcts.leaf_evaluator import LeafEvaluator, Model
 from rllib_efficientzero.models.network import NetworkOutput
-
-
-class Model(Protocol):
-    """What the search needs of a model; `EfficientZeroNetwork` in eval mode is one."""
-
-    def initial_inference(self, planes: Tensor) -> NetworkOutput: ...
-
-    def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,33 +37,52 @@ class SearchResult:
         return len(self.action)
 
 
-def _puct_noise(rng: np.random.Generator, shape: tuple[int, int], config: SearchConfig) -> dict[str, object]:
+def _puct_noise(rng: np.random.Generator, shape: tuple[int, int], config: SearchConfig) -> dict[str, np.ndarray]:
     noise = rng.dirichlet(np.full(shape[1], config.dirichlet_alpha), size=shape[0])
-    return {"noise": noise.astype(np.float32), "noise_fraction": config.root_noise_fraction}
+    return {"noise": noise.astype(np.float32)}
 
 
-def _gumbel_noise(rng: np.random.Generator, shape: tuple[int, int], config: SearchConfig) -> dict[str, object]:
+def _gumbel_noise(rng: np.random.Generator, shape: tuple[int, int], config: SearchConfig) -> dict[str, np.ndarray]:
     return {"gumbel": rng.gumbel(size=shape).astype(np.float32)}
 
 
-_ROOT_NOISE: dict[str, Callable[[np.random.Generator, tuple[int, int], SearchConfig], dict[str, object]]] = {
+_ROOT_NOISE: dict[str, Callable[[np.random.Generator, tuple[int, int], SearchConfig], dict[str, np.ndarray]]] = {
     "puct": _puct_noise,
     "gumbel": _gumbel_noise,
 }
 
 
-class _Pool:
-    """Latents and LSTM states of one batch of searches, with the arrays through which tree and device talk."""
+def whole(batch: int) -> list[slice]:
+    """A batch in one part: for a CPU, which can do one thing at a time."""
+    return [slice(0, batch)]
 
-    def __init__(self, root: NetworkOutput, config: SearchConfig) -> None:
-        batch, num_actions = root.policy_logits.shape
-        slots = config.num_simulations + 1
-        device = root.latent.device
-        pinned = device.type == "cuda"
+
+def halves(batch: int) -> list[slice]:
+    """A large batch in two parts: for a GPU, which evaluates leaves of one while the trees of the other are climbed.
+
+    Rounded up to few sizes, since every size has memory and CUDA graphs of its own.
+    """
+    if batch <= 32:
+        return whole(batch)
+    rounded = -(-batch // 64) * 64
+    return whole(rounded) if rounded < 128 else [slice(0, rounded // 2), slice(rounded // 2, rounded)]
+
+
+class _Part:
+    """The searches of some roots of a batch: their trees, and the evaluator of their leaves.
+
+    `rows` are its roots' places in the batch. Where that ends before, its last root stands in.
+    """
+
+    def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
+        self.rows = rows
+        size = rows.stop - rows.start
+        self.evaluator = LeafEvaluator(model, root, size, config.num_simulations, config.value_prefix_horizon)
         self.tree = BatchedTree(
-            batch,
-            num_actions,
+            size,
+            root.policy_logits.shape[1],
             config.num_simulations,
+            **({"first_root": rows.start} if rows.start else {}),
             discount=config.discount,
             policy=config.policy,
             pb_c_init=config.pb_c_init,
@@ -88,61 +97,36 @@ class _Pool:
             min_q_range=config.gumbel_min_q_range,
             num_threads=config.num_threads,
         )
-        self.latents = root.latent.new_empty(slots * batch, *root.latent.shape[1:])
-        self.reward_hiddens = root.reward_hidden.new_empty(slots * batch, *root.reward_hidden.shape[1:])
-        self.batch, self.num_actions = batch, num_actions
-        self._rows = np.arange(batch)
-        # Rows: index of the parent in the pool, action, and 0 where the LSTM's state starts anew after this leaf.
-        self._to_device = torch.empty(3, batch, dtype=torch.int64, pin_memory=pinned)
-        self._to_device_array = self._to_device.numpy()
-        self._from_device = torch.empty(batch * (2 + num_actions), dtype=torch.float32, pin_memory=pinned)
-        array = self._from_device.numpy()
-        self._value_prefix, self._value = array[:batch], array[batch : 2 * batch]
-        self._policy_logits = array[2 * batch :].reshape(batch, num_actions)
-        self._device = device
 
-    def write(self, slot: int, output: NetworkOutput) -> None:
-        rows = slice(slot * self.batch, (slot + 1) * self.batch)
-        self.latents[rows] = output.latent
-        self.reward_hiddens[rows] = output.reward_hidden
+    def begin(self, latent: Tensor, statistics: dict[str, np.ndarray], *, noise_fraction: float, seed: int) -> None:
+        """New roots; `latent` `[B, ...]` and `statistics`, arrays `[B, ...]` for `BatchedTree.reset`, of the batch."""
+        rows = np.minimum(np.arange(self.rows.start, self.rows.stop), len(latent) - 1)
+        own = {name: np.ascontiguousarray(array[rows]) for name, array in statistics.items()}
+        self.tree.reset(**own, noise_fraction=noise_fraction, seed=seed)
+        self.evaluator.set_roots(latent[torch.from_numpy(rows).to(latent.device)])
 
-    def fetch(self, output: NetworkOutput) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One copy to the host: value prefix `[B]`, value `[B]`, policy logits `[B, A]`."""
-        scalars = torch.cat((output.value_prefix, output.value, output.policy_logits.flatten()))
-        self._from_device.copy_(scalars)
-        return self._value_prefix, self._value, self._policy_logits
+    def select(self, slot: int) -> None:
+        """Descend to the leaves of simulation `slot` and have them evaluated."""
+        self.evaluator.launch(slot, *self.tree.select())
 
-    def send(self, parent_slot: np.ndarray, action: np.ndarray, keeps_prefix: np.ndarray) -> Tensor:
-        """One copy to the device: `[3, B]` int64."""
-        np.multiply(parent_slot, self.batch, out=self._to_device_array[0])
-        self._to_device_array[0] += self._rows
-        self._to_device_array[1] = action
-        self._to_device_array[2] = keeps_prefix
-        return self._to_device.to(self._device, non_blocking=True)
-
-    def simulate(self, model: Model, slot: int, horizon: int) -> None:
-        """Select a leaf per root, evaluate all leaves, expand them and back their values up."""
-        parent_slot, action, depth = self.tree.select()
-        parent, actions, keeps_prefix = self.send(parent_slot, action, depth % horizon != 0)
-        output = model.recurrent_inference(
-            self.latents.index_select(0, parent), self.reward_hiddens.index_select(0, parent), actions
-        )
-        # EfficientZero, appendix A.1: the LSTM starts anew every `horizon` steps, below the leaf that ends a prefix.
-        output = output._replace(reward_hidden=output.reward_hidden * keeps_prefix.unsqueeze(1))
-        self.write(slot, output)
-        self.tree.expand_and_backup(*self.fetch(output))
+    def backup(self) -> None:
+        """Expand the leaves and back their values up."""
+        self.tree.expand_and_backup(*self.evaluator.collect())
 
 
 class Searcher:
-    """Searches with one configuration and keeps the buffers of the last batch sizes for the next search."""
+    """Searches with one configuration and keeps the memory of the last batches for the next search."""
 
-    MAX_POOLS = 4
+    MAX_BATCHES = 4
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchConfig, split: Callable[[int], list[slice]] | None = None) -> None:
+        """`split` cuts a batch into parts whose searches take turns; results do not depend on it. By default it is
+        `halves` on a GPU and `whole` elsewhere."""
         if config.policy not in _ROOT_NOISE:
             raise ValueError(f"unknown search policy {config.policy!r}; known ones are {sorted(_ROOT_NOISE)}")
         self.config = config
-        self._pools: dict[tuple, _Pool] = {}
+        self._split = split
+        self._parts: dict[tuple, list[_Part]] = {}
 
     @torch.inference_mode()
     def search(
@@ -169,62 +153,75 @@ class Searcher:
             ValueError: a root has no legal action, or the model's outputs are not finite.
         """
         started = time.perf_counter()
-        pool = self._pool(root)
-        _, value, policy_logits = pool.fetch(root)
-        noise = _ROOT_NOISE[self.config.policy](rng, policy_logits.shape, self.config) if explore else {}
-        pool.tree.reset(
-            policy_logits,
-            value=value,
-            legal_actions=None if legal_actions is None else np.ascontiguousarray(legal_actions, dtype=np.bool_),
-            seed=int(rng.integers(2**63)),
-            **noise,
-        )
-        # Copies, before the first leaf is fetched into the same memory; after reset, which refuses what is not finite.
-        network_value, prior = value.copy(), _masked_softmax(policy_logits, legal_actions)
-        pool.write(0, root)
-        for slot in range(1, self.config.num_simulations + 1):
-            pool.simulate(model, slot, self.config.value_prefix_horizon)
-        return self._result(pool.tree, network_value, prior, temperature, rng, started)
+        statistics = _on_host(root)
+        if legal_actions is not None:
+            statistics["legal_actions"] = np.asarray(legal_actions, dtype=np.bool_)
+        if explore:
+            shape = statistics["policy_logits"].shape
+            statistics |= _ROOT_NOISE[self.config.policy](rng, shape, self.config)
+        parts, seed = self._parts_for(model, root), int(rng.integers(2**63))
+        for part in parts:
+            part.begin(root.latent, statistics, noise_fraction=self.config.root_noise_fraction, seed=seed)
+        self._simulate(parts)
+        return self._result(parts, statistics, rng, temperature, started)
+
+    def _simulate(self, parts: list[_Part]) -> None:
+        """Every part selects, has its leaves evaluated and backs up, N times; parts wait for the device in turns."""
+        for part in parts:
+            part.select(1)
+        for slot in range(2, self.config.num_simulations + 1):
+            for part in parts:
+                part.backup()
+                part.select(slot)
+        for part in parts:
+            part.backup()
 
     def _result(
         self,
-        tree: BatchedTree,
-        network_value: np.ndarray,
-        prior: np.ndarray,
-        temperature: float,
+        parts: list[_Part],
+        statistics: dict[str, np.ndarray],
         rng: np.random.Generator,
+        temperature: float,
         started: float,
     ) -> SearchResult:
-        visit_counts = np.array(tree.visit_counts())
+        batch = len(statistics["value"])
+
+        def joined(of: Callable[[BatchedTree], np.ndarray]) -> np.ndarray:
+            return np.concatenate([of(part.tree) for part in parts])[:batch]
+
+        visit_counts = joined(lambda tree: tree.visit_counts())
         if self.config.policy == "puct" and temperature > 0.0:
             action = sample_action(visit_counts, temperature, rng)
         else:
-            action = np.array(tree.selected_actions(), dtype=np.int64)
+            action = joined(lambda tree: tree.selected_actions()).astype(np.int64)
         return SearchResult(
             action=action,
             visit_counts=visit_counts,
-            policy=np.array(tree.improved_policy()),
-            root_value=np.array(tree.root_values()),
-            qvalues=np.array(tree.qvalues()),
-            network_value=network_value,
-            prior=prior,
+            policy=joined(lambda tree: tree.improved_policy()),
+            root_value=joined(lambda tree: tree.root_values()),
+            qvalues=joined(lambda tree: tree.qvalues()),
+            network_value=statistics["value"],
+            prior=_masked_softmax(statistics["policy_logits"], statistics.get("legal_actions")),
             seconds=time.perf_counter() - started,
         )
 
-    def __reduce__(self) -> tuple[type[Searcher], tuple[SearchConfig]]:
-        """Buffers stay behind."""
-        return Searcher, (self.config,)
+    def __reduce__(self) -> tuple:
+        """Memory stays behind."""
+        return Searcher, (self.config, self._split)
 
-    def _pool(self, root: NetworkOutput) -> _Pool:
-        key = (tuple(root.policy_logits.shape), root.latent.device, root.latent.dtype, tuple(root.latent.shape))
-        pool = self._pools.pop(key, None)
-        if pool is None:
-            pool = _Pool(root, self.config)
-            while len(self._pools) >= self.MAX_POOLS:
-                del self._pools[next(iter(self._pools))]
+    def _parts_for(self, model: Model, root: NetworkOutput) -> list[_Part]:
+        split = self._split or (halves if root.latent.device.type == "cuda" else whole)
+        slices = split(len(root.value))
+        states = [(state.shape[1:], state.dtype, state.device) for state in (root.latent, root.reward_hidden)]
+        key = (id(model), *((rows.start, rows.stop) for rows in slices), *states, root.policy_logits.shape[1])
+        parts = self._parts.pop(key, None)
+        if parts is None:
+            parts = [_Part(rows, model, root, self.config) for rows in slices]
+            while len(self._parts) >= self.MAX_BATCHES:
+                del self._parts[next(iter(self._parts))]
         # Re-inserting keeps the dict in order of last use.
-        self._pools[key] = pool
-        return pool
+        self._parts[key] = parts
+        return parts
 
 
 def search(
@@ -246,6 +243,13 @@ def search(
     return Searcher(config).search(
         model, root, legal_actions=legal_actions, rng=rng, explore=explore, temperature=temperature
     )
+
+
+def _on_host(root: NetworkOutput) -> dict[str, np.ndarray]:
+    """Value and policy logits in one copy."""
+    batch, num_actions = root.policy_logits.shape
+    scalars = torch.cat((root.value, root.policy_logits.flatten())).cpu().numpy()
+    return {"value": scalars[:batch], "policy_logits": scalars[batch:].reshape(batch, num_actions)}
 
 
 def _masked_softmax(logits: np.ndarray, legal_actions: np.ndarray | None) -> np.ndarray:

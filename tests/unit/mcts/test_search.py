@@ -12,6 +12,7 @@ from search_models import TabularModel, corridor, optimal_q, random_process
 from torch import Tensor
 
 from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, search
+from rllib_efficientzero.mcts.search import halves
 from rllib_efficientzero.models import ModelConfig, NetworkOutput, build_network
 
 POLICIES = ("puct", "gumbel")
@@ -139,8 +140,8 @@ def test_the_lstm_starts_anew_at_multiples_of_the_horizon_only(policy: str, num_
 
 
 def rewards_of_nodes(searcher: Searcher, root: int) -> dict[str, np.ndarray]:
-    (pool,) = searcher._pools.values()
-    return pool.tree.node_table(root)
+    ((part,),) = searcher._parts.values()
+    return part.tree.node_table(root)
 
 
 @pytest.mark.parametrize("horizon", [1, 5, 100])
@@ -256,10 +257,50 @@ def test_with_random_ties_a_root_depends_on_its_index_only(policy: str) -> None:
         assert_same(batch, run(model, STATES[:size], policy=policy, tie_break="random"), rows=slice(size))
 
 
-# --- Buffers, gradients, errors --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("batch", [1, 5, 12])
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda batch: [slice(0, 6), slice(6, 12)],  # the second may be only roots that stand in
+        lambda batch: [slice(0, 3), slice(3, 4), slice(4, 16)],
+        lambda batch: [slice(0, batch + 7)],
+    ],
+)
+def test_results_do_not_depend_on_how_a_batch_is_cut(policy: str, batch: int, split: Any) -> None:
+    model, config = random_process(3), SearchConfig(policy=policy, num_simulations=25)
+    states = STATES[:batch]
+    legal = np.random.default_rng(1).random((batch, 4)) < 0.6
+    legal[:, 2] = True
+
+    def of(searcher: Searcher) -> SearchResult:
+        return searcher.search(
+            model,
+            model.initial_inference(states),
+            legal_actions=legal,
+            rng=np.random.default_rng(7),
+            explore=True,
+            temperature=1.0,
+        )
+
+    in_parts = Searcher(config, split)
+    of(in_parts)
+    assert_same(of(Searcher(config)), of(in_parts))
 
 
-def test_buffers_are_made_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch", [1, 4, 32, 33, 64, 100, 256, 1000, 1536])
+def test_batches_on_a_gpu_are_rounded_up_to_few_sizes(batch: int) -> None:
+    parts = halves(batch)
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert batch <= parts[-1].stop < max(batch + 1, batch + 64)
+    assert len(parts) == (2 if batch > 64 else 1)
+    assert len({part.stop - part.start for part in parts}) == 1
+
+
+# --- Memory, gradients, errors --------------------------------------------------------------------------------------
+
+
+def test_memory_is_taken_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     module = __import__("sys").modules["rllib_efficientzero.mcts.search"]
     real = module.BatchedTree
@@ -277,7 +318,7 @@ def test_buffers_are_made_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [args[0] for args in made] == [12, 3]
     for size in range(4, 9):
         of(STATES[:size])
-    assert len(searcher._pools) == Searcher.MAX_POOLS
+    assert len(searcher._parts) == Searcher.MAX_BATCHES
     of(STATES[:8])
     assert len(made) == 2 + 5
     of(STATES)  # the least recently used went first
@@ -308,7 +349,6 @@ def test_a_search_tracks_no_gradients_and_changes_no_network() -> None:
     assert root.value.requires_grad
     searcher.search(network, root, rng=np.random.default_rng(0), explore=True)
     assert grad_modes == [False] * 5
-    assert all(not pool.latents.requires_grad for pool in searcher._pools.values())
     assert all(parameter.grad is None for parameter in network.parameters())
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name])
