@@ -57,7 +57,8 @@ class LeafEvaluator:
         self._parent, self._state_parent, self._leaf, self._action = index
         self._rows = index[:3]
         self._device_index = self._index.device.unbind()
-        self._own_row, self._depth, self._is_inside = np.arange(batch), *np.empty((2, batch), dtype=np.int64)
+        self._own_row = np.arange(batch)
+        self._depth, self._is_inside = np.empty_like(self._own_row), np.empty_like(self._own_row)
         # EfficientZero, appendix A.1: the LSTM starts anew every `horizon` steps, below the node that ends a prefix. By
         # the leaf's depth, that of its parent being one less: 0 where it does.
         self._is_inside_of = np.minimum((np.arange(num_slots) - 1) % horizon, 1)
