@@ -8,7 +8,7 @@ import itertools
 import torch
 from torch import nn
 
-NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class FoldedCopy:
