@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import ray
+import torch
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from rllib_efficientzero.actors import resources
@@ -14,6 +15,7 @@ from rllib_efficientzero.actors.reanalyze import ReanalyzedBatches, start_actors
 from rllib_efficientzero.actors.replay_actor import RemoteReplay
 from rllib_efficientzero.actors.self_play import AsynchronousSelfPlay, SelfPlay, SynchronousSelfPlay
 from rllib_efficientzero.checkpointed_algorithm import CheckpointedAlgorithm
+from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.replay import PrioritizedReplay
 
 
@@ -83,5 +85,7 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
             "seed": config.seed,
         }
         if settings["placement"] == "driver":
-            return PrioritizedReplay(**arguments)
+            reuse_freed_memory()  # a batch of windows is large
+            learner_here = config.num_learners == 0 and config.num_gpus_per_learner > 0 and torch.cuda.is_available()
+            return PrioritizedReplay(**arguments, pin_memory=learner_here)
         return RemoteReplay(arguments, resources.scheduling(config, index=0, beside_driver=True))

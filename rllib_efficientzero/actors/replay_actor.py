@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
 
 
@@ -21,6 +22,7 @@ class _ReplayProcess:
     """Holds a `PrioritizedReplay`; calls are made one after the other, in the order in which the driver made them."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        reuse_freed_memory()  # a batch of windows is large
         self._replay = PrioritizedReplay(**settings)
 
     def add(self, episodes: list[Any]) -> tuple[int, int]:

@@ -54,6 +54,7 @@ class PrioritizedReplay:
         td_steps: int,
         priority_exponent: float = 0.6,
         seed: int | None = None,
+        pin_memory: bool = False,
     ) -> None:
         """Args:
         capacity: positions kept.
@@ -62,6 +63,7 @@ class PrioritizedReplay:
         td_steps: n, the largest bootstrap distance of the value targets.
         priority_exponent: alpha; positions are drawn with probability ~ priority^alpha.
         seed: of the generator that draws the samples.
+        pin_memory: put the frames of samples where a GPU of this process can fetch them (needs CUDA).
         """
         if capacity < 1:
             raise ValueError(f"The replay needs a capacity of at least 1 position, got {capacity}.")
@@ -69,6 +71,7 @@ class PrioritizedReplay:
             raise ValueError(f"priority_exponent must not be negative, got {priority_exponent}.")
         self.capacity = capacity
         self.priority_exponent = priority_exponent
+        self.pin_memory = pin_memory
         self._window_shape = WindowShape(frame_stack, unroll_steps, td_steps)
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._clear()
@@ -226,6 +229,7 @@ class PrioritizedReplay:
             weights=(weights / weights.max()).astype(np.float32),
             num_added=self._num_added,
             num_threads=min(torch.get_num_threads(), MAX_DECODING_THREADS),
+            pin_memory=self.pin_memory,
         )
 
     def _draw_slots(self, count: int) -> npt.NDArray[np.int64]:
@@ -369,6 +373,7 @@ class PrioritizedReplay:
             unroll_steps=shape.unroll_steps,
             td_steps=shape.td_steps,
             priority_exponent=self.priority_exponent,
+            pin_memory=self.pin_memory,
         )
         new._rng.bit_generator.state = manifest["rng"]
         new._num_added = manifest["num_added"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rllib_efficientzero.replay.episode import ACTION_MASK, ACTIONS, REWARDS, ROOT_VALUE, VISIT_POLICY, StoredEpisode
 
@@ -110,6 +112,7 @@ def gather_windows(
     weights: npt.NDArray[np.float32],
     num_added: int,
     num_threads: int = 1,
+    pin_memory: bool = False,
 ) -> Windows:
     """The windows around `samples`, B pairs of an episode and a time t < T in it. All episodes share one codec.
 
@@ -121,11 +124,13 @@ def gather_windows(
         weights: `[B]`
         num_added: steps ever added.
         num_threads: how many decode frames.
+        pin_memory: put the frames where a GPU of this process can fetch them.
     """
     batch, first = len(samples), samples[0][0]
     reach = shape.unroll_steps + shape.td_steps
     unroll, num_actions = shape.unroll_steps, first.num_actions
-    frames = np.empty((batch, shape.num_frames, *first.codec.shape), first.codec.dtype)
+    allocate = _empty_pinned if pin_memory else np.empty
+    frames = allocate((batch, shape.num_frames, *first.codec.shape), first.codec.dtype)
     windows = Windows(
         position_ids=position_ids,
         weights=weights,
@@ -161,6 +166,12 @@ def gather_windows(
     frame_bytes = frames.reshape(batch * shape.num_frames, -1).view(np.uint8)
     first.codec.decode(codes, frame_bytes, num_threads=num_threads)
     return windows
+
+
+def _empty_pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Page-locked memory, from which copies go on while the host does; torch keeps it for the next batch when freed."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
 
 
 def _draw_seed(rng: np.random.Generator) -> int:
