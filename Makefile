@@ -13,7 +13,10 @@ SOURCES := $(filter-out ctree/cytree.cpp,$(SOURCES))
 .PHONY: train test test-long lint bench clean
 .DELETE_ON_ERROR:
 
-train: $(VENV)/.train
+# DMControl's packages are installed only for those who train on it.
+TRAIN := .train$(if $(filter dmc-%,$(EXAMPLE)),-dmc)
+
+train: $(VENV)/$(TRAIN)
 	$(BIN)/rllib train file tuned_examples/$(EXAMPLE).yaml $(ARGS)
 
 test: $(VENV)/.test
@@ -32,10 +35,11 @@ bench: $(VENV)/.bench
 
 # One stamp per set of extras: the tests' tools are not needed to train.
 $(VENV)/.train: EXTRAS := atari
-$(VENV)/.test: EXTRAS := atari,test
+$(VENV)/.train-dmc: EXTRAS := atari,dmc
+$(VENV)/.test: EXTRAS := atari,dmc,test
 $(VENV)/.lint: EXTRAS := atari,lint
 $(VENV)/.bench: EXTRAS := atari,test,bench
-$(VENV)/.train $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(SOURCES)
+$(VENV)/.train $(VENV)/.train-dmc $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"

@@ -117,6 +117,7 @@ class EfficientZero(ScaledAlgorithm):
         is_done = self._steps_to_sample() == 0 and self._updates_owed() == 0
         for key, value in (
             (names.NUM_INTERACTIONS_LIFETIME, self.num_interactions),
+            (names.NUM_RAW_ENV_STEPS_LIFETIME, self.num_interactions * self.config.steps_per_decision()),
             (names.NUM_UPDATES_LIFETIME, self.num_updates),
             (names.EFFECTIVE_REPLAY_RATIO, ratio),
             (names.TRAINING_DONE, int(is_done)),

@@ -13,7 +13,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from rllib_efficientzero import cost
 from rllib_efficientzero.config_schema import resolve_config
 from rllib_efficientzero.config_validation import problems
-from rllib_efficientzero.env.atari import AtariProtocol, is_atari_id
+from rllib_efficientzero.env.named import Protocol, named_protocol
 from rllib_efficientzero.known_keys import schema_of
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.models import ModelConfig, build_network
@@ -178,7 +178,8 @@ class EfficientZeroConfig(ScaleOutConfig):
             num_search_threads: threads of the tree; does not change results.
             temperature_schedule: [update, temperature] pairs of self-play's action sampling.
             frame_stack: observations stacked for the networks (Table 6: 4).
-            total_env_steps: budget of environment interactions, never exceeded (100k). Steps hidden in resets count.
+            total_env_steps: budget of environment interactions, never exceeded (100k). Steps hidden in resets count; an
+                action repeated in Atari or DMControl is one.
             total_updates: updates at the end of the run; those not owed by the replay ratio are made after the last
                 environment step (Table 6: 120k, of which 20k without collecting). None: what the ratio owes.
             replay_ratio: updates per environment step (1.0), kept exactly, whatever the machine's speed.
@@ -300,20 +301,22 @@ class EfficientZeroConfig(ScaleOutConfig):
             "total_updates": self.updates_at_end(),
             "evaluation_episodes": self.evaluation_duration,
         }
-        protocol = self._atari_protocol()
+        protocol = self.env_protocol()
         if protocol is not None:
-            described |= {"training": protocol.describe()}
+            raw_steps = self.total_env_steps * protocol.steps_per_decision
+            described |= {"total_raw_env_steps": raw_steps, "training": protocol.describe()}
             evaluation = self.get_evaluation_config_object()
             if evaluation is not None:
-                described |= {"evaluation": evaluation._atari_protocol().describe()}
+                described |= {"evaluation": evaluation.env_protocol().describe()}
         return described
 
     def get_notices(self) -> list[str]:
         """What a user should know before the run: without a GPU, how long it would take."""
-        protocol = self._atari_protocol()
-        if protocol is None or torch.cuda.is_available():
+        protocol = self.env_protocol()
+        image = None if protocol is None else protocol.describe()["observation_shape"]
+        if image is None or torch.cuda.is_available():
             return []
-        shape = (self.frame_stack, *protocol.describe()["observation_shape"])
+        shape = (self.frame_stack, *image)
         network = build_network(shape, 18, ModelConfig.from_dict(self.network_sizes()))
         encode, simulate = cost.seconds_per_call(network, shape)
         seconds = cost.run_seconds(
@@ -329,13 +332,16 @@ class EfficientZeroConfig(ScaleOutConfig):
         )
         if seconds < LONG_RUN_SECONDS:
             return [notice + "."]
-        return [notice + "; tuned_examples/pong-ez-cpu.yaml is made for machines without one."]
+        return [notice + "; see which of tuned_examples/ are made for machines without one."]
 
-    def _atari_protocol(self) -> AtariProtocol | None:
-        """The protocol of an Atari environment; None of any other."""
-        if not (isinstance(self.env, str) and is_atari_id(self.env)):
-            return None
-        return AtariProtocol.from_config({"game": self.env, **self.env_config})
+    def env_protocol(self) -> Protocol | None:
+        """How an environment of Atari or DMControl is played; None of any other."""
+        return named_protocol(self.env, self.env_config)
+
+    def steps_per_decision(self) -> int:
+        """Steps of the underlying environment per step of the agent: Atari's frame skip, DMControl's action repeat."""
+        protocol = self.env_protocol()
+        return 1 if protocol is None else protocol.steps_per_decision
 
     # --- RLlib's hooks ---------------------------------------------------------------------------------------------
 
@@ -394,16 +400,12 @@ class EfficientZeroConfig(ScaleOutConfig):
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
         evaluation = super().get_evaluation_config_object()
-        if evaluation is not None and evaluation._atari_protocol() is not None:
-            # Scores are reported on full lives and raw rewards; say otherwise in evaluation_config's env_config.
+        protocol = None if evaluation is None else evaluation.env_protocol()
+        if evaluation is not None and protocol is not None:
+            # Atari's scores are of full lives and raw rewards; evaluation_config's env_config has the last word.
             given: Any = self.evaluation_config
             given = given.get("env_config", {}) if isinstance(given, dict) else {}
-            evaluation.env_config = {
-                **evaluation.env_config,
-                "terminal_on_life_loss": False,
-                "clip_rewards": False,
-                **given,
-            }
+            evaluation.env_config = {**evaluation.env_config, **protocol.evaluation_settings, **given}
         return evaluation
 
     def validate(self) -> None:

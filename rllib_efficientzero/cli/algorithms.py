@@ -135,7 +135,10 @@ def _import_classes(config: Mapping[str, Any], experiment: Experiment, types: Ma
 
 def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
     """The environments `environments.check_env` had to leave: class paths, and names registered by `imports`."""
-    from ray.tune.registry import ENV_CREATOR, _global_registry
+    from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
+
+    from rllib_efficientzero.env.dm_control import is_dmc_id
+    from rllib_efficientzero.env.named import named_maker
 
     env = param_space.get("env")
     if not isinstance(env, str) or _global_registry.contains(ENV_CREATOR, env):
@@ -145,6 +148,9 @@ def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
         param_space["env"] = _import_attribute(env, experiment.place("env"), "'env'")
     elif problem := find_problem(env):
         raise InputError(problem, experiment.place("env"))
+    elif is_dmc_id(env) and experiment.run != "EfficientZero":
+        # Other algorithms would ask gymnasium for it.
+        register_env(env, named_maker(env))
 
 
 def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> None:

@@ -45,9 +45,13 @@ def is_class_path(env: str) -> bool:
 
 
 def find_problem(env: str) -> str | None:
-    """What is wrong with a gymnasium id (`Name-v0`, `module:Name-v0`), or None."""
+    """What is wrong with a gymnasium id (`Name-v0`, `module:Name-v0`) or the name of a benchmark's task, or None."""
     import gymnasium
 
+    from rllib_efficientzero.env.dm_control import is_dmc_id, task_problem
+
+    if is_dmc_id(env):
+        return task_problem(env)
     module, _, name = env.rpartition(":")
     if module:
         problem = _import_problem(module)

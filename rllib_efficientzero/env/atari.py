@@ -111,7 +111,7 @@ class AtariProtocol:
     @classmethod
     def evaluation(cls, game: str, **settings: Any) -> AtariProtocol:
         """Scores: whole games, raw rewards."""
-        return cls(game, **{"terminal_on_life_loss": False, "clip_rewards": False, **settings})
+        return cls(game, **{**cls(game).evaluation_settings, **settings})
 
     @classmethod
     def from_config(cls, env_config: Mapping[str, Any]) -> AtariProtocol:
@@ -136,19 +136,28 @@ class AtariProtocol:
         return f"ALE/{self.game}-v5"
 
     @property
+    def steps_per_decision(self) -> int:
+        """Raw frames per agent step."""
+        return self.frame_skip
+
+    @property
+    def evaluation_settings(self) -> dict[str, Any]:
+        """What differs when scores are taken, unless told otherwise: full lives, raw rewards."""
+        return {"terminal_on_life_loss": False, "clip_rewards": False}
+
+    @property
     def max_steps(self) -> int:
         """Agent steps after which a game is truncated."""
         return self.max_frames // self.frame_skip
 
     def describe(self) -> dict[str, Any]:
         """Everything that a score depends on, versions included; for printing and for saving with results."""
-        packages = ("ale_py", "gymnasium", "opencv-python-headless")
         return {
             **asdict(self),
             "env_id": self.env_id,
             "max_steps": self.max_steps,
             "observation_shape": [self.screen_size, self.screen_size, 1 if self.grayscale else 3],
-            "versions": {package: _version(package) for package in packages},
+            "versions": package_versions("ale_py", "gymnasium", "opencv-python-headless"),
         }
 
 
@@ -265,6 +274,11 @@ def _game_name(env: str) -> str:
     if not _NAME.fullmatch(env):
         raise ValueError(f'"{env}" is not an Atari game; write "ALE/Pong-v5", "ale_py:ALE/Pong-v5" or "Pong".')
     return env
+
+
+def package_versions(*packages: str) -> dict[str, str | None]:
+    """Versions of installed packages; None of others."""
+    return {package: _version(package) for package in packages}
 
 
 def _version(package: str) -> str | None:

@@ -11,6 +11,7 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_efficientzero.env.dm_control import is_dmc_id
 from rllib_efficientzero.env.guard import CheckedVectorEnv, GuardedEnv, GuardPolicy
 from rllib_efficientzero.env.named import named_maker
 from rllib_efficientzero.env.spaces import adapt, adapt_vector
@@ -49,7 +50,9 @@ def make_vector_env(
         functools.partial(_make_guarded, make, f"environment {index} of {runner}", policy) for index in range(num_envs)
     ]
     if mode is gym.VectorizeMode.ASYNC:
-        return _AsyncVectorEnv(makers, timeout_s=timeout_s)
+        # What OpenGL has begun in this process does not survive in a fork of it: drawing would hang there.
+        context = "forkserver" if isinstance(env, str) and is_dmc_id(env) else None
+        return _AsyncVectorEnv(makers, timeout_s=timeout_s, context=context)
     return SyncVectorEnv(makers)
 
 
@@ -122,9 +125,9 @@ def end_vector_env(env: gym.vector.VectorEnv, *, failed: bool) -> None:
 class _AsyncVectorEnv(AsyncVectorEnv):
     """Environments in processes of their own; one that does not answer in time raises instead of blocking for ever."""
 
-    def __init__(self, makers: list[Callable[[], gym.Env]], *, timeout_s: float | None) -> None:
+    def __init__(self, makers: list[Callable[[], gym.Env]], *, timeout_s: float | None, context: str | None) -> None:
         self._timeout_s = timeout_s
-        super().__init__(makers)
+        super().__init__(makers, context=context)
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
         return super().reset_wait(self._timeout_s if timeout is None else timeout)

@@ -89,6 +89,18 @@ MALFORMED = [
         ("the environment 'CartPole-v1' cannot be made", "'speed'"),
     ),
     Malformed(
+        "unknown DMControl task",
+        experiment(run="EfficientZero", env="dmc/cartpol-swingup"),
+        3,
+        ("no task 'cartpol-swingup'", "dmc/cartpole-swingup"),
+    ),
+    Malformed(
+        "DMControl task with too many actions",
+        experiment(run="EfficientZero", env="dmc/walker-walk-state"),
+        3,
+        ("15,625 actions", "bins_per_dimension can be 3 here"),
+    ),
+    Malformed(
         "typo in Atari settings",
         experiment(run="EfficientZero", env="ALE/Pong-v5", config="{env_config: {frame_skp: 3}}"),
         3,

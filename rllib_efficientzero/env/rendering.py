@@ -1,0 +1,62 @@
+"""Which OpenGL MuJoCo can draw with where there is no screen."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+
+PACKAGES = {"egl": "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
+"""What Debian and Ubuntu call what each needs."""
+EGL_PLATFORM_DEVICE = 0x313F
+MAX_DEVICES = 16
+
+
+class RenderingError(RuntimeError):
+    """Nothing here can draw."""
+
+
+def choose_renderer(*, required: bool = True) -> str:
+    """The value of MUJOCO_GL that works: "egl" (on a GPU where there is one), else "osmesa", else "disabled".
+
+    Raises:
+        RenderingError: neither works, and one is required.
+    """
+    if _egl_works():
+        return "egl"
+    if ctypes.util.find_library("OSMesa"):
+        return "osmesa"
+    if not required:
+        return "disabled"
+    raise RenderingError(
+        "images need OpenGL without a screen, and neither EGL nor OSMesa works here: apt-get install "
+        f"{PACKAGES['egl']} (EGL) or apt-get install {PACKAGES['osmesa']} (OSMesa); on a GPU, its driver's own EGL."
+    )
+
+
+def _egl_works() -> bool:
+    """Whether an EGL display can be initialised on any device. Asked of the library itself: PyOpenGL can only be loaded
+    for one of the two, and stays with it."""
+    name = ctypes.util.find_library("EGL")
+    if name is None or not ctypes.util.find_library("GL"):
+        return False
+    with contextlib.suppress(OSError, AttributeError):
+        return _initialises(ctypes.CDLL(name))
+    return False
+
+
+def _initialises(egl: ctypes.CDLL) -> bool:
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    egl.eglGetProcAddress.argtypes = [ctypes.c_char_p]
+    query, display_of = egl.eglGetProcAddress(b"eglQueryDevicesEXT"), egl.eglGetProcAddress(b"eglGetPlatformDisplayEXT")
+    if not query or not display_of:
+        return False
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    query_devices = ctypes.CFUNCTYPE(integer, integer, ctypes.POINTER(pointer), ctypes.POINTER(integer))(query)
+    platform_display = ctypes.CFUNCTYPE(pointer, integer, pointer, pointer)(display_of)
+    egl.eglInitialize.argtypes = [pointer, pointer, pointer]
+    devices, count = (pointer * MAX_DEVICES)(), integer()
+    if not query_devices(MAX_DEVICES, devices, ctypes.byref(count)):
+        return False
+    displays = [platform_display(EGL_PLATFORM_DEVICE, devices[index], None) for index in range(count.value)]
+    return any(display and egl.eglInitialize(display, None, None) for display in displays)
