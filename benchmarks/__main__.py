@@ -23,6 +23,7 @@ QUICK = {
     "replay": ["replay"],
     "search": ["search"],
     "loop": ["loop", "--network", "small"],
+    "lightzero_settings": ["lightzero_settings"],
 }
 """Result's name -> module and its arguments."""
 FULL = {
@@ -31,6 +32,7 @@ FULL = {
     "search": ["search", "--full"],
     "loop": ["loop", "--network", "small"],
     "loop_paper": ["loop", "--network", "paper"],
+    "lightzero_settings": ["lightzero_settings", "--updates", "10"],
 }
 
 

@@ -47,8 +47,8 @@ class LeafEvaluator:
         self._model, self._batch = model, batch
         num_slots, num_actions = num_simulations + 1, root.policy_logits.shape[1]
         device = root.latent.device
-        self._latents = _StatePool(root.latent, num_slots, batch)
-        self._reward_hiddens = _StatePool(root.reward_hidden, num_slots, batch)
+        self._latents = _StatePool(root.latent, num_slots, batch, by_rows=device.type != "cpu")
+        self._reward_hiddens = _StatePool(root.reward_hidden, num_slots, batch, by_rows=device.type != "cpu")
         # A root's LSTM state is zero, and so is one that starts anew: both are read from slot 0, which stays zero.
         self._reward_hiddens.slots[0].zero_()
 
@@ -67,6 +67,7 @@ class LeafEvaluator:
         self._results = (scalars[:batch], scalars[batch : 2 * batch], scalars[2 * batch :].reshape(batch, num_actions))
 
         self._done = torch.cuda.Event() if device.type == "cuda" else None
+        self._describe(1, *np.zeros((3, batch), dtype=np.int32))  # where a recording may write
         recorded = record(lambda: self._evaluate(1)) if getattr(model, "is_capturable", False) else None
         self._replay = None if recorded is None else recorded[0]
 
@@ -118,9 +119,13 @@ class LeafEvaluator:
 
 
 class _StatePool:
-    """One kind of state of all nodes, and a place for those of the leaves' parents."""
+    """One kind of state of all nodes, and a place for those of the leaves' parents.
 
-    def __init__(self, like: Tensor, num_slots: int, batch: int) -> None:
+    By rows, writing takes many times as long on a CPU; by slot, a CUDA graph could write to one slot only.
+    """
+
+    def __init__(self, like: Tensor, num_slots: int, batch: int, *, by_rows: bool) -> None:
+        self._by_rows = by_rows
         self._format = torch.contiguous_format
         if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
             self._format = torch.channels_last
@@ -135,10 +140,10 @@ class _StatePool:
 
     def write(self, slot: int, rows: Tensor, states: Tensor) -> None:
         """Keep `[B, ...]` states of a slot, whose rows these are."""
-        if states.device.type == "cpu":
-            self.slots[slot].copy_(states)  # many times as fast as by rows
-        else:
+        if self._by_rows:
             self._rows.index_copy_(0, rows, self._as_rows(states.to(self._rows.dtype)))
+        else:
+            self.slots[slot].copy_(states)
 
     def _empty(self, like: Tensor, count: int) -> Tensor:
         return torch.empty((count, *like.shape[1:]), dtype=like.dtype, device=like.device, memory_format=self._format)

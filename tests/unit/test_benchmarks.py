@@ -18,7 +18,7 @@ import ray
 import torch
 
 from benchmarks import __main__ as benchmarks_main
-from benchmarks import loop, replay, report, search, tree
+from benchmarks import lightzero_settings, loop, replay, report, search, tree
 from rllib_efficientzero.mcts import SearchConfig
 from rllib_efficientzero.models import InferenceNetwork, ModelConfig, build_network
 
@@ -110,22 +110,52 @@ def test_search_benchmark_runs(network: str) -> None:
     assert search.summary(rows)
 
 
+TINY_IMAGE_NETWORK = {
+    "channels": 4,
+    "reduced_channels": 2,
+    "lstm_hidden": 8,
+    "support_size": 5,
+    "projector_hidden": 8,
+    "projector_out": 8,
+    "predictor_hidden": 8,
+}
+
+
+@pytest.fixture
+def own_ray() -> Iterator[None]:
+    """What a benchmark starts of Ray is shut down, unless it ran before."""
+    was_initialized = ray.is_initialized()
+    yield
+    if not was_initialized:
+        ray.shutdown()
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_lightzero_settings_benchmark_runs() -> None:
+    tiny = {"model_config": TINY_IMAGE_NETWORK, "num_simulations": 2, "train_batch_size_per_learner": 8}
+    result = lightzero_settings.run(1, tiny)
+    measured = result["measured"]
+    assert measured["updates"] == 1
+    assert measured["env_steps"] == lightzero_settings.ENVIRONMENTS * lightzero_settings.FRAGMENT
+    assert set(measured["seconds_per_update"]) == {"targets", "learn", "rest"}
+    assert all(seconds > 0 for seconds in measured["seconds_per_update"].values())
+    for name, goal in lightzero_settings.GOALS.items():
+        ratio = result["goals"][f"{name} over LightZero's, at least"]["measured"]
+        assert ratio == pytest.approx(measured[name] / lightzero_settings.LIGHTZERO[name], abs=0.01)
+        assert goal in (2.0, 3.0)
+
+
+@pytest.mark.usefixtures("own_ray")
 def test_loop_benchmark_runs_and_its_phases_sum_to_the_wall_clock() -> None:
-    sizes = {"channels": 4, "reduced_channels": 2, "lstm_hidden": 8, "support_size": 5}
     overrides = {
-        "model_config": sizes | {"projector_hidden": 8, "projector_out": 8, "predictor_hidden": 8},
+        "model_config": TINY_IMAGE_NETWORK,
         "num_simulations": 2,
         "reanalyze_ratio": 0.5,
         "train_batch_size_per_learner": 8,
         "num_envs_per_env_runner": 2,
         "rollout_fragment_length": 5,
     }
-    was_initialized = ray.is_initialized()
-    try:
-        result = loop.run(loop.Plan("pong-ez-cpu", (8,), updates=1, overrides=overrides))
-    finally:
-        if not was_initialized:
-            ray.shutdown()
+    result = loop.run(loop.Plan("pong-ez-cpu", (8,), updates=1, overrides=overrides))
     (run,), figures = result["runs"], result["figures"]
     assert sum(run["phases_s"].values()) == pytest.approx(run["timers_s"]["wall"], rel=0.05, abs=0.01)
     assert set(run["phases_s"]) == {"other", loop.ACT, loop.EMULATE, loop.SEARCH, loop.ENCODE, loop.LEARN}

@@ -57,7 +57,12 @@ def run(searcher: Searcher, model: Any, root: NetworkOutput) -> SearchResult:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_states_come_back_as_they_were_kept(channels_last: bool) -> None:
+@pytest.mark.parametrize("by_rows", [True, False])  # as on a GPU, and as on a CPU
+def test_states_come_back_as_they_were_kept(
+    channels_last: bool, by_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = leaf_evaluator_module._StatePool
+    monkeypatch.setattr(leaf_evaluator_module, "_StatePool", lambda *args, **_: pool(*args, by_rows=by_rows))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     batch, simulations, horizon = 3, 4, 2
     root = NetworkOutput(
@@ -75,9 +80,12 @@ def test_states_come_back_as_they_were_kept(channels_last: bool) -> None:
             assert latent.is_contiguous(memory_format=layout)
             number = float(len(seen))
             return NetworkOutput(
-                latent + number, reward_hidden + number, *(torch.full((batch,), number + i) for i in range(2)),
-                torch.arange(batch * NUM_ACTIONS).view(batch, NUM_ACTIONS) + number,
-            )  # fmt: skip
+                latent=(latent + number).contiguous(),
+                reward_hidden=reward_hidden + number,
+                value=torch.full((batch,), number),
+                value_prefix=torch.full((batch,), number + 1),
+                policy_logits=torch.arange(batch * NUM_ACTIONS).view(batch, NUM_ACTIONS) + number,
+            )
 
     evaluator = LeafEvaluator(Recorder(), root, batch, simulations, horizon)  # type: ignore[arg-type]
     evaluator.set_roots(root.latent)
