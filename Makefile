@@ -1,4 +1,4 @@
-# make train | test | lint | bench: each sets up what it needs on a fresh machine (Python >= 3.10, a C++ compiler).
+# make train | test | test-faults | lint | bench: each sets up what it needs on a fresh machine (Python >= 3.10, a C++ compiler).
 PYTHON ?= python3
 VENV ?= .venv
 EXAMPLE ?= pong-ez
@@ -10,7 +10,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard ctree/*.hpp ctree/
 # cytree.cpp is what Cython writes; depending on it would rebuild for ever.
 SOURCES := $(filter-out ctree/cytree.cpp,$(SOURCES))
 
-.PHONY: train test test-long lint bench clean
+.PHONY: train test test-long test-faults lint bench clean
 .DELETE_ON_ERROR:
 
 # DMControl's packages are installed only for those who train on it.
@@ -24,6 +24,10 @@ test: $(VENV)/.test
 
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+# Every fault the tests can provoke, the long ones too; what they measured is kept.
+test-faults: $(VENV)/.test
+	FAULTS_REPORT=benchmarks/results/faults.txt $(BIN)/python -m pytest tests/integration/faults $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

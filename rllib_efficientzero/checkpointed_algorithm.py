@@ -128,13 +128,12 @@ class CheckpointedAlgorithm(Algorithm):
         storage_context = self._storage
         if checkpoint_dir is not None or not self._has_local_storage():
             return super().save(checkpoint_dir)
-        for leftover in pathlib.Path(storage_context.trial_fs_path).glob(
-            staging_path(pathlib.Path("checkpoint_*")).name
-        ):
+        trial = pathlib.Path(storage_context.trial_fs_path)
+        for leftover in trial.glob(staging_path(pathlib.Path("checkpoint_*")).name):
             shutil.rmtree(leftover, ignore_errors=True)
         storage_context._update_checkpoint_index({})
-        while pathlib.Path(storage_context.checkpoint_fs_path).exists():
-            # Written by a run that was killed before Tune took note of it.
+        # A run that was killed may have written some that Tune took no note of. The newest must have the last name.
+        while any(path.name >= storage_context.checkpoint_dir_name for path in trial.glob("checkpoint_*")):
             storage_context._update_checkpoint_index({})
         self.save_checkpoint(storage_context.checkpoint_fs_path)
         storage_context.persist_artifacts(force=storage_context.sync_config.sync_artifacts_on_checkpoint)

@@ -37,7 +37,7 @@ def print_start(prepared: Prepared, resume: bool) -> None:
     for notice in announce(prepared.config):
         say_warning(notice)
     if not experiment.checkpoint.get("checkpoint_frequency") and not resume:
-        say_warning("no checkpoint before the end: an interrupted run starts over (--checkpoint-freq N changes that)")
+        say_warning("no checkpoint before the end: a run that is killed starts over (--checkpoint-freq N changes that)")
 
 
 def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None:

@@ -32,6 +32,14 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def title(pid: int) -> str:
+    """What a process calls itself."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
 def still_alive(pids: Iterable[int], timeout_s: float) -> set[int]:
     """Those of some processes that live on after `timeout_s`."""
     deadline = time.monotonic() + timeout_s

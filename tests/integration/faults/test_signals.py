@@ -6,15 +6,14 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import ray
-from checkpoint_helpers import TINY_NETWORK, TINY_TRAINING, tiny_config, train
+from checkpoint_helpers import tiny_config, train
+from command import Command, experiment
 from processes import descendants, still_alive
 
 from rllib_efficientzero import interruption
@@ -23,71 +22,14 @@ from rllib_efficientzero.checkpoint.manifest import find_newest, read_manifest
 SECONDS_TO_SAVE = 20.0
 
 
-def experiment(directory: pathlib.Path, **config: Any) -> pathlib.Path:
-    """An experiment file for a run that does not end by itself."""
-    settings = {
-        **TINY_TRAINING,
-        "env": "tiny_pixels.TinyPixels",
-        "seed": 0,
-        "num_envs_per_env_runner": 2,
-        "rollout_fragment_length": 5,
-        "num_gpus_per_learner": 0,
-        "model_config": TINY_NETWORK,
-        **config,
-    }
-    env = settings.pop("env")
-    # JSON is YAML.
-    file = directory / "tiny.yaml"
-    file.write_text(json.dumps({"tiny": {"run": "EfficientZero", "env": env, "config": settings}}))
-    return file
-
-
-class Command:
-    """`rllib train file` in a process group of its own, as a shell starts it."""
-
-    def __init__(self, directory: pathlib.Path, file: pathlib.Path, *arguments: str) -> None:
-        path = os.pathsep.join([str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-        self.directory = directory
-        options = ["--storage-path", "results", "--ray-num-cpus", "2", *arguments]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rllib_efficientzero", "train", "file", str(file), *options],
-            cwd=directory,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        self.output = ""
-
-    def wait_for(self, sign: str) -> None:
-        """Reads the output until a line has `sign`."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.output += line
-            if sign in line:
-                return
-        raise AssertionError(f"{sign!r} never came; the command said: {self.output}")
-
-    def end(self) -> int:
-        """Waits for the command to end."""
-        output, _ = self.process.communicate(timeout=120)
-        self.output += output
-        return self.process.returncode
-
-    @property
-    def trial(self) -> pathlib.Path:
-        (result,) = self.directory.glob("results/tiny/*/result.json")
-        return result.parent
-
-
 @pytest.mark.parametrize(
     ("number", "whole_group", "code"),
     [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)],
     ids=["Ctrl-C", "SIGTERM"],
 )
-def test_a_signal_saves_first(tmp_path: pathlib.Path, number: int, whole_group: bool, code: int) -> None:
+def test_a_signal_saves_first(
+    tmp_path: pathlib.Path, measured: Callable[[str], None], number: int, whole_group: bool, code: int
+) -> None:
     """No checkpoint is asked for: the one that is found was written because of the signal."""
     command = Command(tmp_path, experiment(tmp_path))
     command.wait_for("[tiny] iter 30 ")
@@ -99,7 +41,11 @@ def test_a_signal_saves_first(tmp_path: pathlib.Path, number: int, whole_group: 
     assert command.end() == code, command.output
     newest = find_newest(command.trial)
     assert newest is not None, command.output
-    assert (newest / "manifest.json").stat().st_mtime - sent < SECONDS_TO_SAVE
+    seconds = (newest / "manifest.json").stat().st_mtime - sent
+    assert seconds < SECONDS_TO_SAVE
+    measured(
+        f"checkpoint complete {seconds:.1f} s after the signal, the command ended after {time.time() - sent:.1f} s"
+    )
     assert read_manifest(newest)["counters"]["training_iteration"] >= 30
     assert "go on with: rllib train file" in command.output
     assert "Traceback" not in command.output
