@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -15,7 +17,6 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.actor_manager import FaultAwareApply, FaultTolerantActorManager
 from ray.rllib.utils.framework import get_device
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.rllib.utils.numpy import convert_to_numpy
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.actors import resources
@@ -67,7 +68,7 @@ class ReanalyzeActor(FaultAwareApply):
         self._module.num_updates.fill_(num_updates)
         modules = {DEFAULT_MODULE_ID: self._module}
         made = self._connector(rl_module=modules, batch={}, episodes=[windows], shared_data={}, metrics=self._metrics)
-        batches = {module_id: SampleBatch(convert_to_numpy(batch)) for module_id, batch in made.items()}
+        batches = {module_id: SampleBatch(_on_host(batch)) for module_id, batch in made.items()}
         return self._metrics.reduce(), MultiAgentBatch(batches, env_steps=len(windows))
 
     def _load(self, weights: TargetWeights) -> None:
@@ -257,4 +258,9 @@ def start_actors(config: Any) -> FaultTolerantActorManager:
 def _spec_and_target_state(learner: Any) -> tuple[Any, dict[str, Any]]:
     """What an actor needs to search as this Learner would."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
-    return learner._module_spec.rl_module_specs[DEFAULT_MODULE_ID], convert_to_numpy(module.target_network.state_dict())
+    return learner._module_spec.rl_module_specs[DEFAULT_MODULE_ID], _on_host(module.target_network.state_dict())
+
+
+def _on_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Arrays of the same types: RLlib's `convert_to_numpy` would cut seeds and position ids to 32 bits."""
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}

@@ -1,0 +1,143 @@
+"""Learners in processes of their own: what two learn from half a batch each is what one learns from all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from scale_helpers import NETWORK, start_ray, tiny_config, train_until
+
+from rllib_efficientzero import EfficientZero
+from rllib_efficientzero.actors.batches import InlineBatches
+from rllib_efficientzero.efficientzero_rl_module import EfficientZeroRLModule
+from rllib_efficientzero.replay import Windows
+
+NUM_UPDATES, BATCH = 20, 16
+
+
+class FixedStatistics(EfficientZeroRLModule):
+    """Normalises by the running statistics in training, too, so that no sample depends on the others of its batch."""
+
+    def train(self, mode: bool = True) -> FixedStatistics:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.eval()
+        return self
+
+
+class GivenWindows:
+    """A replay that is asked for nothing but what it was given."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+
+    def sample(self, batch_size: int, *, beta: float) -> Windows:
+        return self._windows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    start_ray()
+    yield
+    ray.shutdown()
+
+
+def build(num_learners: int, *, fixed_statistics: bool) -> EfficientZero:
+    """Without anything random in its targets: fresh searches and augmentation are seeded by the shard, and one Learner
+    has one shard where two have two."""
+    config = tiny_config(
+        reanalyze_ratio=0.0, use_augmentation=False, train_batch_size_per_learner=BATCH // max(1, num_learners)
+    ).learners(num_learners=num_learners)
+    if fixed_statistics:
+        config.rl_module(rl_module_spec=RLModuleSpec(module_class=FixedStatistics, model_config=NETWORK))
+    return config.build_algo()
+
+
+def update(algo: EfficientZero, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    num_learners = algo.config.num_learners
+    return algo._update(InlineBatches(GivenWindows(windows), num_learners).next(BATCH, beta=1.0, num_updates=0))
+
+
+def weights(algo: EfficientZero, learner_index: int = 0) -> dict[str, torch.Tensor]:
+    def state(learner: Any) -> dict[str, torch.Tensor]:
+        state = learner.module[DEFAULT_MODULE_ID].unwrapped().state_dict()
+        return {name: tensor.clone() for name, tensor in state.items()}
+
+    return [answer.get() for answer in algo.learner_group.foreach_learner(state)][learner_index]
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+
+
+def learn_side_by_side(*, fixed_statistics: bool) -> tuple[float, float]:
+    """How far apart one Learner and two are after the same updates, and how far they have come."""
+    one, two = (build(num_learners, fixed_statistics=fixed_statistics) for num_learners in (0, 2))
+    one.local_replay_buffer.add(one._sample(64))
+    two.learner_group.set_state(one.learner_group.get_state())
+    start = weights(one)
+    for _ in range(NUM_UPDATES):
+        windows = one.local_replay_buffer.sample(BATCH, beta=1.0)
+        (ids, priorities), (two_ids, two_priorities) = update(one, windows), update(two, windows)
+        assert ids.tolist() == two_ids.tolist() == windows.position_ids.tolist()
+        if fixed_statistics:
+            np.testing.assert_allclose(two_priorities, priorities, rtol=1e-3, atol=1e-5)
+        one.local_replay_buffer.update_priorities(ids, priorities)
+    if fixed_statistics:
+        assert largest_difference(weights(two, 0), weights(two, 1)) < 1e-6
+    apart, come = largest_difference(weights(one), weights(two)), largest_difference(weights(one), start)
+    one.stop()
+    two.stop()
+    return apart, come
+
+
+def test_two_learners_with_half_a_batch_each_learn_what_one_learns() -> None:
+    apart, come = learn_side_by_side(fixed_statistics=True)
+    assert apart < 1e-4
+    assert come > 0.01, "nothing was learned"
+
+
+@pytest.mark.long
+def test_batch_normalisation_sets_them_apart() -> None:
+    """Each Learner normalises by the statistics of its own half; nothing else differs, as the test above shows."""
+    apart, come = learn_side_by_side(fixed_statistics=False)
+    assert 1e-3 < apart < come
+
+
+def test_targets_of_all_learners_come_from_the_same_network() -> None:
+    """Their statistics differ while they learn; those of the target network are averaged when it is copied."""
+    algo = tiny_config().learners(num_learners=2).build_algo()
+    result = train_until(algo, lambda result: result["num_updates_lifetime"] >= 12)
+    assert result["learners"]["default_policy"]["total_loss"] > 0
+    first, second = weights(algo, 0), weights(algo, 1)
+    targets = [name for name in first if name.startswith("target_network.") and "num_batches_tracked" not in name]
+    assert any("running_mean" in name for name in targets)
+    for name in targets:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+    algo.stop()
+
+
+def test_a_learner_in_its_own_process_learns_as_one_in_the_driver() -> None:
+    algos = [tiny_config(total_env_steps=120).learners(num_learners=number).build_algo() for number in (0, 1)]
+    for algo in algos:
+        train_until(algo, lambda result: result["training_done"])
+    assert largest_difference(weights(algos[0]), weights(algos[1])) == 0
+    for algo in algos:
+        algo.stop()
+
+
+def test_no_result_from_any_learner_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RLlib returns nothing, for ever, once all Learners are out of service."""
+    algo = tiny_config().build_algo()
+    monkeypatch.setattr(algo.learner_group, "update", lambda **kwargs: [])
+    with pytest.raises(RuntimeError, match="no Learner returned a result"):
+        train_until(algo, lambda result: False)
+    algo.stop()
