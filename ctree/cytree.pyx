@@ -1,6 +1,6 @@
 # distutils: language = c++
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
-"""The one door between Python and the search tree of ctree/tree.cpp: checks arrays, releases the GIL, calls.
+"""The one door between Python and the search tree of ctree/tree.hpp: checks arrays, releases the GIL, calls.
 
 Arrays come in as plain `np.ndarray`, checked by hand and read through their data pointer: for arguments as small as
 these that is several times cheaper than typed memoryviews, which at one root would cost more than the search itself.

@@ -2,7 +2,7 @@
 // Deterministic. Ends with 1 and a message at the first broken invariant.
 //
 //   g++ -std=c++17 -O1 -g -pthread -fsanitize=address,undefined -fno-sanitize-recover=all ctree/test_tree.cpp
-//       ctree/tree.cpp -o test_tree && ./test_tree [number of trees]
+//       ctree/checks.cpp ctree/tree.cpp -o test_tree && ./test_tree [number of trees]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

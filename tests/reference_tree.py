@@ -1,4 +1,4 @@
-"""One search tree, plain and slow, in double precision: what `ctree/tree.cpp` is tested against.
+"""One search tree, plain and slow, in double precision: what the tree of `ctree/` is tested against.
 
 Written from the papers, EfficientZero (arXiv:2111.00210) and Gumbel MuZero (Danihelka et al. 2022). Everything is
 recomputed from the nodes at every step; nothing is cached, nothing is incremental.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SOURCES = ["ctree/checks.cpp", "ctree/tree.cpp"]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, or the compiler named by CXX")
 
@@ -29,7 +30,7 @@ def require_sanitizer(flag, tmp_path):
 def test_random_trees_under_sanitizers(flag, trees, tmp_path):
     require_sanitizer(flag, tmp_path)
     built = compile_with(
-        flag, ["-Wall", "-Wextra", "-Werror", "ctree/test_tree.cpp", "ctree/tree.cpp"], tmp_path / "test_tree"
+        flag, ["-Wall", "-Wextra", "-Werror", "ctree/test_tree.cpp", *SOURCES], tmp_path / "test_tree"
     )
     assert built.returncode == 0, built.stderr
     # Without address randomisation where the system allows it: older thread sanitizers refuse some layouts.
@@ -52,8 +53,9 @@ import sys, numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g", "-std=c++17", "-pthread"]
-tree = Extension("rllib_efficientzero._ctree", ["ctree/cytree.pyx", "ctree/tree.cpp"], language="c++",
-                 include_dirs=["ctree", numpy.get_include()], extra_compile_args=flags, extra_link_args=flags)
+sources = ["ctree/cytree.pyx", "ctree/checks.cpp", "ctree/tree.cpp"]
+tree = Extension("rllib_efficientzero._ctree", sources, include_dirs=["ctree", numpy.get_include()], language="c++",
+                 extra_compile_args=flags, extra_link_args=flags)
 setup(name="tree", packages=[], ext_modules=cythonize([tree], language_level=3), script_args=["build_ext", "--inplace"])
 """
 
