@@ -100,10 +100,12 @@ class _Part:
 
     def begin(self, latent: Tensor, statistics: dict[str, np.ndarray], *, noise_fraction: float, seed: int) -> None:
         """New roots; `latent` `[B, ...]` and `statistics`, arrays `[B, ...]` for `BatchedTree.reset`, of the batch."""
-        rows = np.minimum(np.arange(self.rows.start, self.rows.stop), len(latent) - 1)
-        own = {name: np.ascontiguousarray(array[rows]) for name, array in statistics.items()}
-        self.tree.reset(**own, noise_fraction=noise_fraction, seed=seed)
-        self.evaluator.set_roots(latent[torch.from_numpy(rows).to(latent.device)])
+        if self.rows != slice(0, len(latent)):
+            rows = np.minimum(np.arange(self.rows.start, self.rows.stop), len(latent) - 1)
+            statistics = {name: array[rows] for name, array in statistics.items()}
+            latent = latent[torch.from_numpy(rows).to(latent.device)]
+        self.tree.reset(**statistics, noise_fraction=noise_fraction, seed=seed)
+        self.evaluator.set_roots(latent)
 
     def select(self, slot: int) -> None:
         """Descend to the leaves of simulation `slot` and have them evaluated."""
@@ -155,7 +157,7 @@ class Searcher:
         started = time.perf_counter()
         statistics = _on_host(root)
         if legal_actions is not None:
-            statistics["legal_actions"] = np.asarray(legal_actions, dtype=np.bool_)
+            statistics["legal_actions"] = np.ascontiguousarray(legal_actions, dtype=np.bool_)
         if explore:
             shape = statistics["policy_logits"].shape
             statistics |= _ROOT_NOISE[self.config.policy](rng, shape, self.config)
@@ -187,7 +189,8 @@ class Searcher:
         batch = len(statistics["value"])
 
         def joined(of: Callable[[BatchedTree], np.ndarray]) -> np.ndarray:
-            return np.concatenate([of(part.tree) for part in parts])[:batch]
+            found = [of(part.tree) for part in parts]
+            return (found[0] if len(found) == 1 else np.concatenate(found))[:batch]
 
         visit_counts = joined(lambda tree: tree.visit_counts())
         if self.config.policy == "puct" and temperature > 0.0:
@@ -212,8 +215,7 @@ class Searcher:
     def _parts_for(self, model: Model, root: NetworkOutput) -> list[_Part]:
         split = self._split or (halves if root.latent.device.type == "cuda" else whole)
         slices = split(len(root.value))
-        states = [(state.shape[1:], state.dtype, state.device) for state in (root.latent, root.reward_hidden)]
-        key = (id(model), *((rows.start, rows.stop) for rows in slices), *states, root.policy_logits.shape[1])
+        key = (id(model), *(rows.stop for rows in slices), root.latent.dtype, root.latent.device)
         parts = self._parts.pop(key, None)
         if parts is None:
             parts = [_Part(rows, model, root, self.config) for rows in slices]
