@@ -68,7 +68,7 @@ class EfficientZeroConfig(ScaleOutConfig):
         # Self-play goes on with the others while an EnvRunner starts again; RLlib would wait 30 s in each step.
         # What one failed of is told before it ends, so that no pause is needed to save its log.
         self.env_runner_health_probe_timeout_s = 1.0
-        self.env_runner_restore_timeout_s = 60.0
+        self.env_runner_restore_timeout_s = 180.0
         self.delay_between_env_runner_restarts_s = 1.0
         self.on_bad_env_step: str | None = "raise"
         self.evaluation_duration = 32

@@ -76,7 +76,13 @@ class SynchronousSelfPlay:
         if self._config.num_env_runners == 0 and learner_group.is_local:
             learner_group._learner.copy_weights_to(self._group.local_env_runner)
             return
-        self._group.sync_weights(from_worker_or_learner_group=learner_group, inference_only=True)
+        # Without a timeout, RLlib leaves out whoever has not confirmed the weights before these: on a busy machine some
+        # EnvRunners would act with old ones.
+        self._group.sync_weights(
+            from_worker_or_learner_group=learner_group,
+            timeout_seconds=self._config.env_runner_restore_timeout_s,
+            inference_only=True,
+        )
 
     def forget(self) -> None:
         """See `SelfPlay`."""

@@ -21,6 +21,8 @@ from rllib_efficientzero.env.guard import BadEnvStepError
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_ATTEMPTS = 0.5
+MAX_FAILED_ROUNDS = 5
+"""So many times in a row may all EnvRunners be asked and fail."""
 
 
 class NoEnvRunnersError(RuntimeError):
@@ -67,7 +69,8 @@ def sample_remotely(group: Any, num_timesteps: int, *, config: Any, restore: Cal
     """Samples of all remote EnvRunners that answer; at least one.
 
     An EnvRunner that does not answer within `sample_timeout_s`, or whose environment failed, is replaced, within
-    `max_num_env_runner_restarts`. If none answers, this waits for replacements up to `env_runner_restore_timeout_s`.
+    `max_num_env_runner_restarts`. If none answers, this waits for replacements up to `env_runner_restore_timeout_s`,
+    and asks again up to `MAX_FAILED_ROUNDS` times.
 
     Args:
         group: the EnvRunnerGroup.
@@ -96,10 +99,12 @@ class Patience:
         self._config = config
         self._restore = restore
         self._deadline: float | None = None
+        self._failed_rounds = 0
         self._reason = "all of them were out of service"
 
     def judge(self, failures: dict[int, Exception]) -> None:
         """Logs failures, by worker index, unless one of them ends the run: then it raises as `sample_remotely` does."""
+        self._failed_rounds += bool(failures)
         for worker_index, failure in failures.items():
             if isinstance(failure, BadEnvStepError):
                 raise failure
@@ -113,6 +118,8 @@ class Patience:
         config = self._config
         now = time.monotonic()
         self._deadline = self._deadline or now + config.env_runner_restore_timeout_s
+        if self._failed_rounds >= MAX_FAILED_ROUNDS:
+            raise NoEnvRunnersError(f"all EnvRunners failed {self._failed_rounds} times in a row; {self._reason}")
         if now > self._deadline:
             raise NoEnvRunnersError(
                 f"none of {config.num_env_runners} EnvRunners answered for {config.env_runner_restore_timeout_s:g} s "

@@ -8,7 +8,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -62,21 +62,19 @@ def kill_runners(num_runners: int, kills_per_round: list[int], tmp_path: pathlib
     num_kills = 0
     for kills in kills_per_round:
         victims = rng.choice(pids(algo), size=kills, replace=False).tolist()
-        begun = threading.Event()
+        killed_at: list[float] = []
 
-        def kill(victims: list[int] = victims, begun: threading.Event = begun) -> None:
+        def kill(victims: list[int] = victims, killed_at: list[float] = killed_at) -> None:
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
-            begun.set()
+            killed_at.append(time.monotonic())
 
-        timer = threading.Timer(rng.uniform(0, 1), kill)
-        timer.start()
-        while not begun.is_set():
+        threading.Timer(rng.uniform(0, 1), kill).start()
+        while not killed_at:
             algo.train()
         num_kills += kills
-        started = time.monotonic()
         train_until_all_are_back(algo, num_runners, num_kills)
-        seconds.append(time.monotonic() - started)
+        seconds.append(time.monotonic() - killed_at[0])
         # Who came back acts with the newest weights, and not with the seeds of the first.
         states = algo.env_runner_group.foreach_env_runner(
             lambda runner: (runner._weights_seq_no, int(runner.module.num_updates), runner._seed)
@@ -91,26 +89,29 @@ def kill_runners(num_runners: int, kills_per_round: list[int], tmp_path: pathlib
     return seconds
 
 
-def test_killed_runners_cost_a_fragment_each_and_come_back(tmp_path: pathlib.Path) -> None:
+def test_killed_runners_cost_a_fragment_each_and_come_back(
+    tmp_path: pathlib.Path, measured: Callable[[str], None]
+) -> None:
     """One of two, twice; then both at once."""
     seconds = kill_runners(2, [1, 1, 2], tmp_path)
+    measured(f"back after {', '.join(f'{value:.0f}' for value in seconds)} s")
     assert max(seconds[:2]) < RECOVERY_S
     assert seconds[2] < 60
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-def test_twenty_rounds_of_kills(tmp_path: pathlib.Path, record_property: Any) -> None:
+def test_twenty_rounds_of_kills(tmp_path: pathlib.Path, measured: Callable[[str], None]) -> None:
     seconds = kill_runners(4, [1] * 20, tmp_path)
-    record_property("seconds_until_back", [round(value, 1) for value in seconds])
+    measured(f"back after {np.median(seconds):.0f} s (median), {max(seconds):.0f} s at most")
     assert max(seconds) < RECOVERY_S
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_all_four_runners_killed_at_once(tmp_path: pathlib.Path, record_property: Any) -> None:
+def test_all_four_runners_killed_at_once(tmp_path: pathlib.Path, measured: Callable[[str], None]) -> None:
     seconds = kill_runners(4, [4, 4, 4], tmp_path)
-    record_property("seconds_until_back", [round(value, 1) for value in seconds])
+    measured(f"all back after {', '.join(f'{value:.0f}' for value in seconds)} s")
     assert max(seconds) < 60
 
 
@@ -173,28 +174,24 @@ def test_runners_that_cannot_be_built_say_why() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_one_error_in_a_thousand_steps(tmp_path: pathlib.Path, record_property: Any) -> None:
-    """In runners of their own, restarting environments: 20,000 steps, of which 80 % must be kept, and in 80 % of the
-    pace without faults."""
-    kept, pace = {}, {}
+def test_one_error_in_a_thousand_steps(tmp_path: pathlib.Path, measured: Callable[[str], None]) -> None:
+    """In runners of their own, restarting environments: as many steps in 500 iterations, but for a fifth at most."""
+    stored = {}
     for name, settings in (("sound", {}), ("raising", {"break_at": RaisesNowAndThen(1e-3)})):
         count_file = tmp_path / name
-        algo = remote_config(2, count_file, **settings)
+        algo = remote_config(2, count_file, **settings).env_runners(rollout_fragment_length=10)
         algo = algo.fault_tolerance(restart_failed_sub_environments=True).training(replay_ratio=0.01).build_algo()
-        train_until(algo, 200)
-        begun = time.monotonic()
-        result = train_until(algo, 20_000, most_iterations=100_000)
-        pace[name] = result["num_interactions_lifetime"] / (time.monotonic() - begun)
-        kept[name] = result["num_interactions_lifetime"] / steps_taken(count_file)
+        for _ in range(500):
+            result = algo.train()
+        stored[name] = result["num_interactions_lifetime"]
+        kept = stored[name] / steps_taken(count_file)
         restarts = result["env_runners"]["num_env_restarts_lifetime"]
         assert_replay_is_whole(algo)
         algo.stop()
-    record_property("restarts", restarts)
-    record_property("kept", kept)
-    record_property("relative_pace", pace["raising"] / pace["sound"])
-    assert restarts == pytest.approx(20, abs=14)
-    assert kept["raising"] > 0.8
-    assert pace["raising"] > 0.8 * pace["sound"]
+    measured(f"{restarts} restarts in {stored['raising']} steps, of which {kept:.1%} were kept")
+    assert restarts == pytest.approx(stored["raising"] / 1000, abs=14)
+    assert kept > 0.8
+    assert stored["raising"] > 0.8 * stored["sound"]
 
 
 class RaisesNowAndThen(dict[int, Any]):
