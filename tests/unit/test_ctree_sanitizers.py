@@ -29,9 +29,7 @@ def require_sanitizer(flag, tmp_path):
 @pytest.mark.parametrize(("flag", "trees"), [("address,undefined", 10_000), ("thread", 1000)])
 def test_random_trees_under_sanitizers(flag, trees, tmp_path):
     require_sanitizer(flag, tmp_path)
-    built = compile_with(
-        flag, ["-Wall", "-Wextra", "-Werror", "ctree/test_tree.cpp", *SOURCES], tmp_path / "test_tree"
-    )
+    built = compile_with(flag, ["-Wall", "-Wextra", "-Werror", "ctree/test_tree.cpp", *SOURCES], tmp_path / "test_tree")
     assert built.returncode == 0, built.stderr
     # Without address randomisation where the system allows it: older thread sanitizers refuse some layouts.
     command = [
