@@ -18,8 +18,9 @@ def observation_planes(frames: Tensor) -> Tensor:
     """
     if frames.ndim == 3:
         return frames.flatten(1).float()
-    planes = torch.cat(frames.unbind(1), dim=-1).permute(0, 3, 1, 2)
-    return planes.div(255.0) if frames.dtype == torch.uint8 else planes.float()
+    planes = [plane for frame in frames.unbind(1) for plane in frame.unbind(-1)]
+    channels_last = torch.stack(planes, dim=-1).permute(0, 3, 1, 2)
+    return channels_last.float().div_(255.0) if frames.dtype == torch.uint8 else channels_last.float()
 
 
 def unrolled_stacks(planes: Tensor, frame_stack: int, unroll_steps: int) -> Tensor:
@@ -51,5 +52,7 @@ def stack_windows(frames: Tensor, rows: Tensor, times: Tensor, frame_stack: int)
     Returns:
         `[M, S, ...]`.
     """
-    offsets = torch.arange(frame_stack, device=frames.device)
-    return frames[rows[:, None], times[:, None] + offsets]
+    first = rows * frames.shape[1] + times
+    picked = first[:, None] + torch.arange(frame_stack, device=frames.device)
+    # Whole frames are copied at once, where an index per axis would pick out single numbers.
+    return frames.flatten(0, 1).index_select(0, picked.flatten()).unflatten(0, picked.shape)
