@@ -18,7 +18,7 @@ import ray
 import torch
 
 from benchmarks import __main__ as benchmarks_main
-from benchmarks import lightzero_settings, loop, replay, report, search, tree
+from benchmarks import gpu, lightzero_settings, loop, replay, report, search, tree
 from rllib_efficientzero.mcts import SearchConfig
 from rllib_efficientzero.models import InferenceNetwork, ModelConfig, build_network
 
@@ -143,6 +143,39 @@ def test_lightzero_settings_benchmark_runs() -> None:
         ratio = result["goals"][f"{name} over LightZero's, at least"]["measured"]
         assert ratio == pytest.approx(measured[name] / lightzero_settings.LIGHTZERO[name], abs=0.01)
         assert goal in (2.0, 3.0)
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_gpu_benchmark_runs_on_a_cpu_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "EXAMPLES", {"pong-ezv2": 25.0})
+    result = gpu.run("cpu", quick=True, updates=1)
+    assert {(row["policy"], row["num_roots"]) for row in result["searches"]} == {
+        (policy, roots) for policy in gpu.SEARCHES for roots in (4, 80)
+    }
+    for row in result["searches"]:
+        assert row["simulations_per_s"] > 0
+        assert row["host_ms"][gpu.LAUNCH] > 0
+        assert row["device"] == {}
+    assert [row["example"] for row in result["updates"]] == list(gpu.EXAMPLES)
+    for row in result["updates"]:
+        assert row["updates_measured"] == 1
+        assert row["minutes_of_a_run_extrapolated"] > 0
+    assert result["goals"] == {}
+    assert "a CPU" in result[report.SUMMARY]["device"]
+
+
+def test_gpu_benchmark_without_a_gpu_ends_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    assert gpu.main() == 1
+    assert "no GPU" in capsys.readouterr().out
+
+
+def test_what_overlaps_is_counted_once() -> None:
+    assert gpu._covered([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6)]) == 5.0
+    assert gpu._covered([]) == 0.0
 
 
 @pytest.mark.usefixtures("own_ray")

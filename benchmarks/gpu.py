@@ -1,0 +1,264 @@
+"""What a GPU makes of the search and of a whole update.
+
+    python -m benchmarks.gpu [--device cuda|cpu] [--quick] [--updates N] [--out benchmarks/results/gpu.json]
+
+Searches: the paper's network for Atari with 18 actions, "puct" with 50 and "gumbel" with 16 simulations, from 4, 256
+and 1536 roots, as acting and reanalysis run them (bfloat16, CUDA graphs, two halves in turns). The time of the host is
+split into its work on the trees, starting the device, and waiting for it. In another run, torch's profiler says for how
+much of the time the device was busy, and how long with copies between device and host. "one part, no graph" is the same
+search without either. All times are wall time.
+
+Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates; from their means, the minutes of a
+run of 100k environment steps. That is an extrapolation: evaluation and the first steps at random are not in it.
+
+`--quick` is the same with next to no work, to see that it runs; on a CPU it needs `--device cpu`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import loop
+from benchmarks import report as reports
+from benchmarks.report import Stopwatch
+from benchmarks.search import make_network
+from rllib_efficientzero.mcts import SearchConfig, Searcher
+from rllib_efficientzero.mcts.search import halves, whole
+from rllib_efficientzero.models import InferenceNetwork
+
+ROOTS = (4, 256, 1536)
+SEARCHES = {"puct": 50, "gumbel": 16}
+EXAMPLES = {"pong-ez": 60.0, "pong-ezv2": 25.0}
+"""Example -> minutes of its run that are the goal."""
+UPDATE_GOAL_MS = 30.0
+QUICK_NETWORK = {
+    "channels": 4,
+    "reduced_channels": 2,
+    "lstm_hidden": 8,
+    "support_size": 5,
+    "projector_hidden": 8,
+    "projector_out": 8,
+    "predictor_hidden": 8,
+}
+QUICK = {
+    "model_config": QUICK_NETWORK,
+    "num_simulations": 2,
+    "train_batch_size_per_learner": 8,
+    "env_config": {"screen_size": 32, "grayscale": True},
+}
+TREE, LAUNCH, WAIT, OTHER = "tree", "launch", "wait", "other"
+
+
+# --- Searches --------------------------------------------------------------------------------------------------------
+
+
+def search_subject(network: Any, planes: Tensor, searcher: Searcher) -> Callable[[], object]:
+    """A search from evaluated roots."""
+    root = network.initial_inference(planes)
+
+    def run() -> object:
+        return searcher.search(network, root, rng=np.random.default_rng(0), explore=True)
+
+    return run
+
+
+def watch_parts(searcher: Searcher, watch: Stopwatch) -> None:
+    """Clocks of the host around its work in a search that has been run before."""
+    ((*parts,),) = searcher._parts.values()
+    for part in parts:
+        watch.wrap_method(part, "select", LAUNCH)
+        watch.wrap_method(part, "backup", TREE)
+        watch.wrap_method(part.evaluator, "launch", LAUNCH, before=TREE)
+        watch.wrap_method(part.evaluator, "collect", WAIT)
+
+
+def device_times(run: Callable[[], object], device: str) -> dict[str, float]:
+    """Milliseconds of one run as the profiler saw them on the device: busy in all, and copying to and from the host."""
+    if device != "cuda":
+        return {}
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - started
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    spans = [(event.time_range.start, event.time_range.end) for event in events]
+    copies = [(event.time_range.start, event.time_range.end) for event in events if "memcpy" in event.name.lower()]
+    busy = _covered(spans) / 1e6
+    milliseconds = {"wall": wall, "busy": busy, "copies": _covered(copies) / 1e6}
+    return {f"{name}_ms": 1000 * seconds for name, seconds in milliseconds.items()} | {"busy_share": busy / wall}
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    covered, reached = 0.0, -float("inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered
+
+
+def measure_search(
+    network: InferenceNetwork, planes: Tensor, policy: str, num_simulations: int, repetitions: int
+) -> dict[str, Any]:
+    """One row: a search of as many roots as there are planes."""
+    device = planes.device.type
+    synchronize = torch.cuda.synchronize if device == "cuda" else None
+    config = SearchConfig(policy=policy, num_simulations=num_simulations)
+    searcher = Searcher(config, halves)
+    run = search_subject(network, planes, searcher)
+    bare = SimpleNamespace(initial_inference=network.initial_inference, recurrent_inference=network.recurrent_inference)
+    plain = search_subject(bare, planes, Searcher(config, whole))
+    for subject in (run, plain):
+        subject()  # allocates, records
+    turns = reports.time_in_turns(
+        {"search": (run, time.perf_counter), "plain": (plain, time.perf_counter)}, repetitions, at_least=repetitions
+    )
+    on_device = device_times(run, device)
+    watch = Stopwatch(time.perf_counter)
+    watch_parts(searcher, watch)
+    watch.start()
+    run()
+    watch.mark(OTHER)
+    if synchronize is not None:
+        synchronize()
+    milliseconds = statistics.median(turns["search"])
+    return {
+        "policy": policy,
+        "num_roots": len(planes),
+        "num_simulations": num_simulations,
+        "search_ms": reports.spread(turns["search"]),
+        "one_part_no_graph_ms": reports.spread(turns["plain"]),
+        "simulations_per_s": round(1000 * len(planes) * num_simulations / milliseconds),
+        "host_ms": {name: round(1000 * watch.seconds[name], 3) for name in (TREE, LAUNCH, WAIT, OTHER)},
+        "device": {name: round(value, 3) for name, value in on_device.items()},
+    }
+
+
+def measure_searches(device: str, quick: bool) -> list[dict[str, Any]]:
+    """All rows of the grid; the quick one has the small network and few roots."""
+    plain, input_shape = make_network("small" if quick else "paper", 18)
+    network = InferenceNetwork(plain.to(device), mixed_precision=True)
+    rows = []
+    for roots in (4, 80) if quick else ROOTS:
+        planes = torch.rand(roots, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+        for policy, simulations in SEARCHES.items():
+            rows.append(measure_search(network, planes, policy, 2 if quick else simulations, 2 if quick else 10))
+    return rows
+
+
+# --- Updates ---------------------------------------------------------------------------------------------------------
+
+
+def measure_updates(example: str, device: str, updates: int, quick: bool) -> dict[str, Any]:
+    """Whole iterations of an example, and what a run of it would take."""
+    overrides: dict[str, Any] = {"num_gpus_per_learner": int(device == "cuda")} | (QUICK if quick else {})
+    batch = loop.load_config(example, overrides).train_batch_size_per_learner
+    report = loop.run(loop.Plan(example, (batch,), updates, overrides))
+    config, figures = loop.load_config(example, overrides), report["figures"]
+    steps_ms = config.total_env_steps * sum(figures["ms_per_env_step"].values())
+    updates_ms = config.updates_at_end() * sum(figures["ms_per_update"].values())
+    return {
+        "example": example,
+        "batch": batch,
+        "updates_measured": report["runs"][0]["updates"],
+        "ms_per_update": figures["ms_per_update"],
+        "ms_per_env_step": figures["ms_per_env_step"],
+        "minutes_of_a_run_extrapolated": round((steps_ms + updates_ms) / 60_000, 2),
+        "memory_mb": figures["memory_mb"],
+    }
+
+
+# --- Report ----------------------------------------------------------------------------------------------------------
+
+
+def goals(updates: list[dict[str, Any]], device: str, quick: bool) -> dict[str, Any]:
+    """What a GPU is held to."""
+    if device != "cuda" or quick:
+        return {}
+    results = {}
+    for row in updates:
+        minutes, goal = row["minutes_of_a_run_extrapolated"], EXAMPLES[row["example"]]
+        name = f"{row['example']}: minutes of a run, extrapolated, at most"
+        results[name] = {"measured": minutes, "goal": goal, "met": minutes <= goal}
+        if row["example"] == "pong-ez":
+            update = round(sum(row["ms_per_update"].values()), 2)
+            results["pong-ez: ms of a full update, at most"] = {
+                "measured": update, "goal": UPDATE_GOAL_MS, "met": update <= UPDATE_GOAL_MS
+            }  # fmt: skip
+    return results
+
+
+def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], device: str) -> dict[str, str]:
+    """A line per search and per example."""
+    lines = {}
+    for row in searches:
+        busy = f"{row['device']['busy_share']:.0%} busy" if row["device"] else "no GPU"
+        host = " ".join(f"{name} {row['host_ms'][name]:.1f}" for name in (TREE, LAUNCH, WAIT, OTHER))
+        what = "{policy}, B={num_roots} N={num_simulations}".format(**row)
+        ms, plain = row["search_ms"]["median"], row["one_part_no_graph_ms"]["median"]
+        speed = f"{row['simulations_per_s']:,} simulations/s"
+        lines[what] = f"{speed}, {busy}, {ms:.1f} ms (host: {host}; one part, no graph: {plain:.1f})"
+    for row in updates:
+        parts = ", ".join(f"{name} {ms:.1f}" for name, ms in row["ms_per_update"].items())
+        lines[f"{row['example']}: update of batch {row['batch']}"] = (
+            f"{sum(row['ms_per_update'].values()):.1f} ms ({parts}); "
+            f"a run {row['minutes_of_a_run_extrapolated']:.0f} minutes, "
+            f"extrapolated from {row['updates_measured']} updates"
+        )
+    if device != "cuda":
+        lines["device"] = "a CPU: none of these figures says anything of a GPU"
+    return lines
+
+
+def run(device: str, *, quick: bool, updates: int) -> dict[str, Any]:
+    """The whole report."""
+    conditions = reports.conditions("torch", "ray", "ale_py") | {"device": device, "quick": quick}
+    if device == "cuda":
+        conditions["gpu"] = torch.cuda.get_device_name()
+    searches = measure_searches(device, quick)
+    measured = [measure_updates(example, device, updates, quick) for example in EXAMPLES]
+    return {
+        reports.SUMMARY: summary(searches, measured, device),
+        "conditions": conditions,
+        "searches": searches,
+        "updates": measured,
+        "goals": goals(measured, device, quick),
+    }
+
+
+def main() -> int:
+    """Returns 1 where a GPU was asked for and there is none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="next to no work: a smoke test")
+    parser.add_argument("--updates", type=int, help="updates to time per example (default: 500; 1 with --quick)")
+    parser.add_argument("--out", type=Path, default=reports.RESULTS / "gpu.json")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("There is no GPU that torch can use. `--device cpu --quick` runs the same code on the CPU.")
+        return 1
+    report = run(args.device, quick=args.quick, updates=args.updates or (1 if args.quick else 500))
+    for what, figure in report[reports.SUMMARY].items():
+        print(f"{what}: {figure}")
+    for name, result in report["goals"].items():
+        print(f"{'met' if result['met'] else 'MISSED'}: {name} {result['goal']}: {result['measured']}")
+    reports.write(args.out, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
