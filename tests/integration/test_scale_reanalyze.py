@@ -163,6 +163,12 @@ def test_the_replay_actor_gives_what_a_replay_here_would(tmp_path: pathlib.Path)
     there.stop()
 
 
+def sample_until_lost(replay: RemoteReplay) -> None:
+    """A process takes a moment to end."""
+    while True:
+        replay.sample(4, beta=1.0)
+
+
 def test_what_is_wrong_in_the_replay_actor_is_said_here() -> None:
     replay = RemoteReplay(settings())
     with pytest.raises(ValueError, match="Cannot sample a batch of 4"):
@@ -174,8 +180,7 @@ def test_what_is_wrong_in_the_replay_actor_is_said_here() -> None:
     assert len(replay.sample(4, beta=1.0)) == 4, "an error that was told is over"
     replay.stop()
     with pytest.raises(ReplayLostError, match="go on from the last checkpoint"):
-        while True:  # the process takes a moment to end
-            replay.sample(4, beta=1.0)
+        sample_until_lost(replay)
 
 
 def test_a_restored_run_learns_from_no_batch_made_before(tmp_path: pathlib.Path) -> None:
