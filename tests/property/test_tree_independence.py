@@ -73,6 +73,14 @@ def test_with_random_ties_a_root_depends_on_its_index_only(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_a_batch_may_be_cut_anywhere_if_the_parts_know_their_first_root(policy):
+    batch = search(policy, num_roots=70, seed=7)
+    for first, last in [(0, 1), (1, 34), (34, 70)]:
+        part = search(policy, num_roots=70, order=range(first, last), seed=7, first_root=first)
+        assert_same(batch, part, rows=slice(first, last))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("num_threads", [2, 3, 8, 64])
 @pytest.mark.parametrize("num_roots", [1, 2, 7, 33])
 def test_the_number_of_threads_changes_nothing(policy, num_threads, num_roots):

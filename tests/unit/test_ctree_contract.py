@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -275,6 +276,46 @@ def test_writing_into_the_arrays_of_select_does_not_reach_the_tree():
     np.testing.assert_array_equal(tree.visit_counts(), [[1, 0, 0]] * B)
 
 
+@pytest.mark.parametrize("policy", ["puct", "gumbel"])
+def test_a_simulation_allocates_nothing(policy):
+    tree = make(400, 18, 60, policy=policy)
+    tree.reset(zeros(400, 18), value=zeros(400))
+    values, logits = np.linspace(-1, 1, 400, dtype=np.float32), zeros(400, 18)
+    tracemalloc.start()
+    try:
+        for _ in range(60):
+            tree.select()
+            tree.expand_and_backup(values, values, logits)
+        assert tracemalloc.get_traced_memory()[1] < 1000  # a few numbers of Python, no array
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("policy", ["puct", "gumbel"])
+def test_256_roots_of_18_actions_and_50_simulations_take_less_than_8_megabytes(policy):
+    assert make(256, 18, 50, policy=policy).nbytes < 8e6
+
+
+@pytest.mark.parametrize("policy", ["puct", "gumbel"])
+def test_select_changes_no_result(policy):
+    tree = make(policy=policy, num_simulations=20)
+    tree.reset(f32(0, 1, 2, 2, 0, 1).reshape(B, A), value=zeros(B))
+    rng = np.random.default_rng(0)
+
+    def results():
+        tables = [column for i in range(B) for column in tree.node_table(i).values()]
+        return [tree.visit_counts(), tree.root_values(), tree.qvalues(), tree.improved_policy(),
+                tree.selected_actions(), *tables]  # fmt: skip
+
+    for _ in range(20):
+        before = results()
+        tree.select()
+        for old, new in zip(before, results(), strict=True):
+            np.testing.assert_allclose(new, old, rtol=1e-6)  # priors are computed in another way later
+        draws = rng.normal(size=(5, B)).astype(np.float32)
+        tree.expand_and_backup(draws[0], draws[1], np.ascontiguousarray(draws[2:].T))
+
+
 def test_scalar_like_numpy_arguments_are_accepted():
     tree = BatchedTree(np.int64(2), np.int32(3), np.uint8(4), discount=np.float32(0.5), seed=np.uint64(2**64 - 1))
     tree.reset(zeros(2, 3), noise_fraction=np.float64(0.1), seed=np.int32(5))
@@ -320,6 +361,9 @@ CONSTRUCTIONS = [
     (lambda: make(num_threads=0), ValueError),
     (lambda: make(num_threads=-2), ValueError),
     (lambda: make(num_threads=100_000), ValueError),
+    (lambda: make(first_root=-1), ValueError),
+    (lambda: make(first_root=2**31), ValueError),
+    (lambda: make(first_root=0.5), TypeError),
     (lambda: make(seed=-1), ValueError),
     (lambda: make(seed=2**64), ValueError),
     (lambda: make(seed=1.5), TypeError),
