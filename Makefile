@@ -6,9 +6,9 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := setup.py pyproject.toml constraints.txt $(wildcard ctree/*.hpp ctree/*.cpp ctree/*.pyx)
-# cytree.cpp is what Cython writes; depending on it would rebuild for ever.
-SOURCES := $(filter-out ctree/cytree.cpp,$(SOURCES))
+SOURCES := setup.py pyproject.toml constraints.txt $(foreach kind,hpp cpp pyx,$(wildcard ctree/*.$(kind) cframes/*.$(kind)))
+# What Cython writes; depending on it would rebuild for ever.
+SOURCES := $(filter-out ctree/cytree.cpp cframes/cyframes.cpp,$(SOURCES))
 
 .PHONY: train test test-long test-faults lint bench clean
 .DELETE_ON_ERROR:
@@ -50,4 +50,4 @@ $(VENV)/.train $(VENV)/.train-dmc $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info rllib_efficientzero/*.so ctree/cytree.cpp
+	rm -rf $(VENV) build *.egg-info rllib_efficientzero/*.so ctree/cytree.cpp cframes/cyframes.cpp
