@@ -257,7 +257,8 @@ cdef class BatchedTree:
 
     def expand_and_backup(self, value_prefix, value, policy_logits):
         """Makes the selected leaves nodes, with the network's value_prefix f32 [B], value f32 [B] and policy_logits
-        f32 [B, A], and adds their values to all nodes above."""
+        f32 [B, A], and adds their values to all nodes above. The leaves that the next `select()` returns are found
+        here, too, while the nodes are in the cache."""
         cdef const float *prefixes = floats(value_prefix, "value_prefix", self.num_roots, 0)
         cdef const float *values = floats(value, "value", self.num_roots, 0)
         cdef const float *logits = floats(policy_logits, "policy_logits", self.num_roots, self.num_actions)
