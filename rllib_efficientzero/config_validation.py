@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 SWITCHES = (
     *("use_consistency", "use_value_prefix", "use_off_policy_correction", "use_augmentation", "mixed_precision"),
-    *("sample_asynchronously", "sync_batch_norm", "wait_for_resources"),
+    *("compiled_inference", "sample_asynchronously", "sync_batch_norm", "wait_for_resources"),
 )
 SMALLEST = {
     "num_simulations": 1,
@@ -64,7 +64,7 @@ RANGES = {
     "reanalyze_timeout_s": (1e-3, math.inf),
 }
 """Finite numbers between two ends."""
-MAY_BE_NONE = ("total_updates", "grad_clip", "reanalyze_prefetch", "max_sample_staleness")
+MAY_BE_NONE = ("total_updates", "grad_clip", "search_batch_size", "reanalyze_prefetch", "max_sample_staleness")
 PLACEMENTS = ("driver", "actor")
 """Processes in which the replay may be."""
 OPTIMIZERS: dict[str, tuple[str, ...]] = {

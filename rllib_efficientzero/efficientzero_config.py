@@ -84,7 +84,7 @@ class EfficientZeroConfig(ScaleOutConfig):
         self.root_noise_fraction = 0.25
         self.first_visit = "uniform"
         self.max_considered_actions = 16
-        self.search_batch_size = 256
+        self.search_batch_size: int | None = None
         self.num_search_threads = 1
         self.temperature_schedule: list[tuple[int, float]] = [(0, 1.0), (50_000, 0.5), (75_000, 0.25)]
         # --- Data ---
@@ -117,6 +117,7 @@ class EfficientZeroConfig(ScaleOutConfig):
         self.target_network_update_freq = 200
         self.self_play_update_freq = 100
         self.mixed_precision = True
+        self.compiled_inference = True
         self.max_consecutive_non_finite_updates = 10
 
     # `training` keeps RLlib's signature style: one keyword per parameter, NotProvided meaning "leave as it is".
@@ -161,6 +162,7 @@ class EfficientZeroConfig(ScaleOutConfig):
         target_network_update_freq: int | None = NotProvided,
         self_play_update_freq: int | None = NotProvided,
         mixed_precision: bool | None = NotProvided,
+        compiled_inference: bool | None = NotProvided,
         max_consecutive_non_finite_updates: int | None = NotProvided,
         **kwargs: Any,
     ) -> EfficientZeroConfig:
@@ -175,6 +177,7 @@ class EfficientZeroConfig(ScaleOutConfig):
                 "prior": it is the most likely one.
             max_considered_actions: actions with which sequential halving begins in "gumbel".
             search_batch_size: roots searched, and observations encoded, in one batch when reanalyzing; bounds memory.
+                None: 256 on a CPU, 2048 on a GPU.
             num_search_threads: threads of the tree; does not change results.
             temperature_schedule: [update, temperature] pairs of self-play's action sampling.
             frame_stack: observations stacked for the networks (Table 6: 4).
@@ -213,6 +216,8 @@ class EfficientZeroConfig(ScaleOutConfig):
             target_network_update_freq: updates between copies to the target network (Table 6: 200).
             self_play_update_freq: updates between copies to the EnvRunners (Table 6: 100).
             mixed_precision: bfloat16 where the device is a GPU that has it.
+            compiled_inference: act and reanalyze with folded normalisations, on a CPU as graphs without Python, on a
+                GPU as CUDA graphs; else with the networks as they are. Changes results by rounding only.
             max_consecutive_non_finite_updates: updates skipped in a row for NaN or infinity that end the run.
         """
         given: dict[str, Any] = {
@@ -377,6 +382,7 @@ class EfficientZeroConfig(ScaleOutConfig):
                 "use_consistency": self.use_consistency,
                 "use_augmentation": self.use_augmentation,
                 "mixed_precision": self.mixed_precision,
+                "compiled_inference": self.compiled_inference,
             }
         }
 

@@ -76,6 +76,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         self.searcher = Searcher(self.search_config)
         self.use_augmentation: bool = settings["use_augmentation"]
         self.mixed_precision: bool = settings["mixed_precision"]
+        self.compiled_inference: bool = settings.get("compiled_inference", True)  # not in checkpoints before it
         self.rng = np.random.default_rng()
         self.temperature = 1.0
         self.on_search: Callable[[SearchResult], None] | None = None
@@ -130,7 +131,9 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         network = getattr(self, name)
         inference = self._inference_networks.get(name)
         if inference is None or inference.network is not network or inference.device != self.num_updates.device:
-            inference = InferenceNetwork(network, mixed_precision=self.mixed_precision)
+            inference = InferenceNetwork(
+                network, mixed_precision=self.mixed_precision, compiled=self.compiled_inference
+            )
             self._inference_networks[name] = inference
         return inference
 

@@ -82,7 +82,7 @@ class _Part:
             size,
             root.policy_logits.shape[1],
             config.num_simulations,
-            **({"first_root": rows.start} if rows.start else {}),
+            first_root=rows.start,
             discount=config.discount,
             policy=config.policy,
             pb_c_init=config.pb_c_init,

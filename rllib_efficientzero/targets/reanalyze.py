@@ -30,6 +30,10 @@ from rllib_efficientzero.targets.returns import (
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 256, 2048
+"""A GPU is kept busy by all roots of an update at once, a CPU by few, whose states need less memory."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ReanalyzeConfig:
     """How targets are made; defaults are the paper's for Atari 100k."""
@@ -49,8 +53,8 @@ class ReanalyzeConfig:
     """"mixed" begins after so many updates; positions at most so many steps old keep n-step targets."""
     horizon_decay_steps: float = 30_000.0
     """Steps of age per step by which the horizon shrinks; infinity switches the off-policy correction off."""
-    batch_size: int = 256
-    """Roots per search and observations per encoding call; bounds memory."""
+    batch_size: int | None = None
+    """Roots per search and observations per encoding call; bounds memory. None: by device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,12 +202,13 @@ class _Evaluated:
             device_rows, device_times = _to(rows, frames.device), _to(times, frames.device)
             return observation_planes(stack_windows(frames, device_rows, device_times, config.frame_stack))
 
+        size = config.batch_size or (CPU_BATCH_SIZE if frames.device.type == "cpu" else GPU_BATCH_SIZE)
         roots = [
             _Roots(rows, times, network.initial_inference(planes(rows, times)))
-            for rows, times in _in_chunks(wants_root, config.batch_size)
+            for rows, times in _in_chunks(wants_root, size)
         ]
         values = [(root.rows, root.times, root.output.value) for root in roots]
-        for rows, times in _in_chunks(wants_value & ~wants_root, config.batch_size):
+        for rows, times in _in_chunks(wants_value & ~wants_root, size):
             values.append((rows, times, network.value(planes(rows, times))))
         value = np.zeros(wants_value.shape, dtype=np.float32)
         for rows, times, found in values:

@@ -153,6 +153,17 @@ def test_an_acting_module_is_never_behind_its_weights() -> None:
         before = act(acting)
 
 
+def test_the_networks_can_be_left_as_they_are() -> None:
+    module, plain = build(), build(compiled_inference=False)
+    assert not plain.inference_network.compiled
+    for parameter in module.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    plain.set_state(module.get_state())
+    found, expected = (each.forward_inference(observations(20)) for each in (plain, module))
+    np.testing.assert_array_equal(found["visit_policy"], expected["visit_policy"])
+    np.testing.assert_allclose(found["root_value"], expected["root_value"], rtol=1e-4, atol=1e-5)
+
+
 def test_targets_follow_the_target_network() -> None:
     module = build()
     module.make_target_networks()
