@@ -49,6 +49,8 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
 
     def cleanup(self) -> None:
         """As RLlib's, for the processes that it knows nothing of, too."""
+        if hasattr(self, "self_play"):
+            self.self_play.stop()
         super().cleanup()
         if hasattr(self, "batches"):
             self.batches.stop()

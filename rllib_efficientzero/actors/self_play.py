@@ -22,6 +22,8 @@ from rllib_efficientzero.env.sampling import (
 
 PULLED_VERSION = "_pulled_weights_version"
 """Attribute of an EnvRunner that says which weights it acts with."""
+SECONDS_TO_STOP = 5.0
+"""That a sample on its way is given to end, before its EnvRunner is ended."""
 
 
 class SelfPlay(Protocol):
@@ -44,6 +46,9 @@ class SelfPlay(Protocol):
 
     def forget(self) -> None:
         """Drops what was played or published before a restore."""
+
+    def stop(self) -> None:
+        """Leaves no EnvRunner at work."""
 
 
 class SynchronousSelfPlay:
@@ -85,6 +90,9 @@ class SynchronousSelfPlay:
         )
 
     def forget(self) -> None:
+        """See `SelfPlay`."""
+
+    def stop(self) -> None:
         """See `SelfPlay`."""
 
 
@@ -165,6 +173,18 @@ class AsynchronousSelfPlay:
         """See `SelfPlay`."""
         self._requests.clear()
         self._weights = None
+
+    def stop(self) -> None:
+        """See `SelfPlay`. RLlib asks EnvRunners to stop, and would wait for ever for one that hangs."""
+        by_reference = {request.reference: index for index, request in self._requests.items()}
+        self._requests.clear()
+        if not by_reference:
+            return
+        _, at_work = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=SECONDS_TO_STOP)
+        for reference in at_work:
+            worker_index = by_reference[reference]
+            ray.kill(self._manager.actors()[worker_index])
+            self._manager.set_actor_state(worker_index, healthy=False)
 
     # --- Requests ----------------------------------------------------------------------------------------------------
 
