@@ -20,7 +20,7 @@ from rllib_efficientzero.checkpoint.policy_files import PolicyFiles, read_descri
 from rllib_efficientzero.checkpoint.spaces import space_from_json
 from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult
 from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, build_network, observation_planes
-from rllib_efficientzero.models.precision import autocast
+from rllib_efficientzero.models.inference import InferenceNetwork
 
 MAX_SIZE = 1 << 20
 """Widest layer, and most simulations, that a policy file may ask for."""
@@ -43,6 +43,7 @@ class Policy:
     """`policy.json`: environment, versions, number of updates, ..."""
 
     def __post_init__(self) -> None:
+        self._inference = InferenceNetwork(self.network, mixed_precision=self.mixed_precision)
         self._searcher = Searcher(self.search_config)
 
     @property
@@ -68,16 +69,15 @@ class Policy:
             explore: add noise at the roots.
             temperature: of the sampled action; 0 takes the best.
         """
-        with torch.inference_mode(), autocast(self.device, self.mixed_precision):
-            root = self.network.initial_inference(observation_planes(torch.as_tensor(frames, device=self.device)))
-            return self._searcher.search(
-                self.network,
-                root,
-                legal_actions=legal_actions,
-                rng=np.random.default_rng(0) if rng is None else rng,
-                explore=explore,
-                temperature=temperature,
-            )
+        planes = observation_planes(torch.as_tensor(frames, device=self.device))
+        return self._searcher.search(
+            self._inference,
+            self._inference.initial_inference(planes),
+            legal_actions=legal_actions,
+            rng=np.random.default_rng(0) if rng is None else rng,
+            explore=explore,
+            temperature=temperature,
+        )
 
 
 def load_policy(path: str | pathlib.Path, *, device: str | torch.device = "cpu") -> Policy:

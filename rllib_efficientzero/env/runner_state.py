@@ -34,7 +34,6 @@ PLAYING = (
     "_counts_reported",
     "_vectors_lost",
     "_search_totals",
-    "num_env_steps_sampled_lifetime",
 )
 """Attributes of an EnvRunner that belong to its environments as they are; without these they begin anew."""
 
@@ -45,6 +44,7 @@ class RunnerState:
 
     identity: tuple[int, ...]
     search_rng: dict[str, Any]
+    num_env_steps_sampled: int
     global_generators: dict[str, Any] | None
     """Of the runner's process; None if it is the algorithm's, which saves them itself."""
     environments: bytes | None
@@ -79,6 +79,7 @@ def capture(runner: Any) -> RunnerState:
     return RunnerState(
         identity=tuple(runner._identity()),
         search_rng=runner.module.rng.bit_generator.state,
+        num_env_steps_sampled=runner.num_env_steps_sampled_lifetime,
         global_generators=capture_generators() if runner.worker_index else None,
         environments=environments,
         playing=None if environments is None else _capture_playing(runner),
@@ -95,6 +96,7 @@ def restore(runner: Any, *, states: Sequence[RunnerState], generation: int) -> N
         begin_anew(runner, generation=generation)
         return
     runner.module.rng.bit_generator.state = own.search_rng
+    runner.num_env_steps_sampled_lifetime = own.num_env_steps_sampled
     if own.global_generators is not None:
         restore_generators(own.global_generators)
     if own.environments is None or own.playing is None:

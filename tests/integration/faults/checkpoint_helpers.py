@@ -69,6 +69,8 @@ def train(algo: EfficientZero, iterations: int) -> EfficientZero:
 def fingerprint(algo: EfficientZero) -> dict[str, str]:
     """Part of a run -> sha256 of it. Two runs that agree in all of them have the same future."""
     learner = algo.learner_group._learner
+    # Normalisation statistics are brought up to date when weights leave the learner, as they do when they are saved.
+    learner.get_state(components="rl_module")
     weights = learner.module["default_policy"].state_dict()
     optimizer = learner.get_optimizers_for_module("default_policy")[0][1].state_dict()
     parts: dict[str, Any] = {

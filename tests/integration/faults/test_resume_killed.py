@@ -71,6 +71,7 @@ def test_killed_and_resumed_equals_straight(
     measured(f"{env}: {2 * half} iterations straight, and {half} + kill -9 + {half}: {len(killed)} hashes are equal")
 
 
+@pytest.mark.long
 def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: pathlib.Path) -> None:
     """Also if Tune never took note of it; what is incomplete is passed over."""
     file = experiment(tmp_path)
@@ -97,6 +98,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: pathlib.Path) -> 
     assert read_manifest(newest)["counters"]["training_iteration"] == iteration + 2
 
 
+@pytest.mark.long
 def test_foreign_checkpoints_need_to_be_trusted(tmp_path: pathlib.Path) -> None:
     """A link out of the experiment's directory is as foreign as a `restore:` from elsewhere."""
     file = experiment(tmp_path)

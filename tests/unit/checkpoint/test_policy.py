@@ -16,6 +16,7 @@ from policy_helpers import IMAGES, SEARCH, VECTORS, write_tiny_policy
 from rllib_efficientzero.checkpoint import CheckpointError
 from rllib_efficientzero.mcts import search
 from rllib_efficientzero.models import observation_planes
+from rllib_efficientzero.models.inference import InferenceNetwork
 from rllib_efficientzero.policy import load_policy
 
 
@@ -30,7 +31,7 @@ def test_acts_like_the_network_it_was_written_from(tmp_path: pathlib.Path, space
     legal = np.array([[1, 1, 0]] * 5, dtype=bool)
     found = policy.act(frames, legal_actions=legal)
     expected = search(
-        network,
+        InferenceNetwork(network),
         observation_planes(torch.from_numpy(frames)),
         SEARCH,
         legal_actions=legal,
