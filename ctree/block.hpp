@@ -21,8 +21,8 @@ struct Batch {
 
   explicit Batch(const Config& given)
       : config(given),
-        rules(given),
         storage(given.num_roots, given.num_actions, given.num_simulations),
+        rules(given),
         roots(given.num_roots),
         leaf_parent(given.num_roots),
         leaf_action(given.num_roots),
@@ -38,8 +38,8 @@ struct Batch {
   }
 
   const Config config;
+  Storage<AllTrees> storage;  // By far the largest; if it is too large, nothing else has been taken yet.
   Rules rules;
-  Storage<AllTrees> storage;
   std::vector<typename Rules::Root> roots;
   std::vector<int32_t> leaf_parent, leaf_action, leaf_depth;  // of the simulation that comes next
   std::vector<float> prefix_continues;  // [N + 1] 0 below depths at which value prefixes start anew, else 1
