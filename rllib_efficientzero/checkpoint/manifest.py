@@ -132,9 +132,7 @@ def check_size(path: pathlib.Path, entry: FileEntry) -> None:
         )
 
 
-def find_newest(
-    directory: pathlib.Path, *, warn: Callable[[str], object] = logger.warning
-) -> pathlib.Path | None:
+def find_newest(directory: pathlib.Path, *, warn: Callable[[str], object] = logger.warning) -> pathlib.Path | None:
     """The newest complete `checkpoint_*` of a trial's directory; None if there is none.
 
     Args:
