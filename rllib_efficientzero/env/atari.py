@@ -241,8 +241,8 @@ class ClipReward(gym.RewardWrapper):
         return float(np.sign(float(reward)))
 
 
-def _make_emulator(protocol: AtariProtocol) -> gym.Env:
-    """ALE itself, one raw frame per step."""
+def import_ale(protocol: AtariProtocol) -> None:
+    """Imports ale_py, which registers its games; raises if it is missing or has no such game."""
     try:
         import ale_py
     except ImportError as error:
@@ -256,6 +256,11 @@ def _make_emulator(protocol: AtariProtocol) -> gym.Env:
         nearest = difflib.get_close_matches(protocol.game, games, n=1)
         hint = f'did you mean "{nearest[0]}"?' if nearest else f"there are {', '.join(games)}."
         raise ValueError(f'ALE has no game "{protocol.game}": {hint}')
+
+
+def _make_emulator(protocol: AtariProtocol) -> gym.Env:
+    """ALE itself, one raw frame per step."""
+    import_ale(protocol)
     return gym.make(
         protocol.env_id,
         frameskip=1,

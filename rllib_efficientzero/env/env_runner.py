@@ -254,9 +254,11 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
 
     def _log_guards(self, num_dropped_steps: int) -> None:
         """What the environments' guards have met since the last sample."""
+        vector = self.env.unwrapped
         if gym.VectorizeMode(self.config.gym_env_vectorize_mode) is gym.VectorizeMode.VECTOR_ENTRY_POINT:
-            return
-        counts = sum(self.env.unwrapped.get_attr("guard_counts"), start=GuardCounts())
+            counts = GuardCounts(hidden_steps=getattr(vector, "hidden_steps", 0))
+        else:
+            counts = sum(vector.get_attr("guard_counts"), start=GuardCounts())
         new, self._counts_reported = counts - self._counts_reported, counts
         self._hidden_steps += new.hidden_steps
         for key, value in (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 
 from rllib_efficientzero.env.atari import AtariProtocol, is_atari_id, make_atari
+from rllib_efficientzero.env.atari_vector import make_atari_vector
 from rllib_efficientzero.env.dm_control import DmcProtocol, is_dmc_id, make_dmc
 
 Protocol = AtariProtocol | DmcProtocol
@@ -27,10 +29,22 @@ def named_protocol(env: Any, env_config: Mapping[str, Any]) -> Protocol | None:
     return None
 
 
-def named_maker(env: str) -> Callable[[Mapping[str, Any]], gym.Env] | None:
-    """What makes the environment of this name from its env_config; None if the name is not one of ours."""
+def named_maker(env: str) -> Callable[[Mapping[str, Any]], Any] | None:
+    """What makes the environment of this name from its env_config, or a vector of them if that has `num_envs`; None if
+    the name is not one of ours."""
     if is_atari_id(env):
-        return lambda env_config: make_atari({"game": env, **env_config})
+        return functools.partial(_make_games, env)
     if is_dmc_id(env):
-        return lambda env_config: make_dmc({"task": env, **env_config})
+        return functools.partial(_make_task, env)
     return None
+
+
+def _make_games(env: str, env_config: Mapping[str, Any]) -> gym.Env | gym.vector.VectorEnv:
+    make = make_atari_vector if "num_envs" in env_config else make_atari
+    return make({"game": env, **env_config})
+
+
+def _make_task(env: str, env_config: Mapping[str, Any]) -> gym.Env:
+    if "num_envs" in env_config:
+        raise ValueError(f"{env!r} does not come as a vector: use gym_env_vectorize_mode 'sync' or 'async'.")
+    return make_dmc({"task": env, **env_config})
