@@ -13,6 +13,7 @@ import ray
 from checkpoint_helpers import TINY_NETWORK, TINY_TRAINING
 from ray import tune
 
+from rllib_efficientzero import EfficientZero
 from rllib_efficientzero.checkpoint.manifest import find_newest, read_manifest, verify
 from rllib_efficientzero.replay import PrioritizedReplay
 
@@ -21,7 +22,7 @@ NEW_STEPS = 2_000
 
 
 class Episode:
-    """What the replay reads of RLlib's episodes; 96x96x3 frames that compress about as well as Pong's."""
+    """What the replay reads of RLlib's episodes; 96x96x3 frames that compress to about 1.3 kB, as Breakout's."""
 
     def __init__(self, number: int, length: int) -> None:
         rng = np.random.default_rng(number)
@@ -30,8 +31,7 @@ class Episode:
         self.is_terminated, self.is_truncated = True, False
         self._frames = np.zeros((length + 1, 96, 96, 3), np.uint8)
         for frame in self._frames:
-            frame[rng.integers(90), rng.integers(90)] = 255
-            frame[:, 10:12] = rng.integers(0, 255, 3)
+            frame[:20, :20] = rng.integers(0, 255, (20, 20, 3))
         self._actions = rng.integers(6, size=length)
         self._rewards = rng.normal(size=length).astype(np.float32)
         self._policy = rng.dirichlet(np.ones(6), size=length).astype(np.float32)
@@ -116,7 +116,7 @@ def test_links_survive_in_tunes_storage(
         checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2, checkpoint_at_end=False),
         verbose=0,
     )
-    results = tune.Tuner("EfficientZero", param_space=space, run_config=run_config).fit()
+    results = tune.Tuner(EfficientZero, param_space=space, run_config=run_config).fit()
     assert not results.errors
     trial = pathlib.Path(results[0].path)
     kept = sorted(path.name for path in trial.glob("checkpoint_*"))
