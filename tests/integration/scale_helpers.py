@@ -65,4 +65,5 @@ def train_until(algo: EfficientZero, is_reached: Callable[[dict[str, Any]], bool
         result = algo.train()
         if is_reached(result):
             return result
-    raise AssertionError(f"not reached within {timeout_s} s: {result}")
+    told = {key: result.get(key) for key in ("num_updates_lifetime", "reanalyze", "fault_tolerance")}
+    raise AssertionError(f"not reached within {timeout_s} s: {told}")
