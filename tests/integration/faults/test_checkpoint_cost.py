@@ -57,7 +57,6 @@ def new_bytes(directory: pathlib.Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir() if path.stat().st_nlink == 1)
 
 
-@pytest.mark.long
 def test_saving_costs_what_is_new(tmp_path: pathlib.Path, measured: Callable[[str], None]) -> None:
     replay = PrioritizedReplay(STEPS + NEW_STEPS, frame_stack=4, unroll_steps=5, td_steps=5, seed=0)
     number = 0
