@@ -31,7 +31,8 @@ def test_a_signal_saves_first(
     tmp_path: pathlib.Path, measured: Callable[[str], None], number: int, whole_group: bool, code: int
 ) -> None:
     """No checkpoint is asked for: the one that is found was written because of the signal."""
-    command = Command(tmp_path, experiment(tmp_path))
+    num_env_runners = 0 if whole_group else 1
+    command = Command(tmp_path, experiment(tmp_path, num_env_runners=num_env_runners))
     command.wait_for("[tiny] iter 30 ")
     started = descendants(command.process.pid)
     assert len(started) >= 3, "Ray's processes"
