@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 
+from rllib_efficientzero import interruption
 from rllib_efficientzero.env import runner_state
 from rllib_efficientzero.env.runner_state import RunnerState
 
@@ -25,6 +26,8 @@ PROGRESS = ("_iteration", "_time_total", "_timesteps_total", "_episodes_total")
 """Attributes of the algorithm that Tune keeps and that its own records would say otherwise."""
 LEARNER_COUNTERS = ("_num_non_finite_in_a_row",)
 """Attributes of every Learner."""
+SECONDS_TO_ANSWER, SECONDS_TO_ANSWER_WHEN_STOPPING = 300.0, 10.0
+"""For EnvRunners; they answer at once unless they are in the middle of a sample (asynchronous), or hang."""
 
 
 def capture(algorithm: Any) -> dict[str, Any]:
@@ -95,7 +98,9 @@ def _acting_weights(algorithm: Any) -> dict[str, Any] | None:
     if group.num_remote_env_runners() == 0:
         weights = _weights(group.local_env_runner)
     else:
-        results = group.foreach_env_runner(_weights, local_env_runner=False)
+        # One for all: where runs are exact, they got the same weights at the same time.
+        first = group.healthy_env_runner_ids()[:1]
+        results = first and group.foreach_env_runner(_weights, local_env_runner=False, remote_worker_ids=first)
         if not results:
             return None
         weights = results[0]
@@ -118,13 +123,20 @@ def _runner_states(group: Any) -> list[RunnerState]:
 
 
 def _foreach_runner(group: Any, function: Any) -> list[Any]:
-    """Calls a function with every EnvRunner that plays. Arguments are sent once, however many runners there are."""
+    """Calls a function with every EnvRunner that plays.
+
+    Arguments are sent once, however many runners there are. One that does not answer in time is passed over, as one
+    that is lost.
+    """
     if group is None:
         return []
     if group.num_remote_env_runners() == 0:
         return [function(group.local_env_runner)]
-    reference = ray.put(function)
-    return group.foreach_env_runner(functools.partial(_call, reference), local_env_runner=False)
+    return group.foreach_env_runner(
+        functools.partial(_call, ray.put(function)),
+        local_env_runner=False,
+        timeout_seconds=SECONDS_TO_ANSWER_WHEN_STOPPING if interruption.requested() else SECONDS_TO_ANSWER,
+    )
 
 
 def _call(reference: Any, runner: Any) -> Any:
