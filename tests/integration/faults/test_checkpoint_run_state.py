@@ -93,7 +93,7 @@ DERIVED = {
     "EfficientZeroRLModule": {
         "training", "catalog", "config", "observation_space", "action_space", "inference_only", "learner_only",
         "model_config", "action_dist_cls", "num_actions", "search_config", "use_augmentation", "mixed_precision",
-        "on_search", "_catalog_ctor_error", "_is_setup", "_is_stateful",
+        "on_search", "compiled_inference", "_catalog_ctor_error", "_is_setup", "_is_stateful",
         # rebuilt when weights change; buffers that every search fills anew; set by every sample
         "_inference_networks", "searcher", "temperature",
         "target_network",  # None in EnvRunners, in the Learner one of `_modules`
