@@ -5,3 +5,7 @@ import os
 # Small networks are slower on two threads, and several processes with two each get in each other's way.
 # Before torch is imported, and inherited by every process a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Ray would join a cluster that somebody else on this host has started, another run of these tests for instance, and
+# refuse to be told how many CPUs there are.
+os.environ.setdefault("RAY_ADDRESS", "local")

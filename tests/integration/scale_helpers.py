@@ -13,7 +13,7 @@ import ray
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 
 HERE = pathlib.Path(__file__).parent
-RUNTIME_ENV = {"env_vars": {"PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parents[1])))}}
+RUNTIME_ENV = {"env_vars": {"PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE / "faults", HERE.parents[1])))}}
 """Lets Ray's processes import what is defined here and in `tests`."""
 
 NETWORK = {

@@ -56,7 +56,7 @@ def fit(space: EfficientZeroConfig, path: pathlib.Path) -> Any:
     return result
 
 
-@pytest.mark.parametrize("how", ["killed", "raised"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("raised", marks=pytest.mark.long)])
 def test_the_run_ends_with_the_same_budget(how: str, tmp_path: pathlib.Path) -> None:
     marker = tmp_path / "has failed"
     failing = config(num_learners=1).training(
