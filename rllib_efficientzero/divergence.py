@@ -1,9 +1,11 @@
-"""Which metric showed first that a run diverges."""
+"""What is known of a run that diverges: which metric showed it first, and what was learned from at the end."""
 
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ OUTLIER_FACTOR = 30.0
 """A metric stands out where its magnitude is this many times its median before."""
 MIN_HISTORY = 10
 """Values that make a median."""
+NUM_DESCRIBED = 20
+"""Updates at the end of which everything is told."""
 
 
 class DivergenceWatch:
@@ -28,10 +32,30 @@ class DivergenceWatch:
 
     def __init__(self, window: int = 500) -> None:
         self._updates: collections.deque[tuple[int, dict[str, Tensor]]] = collections.deque(maxlen=window)
+        self._position_ids: collections.deque[Tensor | None] = collections.deque(maxlen=NUM_DESCRIBED)
 
-    def record(self, update: int, metrics: Mapping[str, Tensor]) -> None:
-        """Keep the scalar tensors of one update, in the order in which they were computed."""
+    def record(self, update: int, metrics: Mapping[str, Tensor], position_ids: Tensor | None = None) -> None:
+        """Keep the scalar tensors of one update, in the order in which they were computed.
+
+        Args:
+            update: updates made before it; one that is skipped is followed by one of the same number.
+            metrics: name -> `[]`.
+            position_ids: `[B]`, of the positions it learned from.
+        """
         self._updates.append((update, {name: value.detach() for name, value in metrics.items()}))
+        self._position_ids.append(position_ids)
+
+    def last_updates(self) -> list[dict[str, Any]]:
+        """Number, metrics and position ids of the last updates, as JSON can hold them; what is not finite as a word."""
+        last = list(self._updates)[-len(self._position_ids) :]
+        return [
+            {
+                "update": update,
+                "metrics": {name: _json_number(float(value)) for name, value in metrics.items()},
+                "position_ids": [] if ids is None else [int(id_) for id_ in ids],
+            }
+            for (update, metrics), ids in zip(last, self._position_ids, strict=True)
+        ]
 
     def first_symptom(self) -> str:
         """A sentence, without its full stop, on the metric that was the first to stand out or to be not finite.
@@ -59,3 +83,7 @@ class DivergenceWatch:
                     f"{name} showed it first: {value:.3g} at update {update}, where its median had been {median:.3g}",
                 )
         return None
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

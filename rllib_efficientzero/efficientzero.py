@@ -19,6 +19,7 @@ from rllib_efficientzero import interruption, run_files
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
+from rllib_efficientzero.efficientzero_learner import DivergedError
 from rllib_efficientzero.env.runner_state import generators_kept
 from rllib_efficientzero.env.sampling import NoEnvRunnersError, why_none_was_built
 from rllib_efficientzero.scaled_algorithm import ScaledAlgorithm
@@ -99,10 +100,14 @@ class EfficientZero(ScaledAlgorithm):
 
     def _update(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """One gradient step on a batch of windows; returns the position ids and their new priorities."""
-        results = self.learner_group.update(
-            training_data=batch.training_data,
-            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_interactions},
-        )
+        try:
+            results = self.learner_group.update(
+                training_data=batch.training_data,
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_interactions},
+            )
+        except DivergedError as error:
+            run_files.write_divergence(self.run_directory, str(error), error.last_updates)
+            raise
         if not results:
             raise RuntimeError("no Learner returned a result: all of them are out of service; their logs say why")
         # A skipped update has no priorities, and RLlib's logger keeps no shape: [0, 2] comes back as [].

@@ -30,6 +30,17 @@ OPTIMIZER_CLASSES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 class DivergedError(RuntimeError):
     """Too many updates in a row had a loss or gradient that is not finite."""
 
+    def __init__(self, message: str, last_updates: list[dict[str, Any]]) -> None:
+        """Args:
+        message: a sentence.
+        last_updates: see `DivergenceWatch.last_updates`.
+        """
+        super().__init__(message, last_updates)
+        self.last_updates = last_updates
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 class EfficientZeroLearner(TorchLearner):
     """Takes train batches of `targets.Reanalyzer`, made by the learner connector.
@@ -103,7 +114,8 @@ class EfficientZeroLearner(TorchLearner):
         # The one time that the host waits for the device: with the answer come all numbers that are reported.
         observed = _fetch(observed | {POSITION_IDS: batch[POSITION_IDS], FINITE: finite})
         is_finite = bool(observed.pop(FINITE))
-        self._divergence_watch.record(update, {name: value for name, value in observed.items() if value.ndim == 0})
+        scalars = {name: value for name, value in observed.items() if value.ndim == 0}
+        self._divergence_watch.record(update, scalars, observed[POSITION_IDS])
         if is_finite:
             optimizer.step()
             self._last_batch[module_id] = batch
@@ -193,7 +205,9 @@ class EfficientZeroLearner(TorchLearner):
                 f"diverged at update {update}: the loss or gradient of module {module_id!r} was not finite "
                 f"{most_in_a_row} times in a row; {self._divergence_watch.first_symptom()}. "
                 f"Weights and optimizer are as they were after update {update - 1}. "
-                "Try a lower lr, a longer lr_warmup_updates, or look for rewards or observations that are not finite."
+                "Try a lower lr, a longer lr_warmup_updates, or look for rewards or observations that are not finite; "
+                "diverged.json in the run's directory has the last updates.",
+                self._divergence_watch.last_updates(),
             )
 
     def _log_update(

@@ -1,4 +1,5 @@
-"""What a run leaves beside Tune's results: how it was played, and the score of every evaluation episode."""
+"""What a run leaves beside Tune's results: how it was played, the score of every evaluation episode, and how it ended
+where it diverged."""
 
 from __future__ import annotations
 
@@ -12,11 +13,17 @@ from rllib_efficientzero.checkpoint.manifest import versions
 
 PROTOCOL_FILE = "protocol.json"
 EVALUATION_FILE = "evaluation.json"
+DIVERGENCE_FILE = "diverged.json"
 
 
 def write_protocol(directory: pathlib.Path, protocol: dict[str, Any]) -> None:
     """Write `protocol.json`: environment protocol, budgets and versions."""
     _write(directory / PROTOCOL_FILE, protocol | {"versions": versions()})
+
+
+def write_divergence(directory: pathlib.Path, error: str, last_updates: list[dict[str, Any]]) -> None:
+    """Write `diverged.json`: the error's sentence; metrics and position ids of the last updates."""
+    _write(directory / DIVERGENCE_FILE, {"error": error, "last_updates": last_updates})
 
 
 def append_evaluation(directory: pathlib.Path, protocol: dict[str, Any], record: dict[str, Any]) -> None:

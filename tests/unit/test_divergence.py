@@ -1,10 +1,12 @@
-"""The sentence that says which metric showed a divergence first."""
+"""What is written of a divergence: which metric showed it first, and the last updates."""
 
 from __future__ import annotations
 
+import json
+
 import torch
 
-from rllib_efficientzero.divergence import MIN_HISTORY, DivergenceWatch
+from rllib_efficientzero.divergence import MIN_HISTORY, NUM_DESCRIBED, DivergenceWatch
 
 
 def watch_of(**series: list[float]) -> DivergenceWatch:
@@ -41,3 +43,14 @@ def test_only_the_last_updates_are_kept() -> None:
     for update, value in enumerate((float("nan"), 1.0, 1.0, 1.0)):
         watch.record(update, {"loss": torch.tensor(value)})
     assert "within the last 3 updates" in watch.first_symptom()
+
+
+def test_the_last_updates_can_be_read_elsewhere() -> None:
+    watch = DivergenceWatch()
+    for update in range(NUM_DESCRIBED + 5):
+        loss = torch.tensor(float("nan") if update > NUM_DESCRIBED else 0.5)
+        watch.record(update, {"loss": loss}, torch.tensor([update, 2**40 + 1], dtype=torch.float64))
+    described = json.loads(json.dumps(watch.last_updates(), allow_nan=False))
+    assert [entry["update"] for entry in described] == list(range(5, NUM_DESCRIBED + 5))
+    assert described[0] == {"update": 5, "metrics": {"loss": 0.5}, "position_ids": [5, 2**40 + 1]}
+    assert described[-1]["metrics"] == {"loss": "nan"}
