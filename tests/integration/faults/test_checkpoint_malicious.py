@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import pathlib
 import pickle
 import struct
 import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from rllib_efficientzero.policy import load_policy
 
 LIMIT = 1 << 20
 """Bytes that a refusal may allocate."""
+NUM_CANARIES = 30
 RLLIB_FILES = (
     "rllib_checkpoint.json",
     "algorithm_state.pkl",
@@ -73,26 +77,50 @@ def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, refuse)
 
 
-def test_canaries_are_never_run(checkpoint: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def canaries(path: pathlib.Path) -> Iterator[bytes]:
+    """The same canary in every form in which something would unpickle it."""
+    pickled = pickle.dumps(Canary(path))
+    yield pickled
+    # As `torch.save` writes it, and as `numpy.load` would take it with `allow_pickle=True`.
+    archive = io.BytesIO()
+    torch.save(Canary(path), archive)
+    yield archive.getvalue()
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + pickled
+    yield array
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as arrays:
+        arrays.writestr("episodes.npy", array)
+    yield archive.getvalue()
+
+
+def test_canaries_are_never_run(
+    checkpoint: pathlib.Path, tmp_path: pathlib.Path, measured: Callable[[str], None]
+) -> None:
     load_policy(checkpoint)
     verify(checkpoint)
-    canary = pickle.dumps(Canary(tmp_path / "executed"))
-    refused = 0
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+    placed = refused = 0
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    for path, canary in itertools.product(files, canaries(tmp_path / "executed")):
         content = path.read_bytes()
         path.write_bytes(canary)
+        placed += 1
         if path.parent.name == "policy":
             with pytest.raises(CheckpointError, match=path.name):
                 load_policy(checkpoint)
             refused += 1
         else:
             load_policy(checkpoint)
+        if canary != content:
+            with pytest.raises(CheckpointError, match=path.name):
+                verify(checkpoint)
         path.write_bytes(content)
-    assert refused == 2
+    assert placed >= NUM_CANARIES
+    assert refused == 2 * len(list(canaries(tmp_path)))
     assert not (tmp_path / "executed").exists()
+    measured(f"{placed} canaries placed, 0 run")
     # The canary works where pickle is used.
-    monkey = io.BytesIO(canary)
-    pickle._Unpickler(monkey).load()
+    pickle._Unpickler(io.BytesIO(next(canaries(tmp_path / "executed")))).load()
     assert (tmp_path / "executed").exists()
 
 

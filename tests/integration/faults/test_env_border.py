@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -149,6 +149,20 @@ def test_rewards_of_any_size_are_learned_from(reward: float) -> None:
     algo.stop()
 
 
+@pytest.mark.long
+def test_a_thousand_updates_on_rewards_of_every_size(measured: Callable[[str], None]) -> None:
+    rewards = {time: {"reward": (-1) ** time * 10.0 ** (time - 9)} for time in range(1, 16)}
+    algo = config(break_at=rewards | {time: {"reward": -0.0} for time in range(16, 19)}).build_algo()
+    worst = 0.0
+    while (result := algo.train())["num_updates_lifetime"] < 1000:
+        learner = result.get("learners", {}).get("default_policy", {})
+        worst = max(worst, learner.get("total_loss", 0.0))
+        assert np.isfinite(worst)
+    assert learner["num_non_finite_updates_lifetime"] == 0
+    algo.stop()
+    measured(f"1000 updates on rewards from 1e-8 to 1e6: all finite, total loss {worst:.1f} at most")
+
+
 class RandomMasks(CountedEnv):
     """Legal actions at random, often a single one; an illegal action is an error."""
 
@@ -168,7 +182,7 @@ class RandomMasks(CountedEnv):
 
 
 @pytest.mark.parametrize("search", ["puct", "gumbel"])
-def test_masked_actions_are_never_taken_and_never_learned(search: str) -> None:
+def test_masked_actions_are_never_taken_and_never_learned(search: str, measured: Callable[[str], None]) -> None:
     algo = config(RandomMasks).training(search=search, num_simulations=6, reanalyze_ratio=1.0).build_algo()
     train_until(algo, 600)
     replay, batches = algo.local_replay_buffer, []
@@ -179,14 +193,17 @@ def test_masked_actions_are_never_taken_and_never_learned(search: str) -> None:
         np.testing.assert_allclose(policy.sum(axis=1), 1.0, atol=1e-6)
     learner = algo.learner_group._learner
     connector = learner._learner_connector
-    for _ in range(20):
+    num_searched = len(replay)
+    while num_searched < 10_000:
         windows = replay.sample(64, beta=1.0)
         batch = connector(rl_module=learner.module, batch={}, episodes=[windows])["default_policy"]
         batches.append((windows, batch["target_policy"].numpy()))
+        num_searched += batch["target_policy"].shape[:2].numel()
     for windows, policy in batches:
         legal = windows.action_mask[:, : policy.shape[1]]
         assert (policy[legal == 0] == 0).all()
     algo.stop()
+    measured(f"0 illegal actions in {num_searched} searches")
 
 
 def test_no_legal_action_is_a_sentence() -> None:
