@@ -1,0 +1,241 @@
+"""Runs as they lie on disk: what is whole is read, what is not is left out, with the reason.
+
+A run is a directory with `protocol.json` (see docs/design.md, "Files of a run"). `label.json`, in it or above it, says
+what `rllib paper run` trained it for; a run without one is known by its config.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rllib_efficientzero import metrics as names
+from rllib_efficientzero.run_files import EVALUATION_FILE, PROTOCOL_FILE
+
+LABEL_FILE = "label.json"
+SCORES_FILE = "scores.json"
+"""Final weights played by `rllib paper run`: `{"num_updates", "protocols": {name: {"returns", "lengths"}}}`."""
+STANDARD, STICKY = "standard", "sticky"
+UNLABELLED = "unlabelled"
+INGREDIENTS = ("use_consistency", "use_augmentation", "use_value_prefix", "use_off_policy_correction")
+VARIANT_OF = {
+    (True, True, True, True): "efficientzero",
+    (False, True, True, True): "without-consistency",
+    (False, False, True, True): "without-consistency-and-augmentation",
+    (True, True, False, True): "without-value-prefix",
+    (True, True, True, False): "without-correction",
+    (False, False, False, False): "muzero",
+}
+"""Which of `INGREDIENTS` are on -> what such a run is called."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a run was trained for; two finished runs with the same label are one too many."""
+
+    budget: str
+    task: str
+    variant: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}, {self.variant}, seed {self.seed} ({self.budget})"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    path: pathlib.Path
+    label: Label
+    config: Mapping[str, Any]
+    """as RLlib resolved it"""
+    protocol: Mapping[str, Any]
+    evaluations: list[dict[str, Any]]
+    """of `evaluation.json`"""
+    last_result: Mapping[str, Any]
+    returns: Mapping[str, np.ndarray]
+    """protocol -> `[episodes]` returns of the final weights"""
+
+    @property
+    def score(self) -> float:
+        """Mean return of the final weights."""
+        return float(self.returns[STANDARD].mean())
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A directory that counts for nothing, and why."""
+
+    path: pathlib.Path
+    reason: str
+
+
+@dataclass
+class Runs:
+    """What was found below a directory."""
+
+    runs: list[Run] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def of(self, *, budget: str, variant: str | None = None, task: str | None = None) -> list[Run]:
+        """The runs of a budget, and of a variant and a task if given, by seed."""
+        found = [
+            run
+            for run in self.runs
+            if run.label.budget == budget and variant in (None, run.label.variant) and task in (None, run.label.task)
+        ]
+        return sorted(found, key=lambda run: run.label.seed)
+
+
+class UnusableRunError(ValueError):
+    """A run cannot be counted; the message says why."""
+
+
+def read_runs(*roots: pathlib.Path) -> Runs:
+    """Every run below the directories. Of runs with one label the one that was written first counts."""
+    found = Runs()
+    kept: dict[Label, Run] = {}
+    for directory in sorted({path for root in roots for path in _run_directories(root)}, key=_written):
+        try:
+            run = read_run(directory)
+        except UnusableRunError as error:
+            found.left_out.append(LeftOut(directory, str(error)))
+            continue
+        if run.label in kept:
+            reason = f"duplicate: {kept[run.label].path} is {run.label}, too"
+            found.left_out.append(LeftOut(directory, reason))
+            continue
+        kept[run.label] = run
+    found.runs = list(kept.values())
+    return found
+
+
+def read_run(directory: pathlib.Path) -> Run:
+    """One run.
+
+    Raises:
+        UnusableRunError: a file is missing or damaged, the run did not end, or its final weights were not evaluated.
+    """
+    protocol = _read_json(directory / PROTOCOL_FILE)
+    result = _last_result(directory)
+    config = result.get("config")
+    if not isinstance(config, dict):
+        raise UnusableRunError("result.json has no config in its last line")
+    try:
+        label = _label(directory, config, protocol)
+        updates, total = int(result[names.NUM_UPDATES_LIFETIME]), int(protocol["total_updates"])
+        if not result.get(names.TRAINING_DONE):
+            raise UnusableRunError(f"not finished: {updates} of {total} updates ({label})")
+        evaluations = _evaluations(directory)
+        returns = _final_returns(directory, evaluations, updates)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UnusableRunError):
+            raise
+        raise UnusableRunError(f"damaged: {type(error).__name__}: {error}") from error
+    return Run(directory, label, config, protocol, evaluations, result, returns)
+
+
+def progress(directory: pathlib.Path) -> tuple[bool, float]:
+    """Whether the run in a directory ended, and the seconds it took so far."""
+    result = _last_result(directory)
+    return bool(result.get(names.TRAINING_DONE)), float(result.get("time_total_s", 0.0))
+
+
+def write_label(directory: pathlib.Path, label: Label) -> None:
+    """Says what the runs below a directory are trained for."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / LABEL_FILE).write_text(json.dumps(vars(label), indent=1))
+
+
+def trial_directories(root: pathlib.Path) -> list[pathlib.Path]:
+    """Directories of runs below `root`, the newest last."""
+    return sorted(_run_directories(root), key=_written)
+
+
+def _run_directories(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    for name in (PROTOCOL_FILE, "result.json"):
+        for file in root.rglob(name):
+            yield file.parent
+
+
+def _written(directory: pathlib.Path) -> tuple[float, str]:
+    file = directory / "result.json"
+    return (file.stat().st_mtime if file.exists() else 0.0, str(directory))
+
+
+def _label(directory: pathlib.Path, config: Mapping[str, Any], protocol: Mapping[str, Any]) -> Label:
+    for parent in (directory, *directory.parents):
+        file = parent / LABEL_FILE
+        if file.exists():
+            return Label(**_read_json(file))
+    switches = tuple(bool(config.get(name, True)) for name in INGREDIENTS)
+    return Label(
+        budget=UNLABELLED,
+        task=_task(protocol),
+        variant=VARIANT_OF.get(switches, "another variant"),  # type: ignore[arg-type]
+        seed=int(config.get("seed") or 0),
+    )
+
+
+def _task(protocol: Mapping[str, Any]) -> str:
+    """`Pong`, `reacher-easy`, or the environment's name."""
+    training = protocol.get("training", {})
+    return str(training.get("game") or training.get("task") or protocol["env"])
+
+
+def _evaluations(directory: pathlib.Path) -> list[dict[str, Any]]:
+    file = directory / EVALUATION_FILE
+    return _read_json(file)["evaluations"] if file.exists() else []
+
+
+def _final_returns(directory: pathlib.Path, evaluations: list[dict[str, Any]], updates: int) -> dict[str, np.ndarray]:
+    """Protocol -> returns of the final weights: as played afterwards, else of an evaluation that was of them."""
+    found: dict[str, np.ndarray] = {}
+    for record in evaluations:
+        if record[names.NUM_UPDATES_LIFETIME] == updates:
+            found[STANDARD] = np.array(record[names.EPISODE_RETURNS], dtype=np.float64)
+    if (directory / SCORES_FILE).exists():
+        scores = _read_json(directory / SCORES_FILE)
+        if scores["num_updates"] == updates:
+            found |= {name: np.array(played["returns"], float) for name, played in scores["protocols"].items()}
+    if STANDARD not in found:
+        raise UnusableRunError(f"its final weights (after {updates} updates) were not evaluated")
+    if any(returns.ndim != 1 or not len(returns) or not np.isfinite(returns).all() for returns in found.values()):
+        raise UnusableRunError("its returns are not a list of numbers")
+    return found
+
+
+def _last_result(directory: pathlib.Path) -> dict[str, Any]:
+    """The last whole line of `result.json`; a run that was killed may have left half a line."""
+    file = directory / "result.json"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UnusableRunError("there is no result.json: the run ended before its first iteration") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableRunError(f"result.json cannot be read: {error}") from error
+    for line in reversed(lines):
+        try:
+            result = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(result, dict):
+            return result
+    raise UnusableRunError("result.json has no whole line")
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
+        raise UnusableRunError(f"{file.name} {reason}") from error
+    if not isinstance(content, dict):
+        raise UnusableRunError(f"{file.name} is damaged: it holds no JSON object")
+    return content
