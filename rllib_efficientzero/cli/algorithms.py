@@ -13,7 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rllib_efficientzero import known_keys
-from rllib_efficientzero.cli.environments import find_problem, is_class_path, space_problem
+from rllib_efficientzero.cli.env_check import check_before_training
+from rllib_efficientzero.cli.environments import find_problem, is_class_path
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment
 from rllib_efficientzero.config_schema import ConfigError, has_grid_search, resolve_config
@@ -155,7 +156,6 @@ def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
 
 def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> None:
     """The spaces of environments that only Ray can make; those of gymnasium were checked before it was imported."""
-    import gymnasium
     from ray.rllib.env.env_context import EnvContext
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -170,9 +170,7 @@ def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> Non
         # It need not be possible here: another machine of the cluster may have what it takes.
         experiment.warnings.append(f"the environment {env!r} cannot be made here: {type(error).__name__}: {error}")
         return
-    problem = space_problem(made) if isinstance(made, gymnasium.Env) else None
-    if problem:
-        raise InputError(problem, experiment.place("env"))
+    check_before_training(experiment, env, lambda: made)
 
 
 def _variants(param_space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -4,39 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rllib_efficientzero.cli.errors import InputError
-from rllib_efficientzero.cli.experiment import Experiment
-from rllib_efficientzero.config_schema import GRID_SEARCH, has_grid_search, nearest
+from rllib_efficientzero.config_schema import nearest
 
 if TYPE_CHECKING:
-    import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
 ATARI_EXTRA = "rllib_efficientzero[atari]"
-
-
-def check_env(experiment: Experiment) -> None:
-    """Raises `InputError` if the experiment names an environment that gymnasium does not know.
-
-    Dotted class paths, and names that a module in `imports:` may register with Tune, are looked up once ray is
-    imported (`algorithms.check_env`).
-    """
-    env = experiment.config.get("env")
-    candidates = env[GRID_SEARCH] if isinstance(env, dict) and GRID_SEARCH in env else [env]
-    for candidate in candidates:
-        if not isinstance(candidate, str):
-            if candidate is None:
-                continue
-            raise InputError(f"'env' must be a name, not {candidate!r}", experiment.place("env"))
-        if not is_class_path(candidate) and not experiment.imports:
-            problem = find_problem(candidate)
-            if problem is None and experiment.run == "EfficientZero":
-                problem = find_space_problem(candidate, experiment.config.get("env_config") or {})
-            if problem:
-                raise InputError(problem, experiment.place("env"))
 
 
 def is_class_path(env: str) -> bool:
@@ -67,36 +42,6 @@ def find_problem(env: str) -> str | None:
     return None
 
 
-def find_space_problem(env: str, env_config: Mapping[str, Any]) -> str | None:
-    """Why EfficientZero cannot play an environment that exists: it cannot be made, or its spaces are not supported."""
-    import gymnasium
-
-    from rllib_efficientzero.env.named import named_maker
-
-    if has_grid_search(env_config):
-        return None
-    make = named_maker(env) or (lambda settings: gymnasium.make(env, **settings))
-    try:
-        made = make(env_config)
-    except Exception as error:
-        # Whatever an environment's constructor raises: the run would end with it, minutes later.
-        return f"the environment {env!r} cannot be made: {' '.join(str(error).split()) or type(error).__name__}"
-    return space_problem(made)
-
-
-def space_problem(env: gymnasium.Env) -> str | None:
-    """Why EfficientZero cannot play an environment that was made for this question; it is closed."""
-    from rllib_efficientzero.env.spaces import UnsupportedSpaceError, adapt
-
-    try:
-        adapt(env)
-    except UnsupportedSpaceError as error:
-        return str(error)
-    finally:
-        env.close()
-    return None
-
-
 def _import_problem(module: str) -> str | None:
     if importlib.util.find_spec(module.split(".")[0]) is None:
         cure = f"pip install '{ATARI_EXTRA}'" if module == "ale_py" else f"pip install {module}"
@@ -116,7 +61,7 @@ def _hint(module: str, name: str) -> str:
         importlib.import_module("ale_py")
     suggestion = name if name in gymnasium.registry else nearest(name, gymnasium.registry)
     if suggestion is None:
-        return ""
+        return "" if module else f"; if a module registers it, write 'module:{name}'"
     prefix = "ale_py:" if _is_atari(gymnasium.registry[suggestion]) else ""
     return f"; did you mean '{prefix}{suggestion}'?"
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from rllib_efficientzero.cli import train
+from rllib_efficientzero.cli import env_check, train
 
 app = typer.Typer(
     name="rllib",
@@ -17,6 +17,7 @@ app = typer.Typer(
     help="Train RLlib's algorithms, and EfficientZero, from experiment files.",
 )
 app.add_typer(train.app, name="train")
+app.command("check-env")(env_check.check_env_command)
 
 
 @app.callback()

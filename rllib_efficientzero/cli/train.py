@@ -10,7 +10,7 @@ import typer
 
 from rllib_efficientzero.cli.checkpoints import resolve_restore
 from rllib_efficientzero.cli.console import say, say_warning
-from rllib_efficientzero.cli.environments import check_env
+from rllib_efficientzero.cli.env_check import check_env
 from rllib_efficientzero.cli.errors import ExitCode, InputError, exit_codes
 from rllib_efficientzero.cli.experiment import Experiment, Overrides, load_experiments
 from rllib_efficientzero.cli.overrides import parse_json_option

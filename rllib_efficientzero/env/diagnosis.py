@@ -7,7 +7,6 @@ or would stop at, is an error; what it would play but hardly learn from is a war
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +48,7 @@ def examine(
         env = _make(make)
         limited = has_time_limit or getattr(getattr(env, "spec", None), "max_episode_steps", None) is not None
         player = Player(env, examination, has_time_limit=limited)
-        player.play(max_steps, time.monotonic() + seconds)
+        player.play(max_steps, seconds)
         examination.findings += player.warnings
         examination.findings += _judge(examination, player.lengths, support_size)
     except BrokenError as broken:

@@ -50,14 +50,17 @@ class Examination:
     steps: int = 0
     env_seconds: float = 0.0
     """spent inside the environment"""
+    seeded_resets_s: float = 0.0
+    """of these, in resets with a seed, some of which load the environment anew"""
     rewards: list[float] = dataclasses.field(default_factory=list)
     returns: list[float] = dataclasses.field(default_factory=list)
     """of episodes that ended"""
 
     @property
     def steps_per_second(self) -> float:
-        """Of the environment alone, resets included."""
-        return self.steps / self.env_seconds if self.env_seconds else math.inf
+        """Of the environment alone, resets included, but for those with a seed."""
+        seconds = self.env_seconds - self.seeded_resets_s
+        return self.steps / seconds if seconds > 0 else math.inf
 
 
 class BrokenError(Exception):
@@ -91,8 +94,10 @@ class Player:
         """One of each kind."""
         return list(self._warnings.values())
 
-    def play(self, max_steps: int, deadline: float) -> None:
-        """Plays from a seed, twice, then on until the steps or the time are used up."""
+    def play(self, max_steps: int, seconds: float) -> None:
+        """Plays from a seed, twice, then on until the steps or the time (without the first reset's) are used up."""
+        self._reset(SEED)
+        deadline = time.monotonic() + seconds
         first = self._episode(min(REPLAYED_STEPS, max_steps), deadline, seed=SEED)
         self._generator = np.random.default_rng(SEED)
         again = self._episode(len(first) - 1, deadline, seed=SEED)
@@ -127,6 +132,7 @@ class Player:
         return history
 
     def _reset(self, seed: int | None) -> Any:
+        spent_before = self._examination.env_seconds
         try:
             result = self._timed(lambda: self._env.reset(seed=seed))
         except TypeError as error:
@@ -135,6 +141,8 @@ class Player:
             ) from error
         except Exception as error:
             raise BrokenError(f"reset() raised {describe(error)}", "reset() must work at any time") from error
+        if seed is not None:
+            self._examination.seeded_resets_s += self._examination.env_seconds - spent_before
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
             raise BrokenError(
                 f"reset() returned {_kind(result)}",
@@ -229,7 +237,7 @@ def _views(env: gym.Env) -> tuple[View, View]:
         return action_view(env.action_space), observation_view(env.observation_space, env.action_space)
     except UnsupportedSpaceError as error:
         problem, _, cure = str(error).partition(". ")
-        raise BrokenError(problem, cure[:1].lower() + cure[1:].rstrip("."), in_play=False) from error
+        raise BrokenError(problem, cure.rstrip("."), in_play=False) from error
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------

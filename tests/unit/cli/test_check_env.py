@@ -1,0 +1,134 @@
+"""`rllib check-env`, and the same before training: findings, sentences, exit codes, time."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from rllib_efficientzero.cli.main import app
+from tests import malformed_envs
+
+
+def check(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["check-env", *arguments])
+
+
+def before_training(directory: pathlib.Path, env: str, config: str = "{}") -> Result:
+    file = directory / "x.yaml"
+    file.write_text(f"x:\n  run: EfficientZero\n  env: {env}\n  stop: {{training_iteration: 1}}\n  config: {config}\n")
+    return CliRunner().invoke(app, ["train", "file", str(file), "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["CartPole-v1"], ("vectors of 4; 2 actions", "rewards  1; returns")),
+        (["FrozenLake-v1", "--env-config", '{"is_slippery": false}'], ("vectors of 16; 4 actions",)),
+        (["Taxi-v3", "--support-size", "100"], ("vectors of 500; 6 actions",)),
+        (["Blackjack-v1", "--import", "json"], ("vectors of 45; 2 actions", "-1 to 1")),
+        (["tests.malformed_envs.Walk"], ("vectors of 2; 3 actions",)),
+    ],
+)
+def test_what_is_in_order_gets_its_description_and_0(arguments: list[str], words: tuple[str, ...]) -> None:
+    result = check(*arguments, "--seconds", "0.2")
+    assert result.exit_code == 0, result.output
+    for word in (*words, "steps/s", "fine: nothing to be said against it"):
+        assert word in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("NanReward", "error", "the reward is nan in step 1 of an episode: return a finite number for every step."),
+        ("TextObservations", "error", "cannot read observations of Text(1, 5, charset="),
+        ("RaisesWhenMade", "error", "cannot be made: FileNotFoundError: no such level: 7: make it by hand first."),
+        ("Unseeded", "warning", "draw from self.np_random only."),
+        ("LimitAsTermination", "warning", "return truncated=True instead"),
+    ],
+)
+def test_findings_are_sentences_and_1(name: str, kind: str, words: str) -> None:
+    result = check(f"tests.malformed_envs.{name}", "--seconds", "0.2")
+    assert result.exit_code == 1, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{kind}: ")
+    assert words in line
+    assert result.stdout.splitlines()[-1] == "1 finding"
+
+
+def test_rewards_are_compared_with_the_support_that_is_given() -> None:
+    assert check("CartPole-v1", "--support-size", "2", "--seconds", "0.1").exit_code == 1
+    assert check("CartPole-v1", "--support-size", "30", "--seconds", "0.1").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["CartPol-v1"], "did you mean 'CartPole-v1'?"),
+        (["dmc/cartpole-swing"], "dmc/cartpole-swingup"),
+        (["nowhere.Env"], "cannot import 'nowhere'"),
+        (["tests.malformed_envs.Nothing"], "has no class 'Nothing'"),
+        (["CartPole-v1", "--env-config", "[1]"], "--env-config: must be a JSON object"),
+        (["CartPole-v1", "--import", "no_such_module"], "--import: cannot import 'no_such_module'"),
+        (["CartPole-v1", "--seconds", "0"], "0.1"),
+        ([], "Missing argument"),
+    ],
+)
+def test_wrong_input_is_2(arguments: list[str], words: str) -> None:
+    if arguments and "dmc" in arguments[0]:
+        pytest.importorskip("dm_control")
+    result = check(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+
+
+def test_ray_is_not_needed() -> None:
+    """Whose import alone would take longer than a check may."""
+    code = (
+        "import sys; from rllib_efficientzero.cli.main import app\n"
+        "try: app(['check-env', 'CartPole-v1', '--seconds', '0.1'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'ray', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+# --- Before training -------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_played_is_refused_before_training(tmp_path: pathlib.Path) -> None:
+    result = before_training(tmp_path, "tests.malformed_envs.NanReward")
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}/x.yaml:3: the environment ")
+    assert "cannot be trained on: the reward is nan in step 1" in line
+
+
+def test_what_the_run_is_told_to_live_with_is_only_warned_of(tmp_path: pathlib.Path) -> None:
+    result = before_training(tmp_path, "tests.malformed_envs.NanReward", "{on_bad_env_step: drop_episode}")
+    assert result.exit_code == 0, result.output
+    assert "warning: the environment" in result.stderr
+    result = before_training(tmp_path, "tests.malformed_envs.TextObservations", "{on_bad_env_step: drop_episode}")
+    assert result.exit_code == 2, result.output
+
+
+def test_warnings_are_given_before_training(tmp_path: pathlib.Path) -> None:
+    config = "{rl_module: {model_config: {support_size: 2}}}"
+    result = before_training(tmp_path, "CartPole-v1", config)
+    assert result.exit_code == 0, result.output
+    assert "more than the networks can express (8 with a support_size of 2)" in result.stderr
+    assert "warning" not in before_training(tmp_path, "CartPole-v1").stderr
+
+
+def test_every_malformed_environment_is_named_here() -> None:
+    """So that the list of mistakes and what is tested of them stay together."""
+    from tests.unit.env.test_diagnosis import ERRORS, WARNINGS
+
+    classes = {name for name, value in vars(malformed_envs).items() if isinstance(value, type)}
+    own = {name for name in classes if getattr(malformed_envs, name).__module__ == malformed_envs.__name__}
+    assert own - {"Walk"} == ERRORS.keys() | WARNINGS.keys()
