@@ -5,7 +5,7 @@
     >>> config.build_algo().train()  # doctest: +SKIP
 
 The names below are imported when first used, because importing Ray takes seconds that `rllib --help` need not spend.
-Using any of them registers "EfficientZero" with Ray Tune.
+Using the first two registers "EfficientZero" with Ray Tune.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rllib_efficientzero.efficientzero import EfficientZero
     from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
+    from rllib_efficientzero.models.catalog import Networks
 
 __version__ = "0.1.0"
-__all__ = ["EfficientZero", "EfficientZeroConfig", "__version__"]
+__all__ = ["EfficientZero", "EfficientZeroConfig", "Networks", "__version__"]
 
 _HOMES = {
     "EfficientZero": "rllib_efficientzero.efficientzero",
     "EfficientZeroConfig": "rllib_efficientzero.efficientzero_config",
+    "Networks": "rllib_efficientzero.models.catalog",
 }
 
 

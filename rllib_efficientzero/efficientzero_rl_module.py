@@ -67,7 +67,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         self.network: EfficientZeroNetwork = build_network(stacked_shape, self.num_actions, model_config)
         self.consistency: ConsistencyHeads | None = None
         if settings["use_consistency"]:
-            self.consistency = build_consistency_heads(stacked_shape, model_config)
+            self.consistency = build_consistency_heads(self.network.latent_shape, model_config)
         self.target_network: EfficientZeroNetwork | None = None
         self._inference_networks: dict[str, InferenceNetwork] = {}
         # A buffer, so that acting knows how far training is wherever weights travel: EnvRunners, checkpoints, Serve.

@@ -18,13 +18,15 @@ import torch
 from rllib_efficientzero.checkpoint.manifest import CheckpointError
 from rllib_efficientzero.checkpoint.policy_files import PolicyFiles, read_description, read_weights
 from rllib_efficientzero.checkpoint.spaces import space_from_json
-from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult
-from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, build_network, observation_planes
+from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, prior_alone
+from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, Networks, build_network, observation_planes
+from rllib_efficientzero.models.catalog import path_of
 from rllib_efficientzero.models.inference import InferenceNetwork
 
 MAX_SIZE = 1 << 20
 """Widest layer, and most simulations, that a policy file may ask for."""
 MAX_LAYERS = 32
+MAX_SEARCHERS = 4
 OBSERVATIONS = "observations"
 
 
@@ -44,7 +46,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         self._inference = InferenceNetwork(self.network, mixed_precision=self.mixed_precision)
-        self._searcher = Searcher(self.search_config)
+        self._searchers: dict[int, Searcher] = {}
+        self._searcher = self._searcher_of(self.search_config.num_simulations)
 
     @property
     def device(self) -> torch.device:
@@ -59,8 +62,9 @@ class Policy:
         rng: np.random.Generator | None = None,
         explore: bool = False,
         temperature: float = 0.0,
+        num_simulations: int | None = None,
     ) -> SearchResult:
-        """Searches from B observations.
+        """Searches from B observations. One thread at a time: the search's memory is reused.
 
         Args:
             frames: `[B, S, H, W, C]` or `[B, S, D]`, stacked raw observations, oldest first.
@@ -68,30 +72,60 @@ class Policy:
             rng: breaks ties and draws noise; None: a fixed seed, so that equal calls act alike.
             explore: add noise at the roots.
             temperature: of the sampled action; 0 takes the best.
+            num_simulations: in place of the trained policy's own; 0 acts by the policy head alone, without a search.
         """
         planes = observation_planes(torch.as_tensor(frames, device=self.device))
+        root = self._inference.initial_inference(planes)
+        if num_simulations == 0:
+            return prior_alone(self._inference, root, legal_actions)
+        wanted = self.search_config.num_simulations if num_simulations is None else num_simulations
+        self._searcher = self._searcher_of(wanted)
         return self._searcher.search(
             self._inference,
-            self._inference.initial_inference(planes),
+            root,
             legal_actions=legal_actions,
             rng=np.random.default_rng(0) if rng is None else rng,
             explore=explore,
             temperature=temperature,
         )
 
+    def node_table(self, row: int = 0) -> dict[str, np.ndarray]:
+        """The tree of one observation of the last search: `parent`, `action`, `depth`, `visits`, `value`, `reward` and
+        `prior` `[N + 1]` of its nodes, the root first."""
+        return self._searcher.node_table(row)
 
-def load_policy(path: str | pathlib.Path, *, device: str | torch.device = "cpu") -> Policy:
+    def _searcher_of(self, num_simulations: int) -> Searcher:
+        """Each number of simulations has memory of its own; that of few is kept."""
+        searcher = self._searchers.pop(num_simulations, None)
+        if searcher is None:
+            searcher = Searcher(dataclasses.replace(self.search_config, num_simulations=num_simulations))
+            while len(self._searchers) >= MAX_SEARCHERS:
+                del self._searchers[next(iter(self._searchers))]
+        self._searchers[num_simulations] = searcher
+        return searcher
+
+
+def load_policy(
+    path: str | pathlib.Path, *, device: str | torch.device = "cpu", networks: type[Networks] | None = None
+) -> Policy:
     """The policy of a checkpoint, or of a directory with `policy.json` and `policy.safetensors`.
 
-    The files need not be trusted.
+    The files need not be trusted; nothing is imported because they say so.
+
+    Args:
+        path: of the checkpoint or directory.
+        device: where the network goes.
+        networks: the class of custom networks, if the policy was trained with any.
 
     Raises:
-        CheckpointError: a file is missing, damaged, from a later format, or does not describe a policy.
+        CheckpointError: custom networks are needed and not given, or others than the given; or a file is missing, damaged, from a later format, or does not describe a policy.
     """
     files = read_description(pathlib.Path(path))
     try:
-        network = _network_without_memory(files)
+        network = _network_without_memory(files, networks)
         search_config = _search_config(files.content["search"])
+    except CheckpointError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{files.path} does not describe a policy: {error!r}.") from error
     weights = read_weights(files, network.state_dict())
@@ -113,18 +147,28 @@ def load_policy(path: str | pathlib.Path, *, device: str | torch.device = "cpu")
     )
 
 
-def _network_without_memory(files: PolicyFiles) -> EfficientZeroNetwork:
+def _check_networks(files: PolicyFiles, networks: type[Networks] | None) -> None:
+    needed = files.content["model"].get("networks")
+    given = None if networks is None else path_of(networks)
+    if given != needed:
+        cure = "give none" if needed is None else "give that class as load_policy(path, networks=...)"
+        raise CheckpointError(
+            f"{files.path} is a policy with networks of {needed or 'this package'!s:.200}, and {given} were given: {cure}."
+        )
+
+
+def _network_without_memory(files: PolicyFiles, networks: type[Networks] | None) -> EfficientZeroNetwork:
     """The network on torch's meta device: names and shapes only, however large the file says that they are."""
     described = files.content["observation_space"]
     if described["type"] == "Dict":
         described = described["spaces"][OBSERVATIONS]
     shape = tuple(_limited(size, 1 << 27) for size in described["shape"])
     num_actions = _limited(files.content["action_space"]["n"], MAX_SIZE)
-    sizes = files.content["model"]
-    config = ModelConfig.from_dict(sizes)
+    _check_networks(files, networks)
+    config = ModelConfig.from_dict(files.content["model"] | ({"networks": networks} if networks else {}))
     for name, value in dataclasses.asdict(config).items():
         for size in value if isinstance(value, tuple) else (value,):
-            if not isinstance(size, str):
+            if name not in ("action_encoding", "networks"):
                 _limited(size, MAX_LAYERS if name == "num_blocks" else MAX_SIZE)
         if isinstance(value, tuple):
             _limited(max(1, len(value)), MAX_LAYERS)

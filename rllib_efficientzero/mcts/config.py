@@ -31,5 +31,13 @@ class SearchConfig:
     gumbel_c_scale: float = 0.1
     gumbel_min_q_range: float = 0.01
     """Floor of the range by which "gumbel" normalises Q values, as `value_delta_max` is in "puct"."""
+    num_sampled_actions: int = 16
+    """A, actions of a root where they are sampled; sequential halving starts with all of them."""
+    num_sampled_leaf_actions: int = 2
+    """Sampled actions of every other node."""
+    widened_action_share: float = 0.5
+    """Share of a root's sampled actions that come from a wider policy."""
+    widened_action_scale: float = 3.0
+    """Factor of its standard deviation, or temperature of a choice."""
     num_threads: int = 1
     """Threads of the tree (over roots); does not change results."""

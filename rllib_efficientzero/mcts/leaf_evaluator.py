@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rllib_efficientzero.mcts.node_actions import EnumeratedActions, NodeActions, SampledRoots
 from rllib_efficientzero.models.cuda_graphs import record
 from rllib_efficientzero.models.network import NetworkOutput
 
@@ -20,8 +21,9 @@ from rllib_efficientzero.models.network import NetworkOutput
 class Model(Protocol):
     """What a search needs: an `InferenceNetwork`, or an `EfficientZeroNetwork` in eval mode.
 
-    A model that says `is_capturable = True` is called once, to record a CUDA graph, and never again: its weights may
-    change in place only.
+    A model whose actions are sampled has the `distribution` of its policy head. A model that says
+    `is_capturable = True` is called once, to record a CUDA graph, and never again: its weights may change in place
+    only.
     """
 
     def initial_inference(self, planes: Tensor) -> NetworkOutput: ...
@@ -36,16 +38,26 @@ class LeafEvaluator:
     between.
     """
 
-    def __init__(self, model: Model, root: NetworkOutput, batch: int, num_simulations: int, horizon: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        root: NetworkOutput,
+        batch: int,
+        num_simulations: int,
+        horizon: int,
+        actions: NodeActions | None = None,
+    ) -> None:
         """Args:
         model: on the device of `root`.
         root: an output of the model, of any batch size: states will be like it in shape, precision and layout.
         batch: B.
         num_simulations: N.
         horizon: the LSTM's state starts anew below nodes whose depth is a multiple of it.
+        actions: what the nodes' actions stand for; None: enumerated ones.
         """
         self._model, self._batch = model, batch
-        num_slots, num_actions = num_simulations + 1, root.policy_logits.shape[1]
+        self._node_actions = actions or EnumeratedActions(root.policy_logits.shape[1])
+        num_slots, num_actions = num_simulations + 1, self._node_actions.num_actions
         device = root.latent.device
         self._latents = _StatePool(root.latent, num_slots, batch, by_rows=device.type != "cpu")
         self._reward_hiddens = _StatePool(root.reward_hidden, num_slots, batch, by_rows=device.type != "cpu")
@@ -71,9 +83,10 @@ class LeafEvaluator:
         recorded = record(lambda: self._evaluate(1)) if getattr(model, "is_capturable", False) else None
         self._replay = None if recorded is None else recorded[0]
 
-    def set_roots(self, latents: Tensor) -> None:
-        """Begin with `[B, ...]` latents."""
+    def set_roots(self, latents: Tensor, sampled: SampledRoots | None = None) -> None:
+        """Begin with `[B, ...]` latents and, where actions are sampled, those of the roots."""
         self._latents.slots[0].copy_(latents)
+        self._node_actions.set_roots(sampled)
 
     def launch(self, slot: int, parent_slot: np.ndarray, action: np.ndarray, depth: np.ndarray) -> None:
         """Start to evaluate the leaves of simulation `slot`, what `BatchedTree.select` returned."""
@@ -110,11 +123,14 @@ class LeafEvaluator:
         self._index.upload()
         parent, state_parent, leaf, action = self._device_index
         output = self._model.recurrent_inference(
-            self._latents.read(parent), self._reward_hiddens.read(state_parent), action
+            self._latents.read(parent),
+            self._reward_hiddens.read(state_parent),
+            self._node_actions.taken(parent, action),
         )
         self._latents.write(slot, leaf, output.latent)
         self._reward_hiddens.write(slot, leaf, output.reward_hidden)
-        torch.cat((output.value_prefix, output.value, output.policy_logits.flatten()), out=self._scalars.device)
+        logits = self._node_actions.open(leaf, output.policy_logits)
+        torch.cat((output.value_prefix, output.value, logits.flatten()), out=self._scalars.device)
         self._scalars.download()
 
 

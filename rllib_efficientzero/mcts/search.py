@@ -17,6 +17,15 @@ from rllib_efficientzero.mcts.actions import sample_action
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.extension import BatchedTree
 from rllib_efficientzero.mcts.leaf_evaluator import LeafEvaluator, Model
+from rllib_efficientzero.mcts.node_actions import (
+    EnumeratedActions,
+    NodeActions,
+    SampledActions,
+    SampledRoots,
+    chosen,
+    sample_roots,
+)
+from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.network import NetworkOutput
 
 
@@ -24,14 +33,15 @@ from rllib_efficientzero.models.network import NetworkOutput
 class SearchResult:
     """What a search found at its B roots (numpy)."""
 
-    action: np.ndarray  # [B] int64: to act with
+    action: np.ndarray  # to act with: [B] int64, or [B, D] of the space's dtype
     visit_counts: np.ndarray  # [B, A] int32
     policy: np.ndarray  # [B, A] float32: the policy target; sums to 1
     root_value: np.ndarray  # [B] float32
     qvalues: np.ndarray  # [B, A] float32
     network_value: np.ndarray  # [B] float32: the value head's own estimate of the root
-    prior: np.ndarray  # [B, A] float32: the policy head's probabilities at the root, without noise
+    prior: np.ndarray  # [B, A] float32: the policy head's probabilities at the root, without noise; of samples, 1 / A
     seconds: float
+    candidates: np.ndarray | None = None  # [B, A, D] float32: the sampled actions; None where all are enumerated
 
     def __len__(self) -> int:
         return len(self.action)
@@ -50,6 +60,41 @@ _ROOT_NOISE: dict[str, Callable[[np.random.Generator, tuple[int, int], SearchCon
     "puct": _puct_noise,
     "gumbel": _gumbel_noise,
 }
+
+
+def _enumerated_roots(
+    root: NetworkOutput,
+    legal_actions: np.ndarray | None,
+    config: SearchConfig,
+    rng: np.random.Generator,
+    *,
+    explore: bool,
+) -> dict[str, np.ndarray]:
+    """What `BatchedTree.reset` takes, where the actions of a root are all that there are."""
+    statistics = _on_host(root)
+    if legal_actions is not None:
+        statistics["legal_actions"] = np.ascontiguousarray(legal_actions, dtype=np.bool_)
+    if explore:
+        statistics |= _ROOT_NOISE[config.policy](rng, statistics["policy_logits"].shape, config)
+    return statistics
+
+
+def _sampled_roots(
+    root: NetworkOutput,
+    distribution: ActionDistribution,
+    config: SearchConfig,
+    rng: np.random.Generator,
+    *,
+    explore: bool,
+) -> tuple[dict[str, np.ndarray], SampledRoots]:
+    """The same for sampled actions, with these. Their prior is uniform, since they are the prior's samples; and drawing
+    them is noise enough for sequential halving."""
+    sampled = sample_roots(distribution, root.policy_logits, config, rng, explore=explore)
+    shape = (len(root.value), config.num_sampled_actions)
+    statistics = {"value": root.value.cpu().numpy(), "policy_logits": np.zeros(shape, np.float32)}
+    if explore and config.policy == "puct":
+        statistics |= _puct_noise(rng, shape, config)
+    return statistics, sampled
 
 
 def whole(batch: int) -> list[slice]:
@@ -77,10 +122,16 @@ class _Part:
     def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
         self.rows = rows
         size = rows.stop - rows.start
-        self.evaluator = LeafEvaluator(model, root, size, config.num_simulations, config.value_prefix_horizon)
+        actions: NodeActions = EnumeratedActions(root.policy_logits.shape[1])
+        considered = config.max_considered_actions
+        if (distribution := _distribution_of(model)) is not None:
+            actions = SampledActions(distribution, config, size, root.latent.device)
+            considered = config.num_sampled_actions
+        horizon = config.value_prefix_horizon
+        self.evaluator = LeafEvaluator(model, root, size, config.num_simulations, horizon, actions)
         self.tree = BatchedTree(
             size,
-            root.policy_logits.shape[1],
+            actions.num_actions,
             config.num_simulations,
             first_root=rows.start,
             discount=config.discount,
@@ -88,24 +139,34 @@ class _Part:
             pb_c_init=config.pb_c_init,
             pb_c_base=config.pb_c_base,
             value_delta_max=config.value_delta_max,
-            horizon=config.value_prefix_horizon,
+            horizon=horizon,
             first_visit=config.first_visit,
             tie_break=config.tie_break,
-            max_considered_actions=config.max_considered_actions,
+            max_considered_actions=considered,
             c_visit=config.gumbel_c_visit,
             c_scale=config.gumbel_c_scale,
             min_q_range=config.gumbel_min_q_range,
             num_threads=config.num_threads,
         )
 
-    def begin(self, latent: Tensor, statistics: dict[str, np.ndarray], *, noise_fraction: float, seed: int) -> None:
-        """New roots; `latent` `[B, ...]` and `statistics`, arrays `[B, ...]` for `BatchedTree.reset`, of the batch."""
+    def begin(
+        self,
+        latent: Tensor,
+        statistics: dict[str, np.ndarray],
+        sampled: SampledRoots | None,
+        *,
+        noise_fraction: float,
+        seed: int,
+    ) -> None:
+        """New roots; `latent` `[B, ...]`, `statistics`, arrays `[B, ...]` for `BatchedTree.reset`, and sampled actions,
+        of the batch."""
         if self.rows != slice(0, len(latent)):
             rows = np.minimum(np.arange(self.rows.start, self.rows.stop), len(latent) - 1)
             statistics = {name: array[rows] for name, array in statistics.items()}
-            latent = latent[torch.from_numpy(rows).to(latent.device)]
+            on_device = torch.from_numpy(rows).to(latent.device)
+            latent, sampled = latent[on_device], sampled and sampled.rows(on_device)
         self.tree.reset(**statistics, noise_fraction=noise_fraction, seed=seed)
-        self.evaluator.set_roots(latent)
+        self.evaluator.set_roots(latent, sampled)
 
     def select(self, slot: int) -> None:
         """Descend to the leaves of simulation `slot` and have them evaluated."""
@@ -129,6 +190,7 @@ class Searcher:
         self.config = config
         self._split = split
         self._parts: dict[tuple, list[_Part]] = {}
+        self._last: list[_Part] = []
 
     @torch.inference_mode()
     def search(
@@ -148,24 +210,36 @@ class Searcher:
             root: `model.initial_inference` of B observations.
             legal_actions: `[B, A]` bool; None means that all are legal.
             rng: the only source of randomness.
-            explore: add Dirichlet ("puct") or Gumbel ("gumbel") noise at the roots.
+            explore: add Dirichlet ("puct") or Gumbel ("gumbel") noise at the roots. Sampled actions are drawn anew
+                either way; otherwise the policy's likeliest is one of them.
             temperature: of `action` in "puct"; 0 takes the most visited. "gumbel" acts by its surviving candidate.
 
         Raises:
-            ValueError: a root has no legal action, or the model's outputs are not finite.
+            ValueError: a root has no legal action, legal actions are given though actions are sampled, or the model's
+                outputs are not finite.
         """
         started = time.perf_counter()
-        statistics = _on_host(root)
-        if legal_actions is not None:
-            statistics["legal_actions"] = np.ascontiguousarray(legal_actions, dtype=np.bool_)
-        if explore:
-            shape = statistics["policy_logits"].shape
-            statistics |= _ROOT_NOISE[self.config.policy](rng, shape, self.config)
+        distribution, sampled = _distribution_of(model), None
+        if distribution is None:
+            statistics = _enumerated_roots(root, legal_actions, self.config, rng, explore=explore)
+        elif legal_actions is None:
+            statistics, sampled = _sampled_roots(root, distribution, self.config, rng, explore=explore)
+        else:
+            raise ValueError("legal actions cannot be given where actions are sampled")
         parts, seed = self._parts_for(model, root), int(rng.integers(2**63))
         for part in parts:
-            part.begin(root.latent, statistics, noise_fraction=self.config.root_noise_fraction, seed=seed)
+            part.begin(root.latent, statistics, sampled, noise_fraction=self.config.root_noise_fraction, seed=seed)
         self._simulate(parts)
-        return self._result(parts, statistics, rng, temperature, started)
+        self._last = parts
+        result = self._result(parts, statistics, rng, temperature, started)
+        return result if distribution is None else _among(sampled, result, distribution)
+
+    def node_table(self, row: int) -> dict[str, np.ndarray]:
+        """The tree below root `row` of the last search, node by node; see `BatchedTree.node_table`."""
+        for part in self._last:
+            if part.rows.start <= row < part.rows.stop:
+                return part.tree.node_table(row - part.rows.start)
+        raise IndexError(f"there was no root {row} in the last search")
 
     def _simulate(self, parts: list[_Part]) -> None:
         """Every part selects, has its leaves evaluated and backs up, N times; parts wait for the device in turns."""
@@ -245,6 +319,41 @@ def search(
     return Searcher(config).search(
         model, root, legal_actions=legal_actions, rng=rng, explore=explore, temperature=temperature
     )
+
+
+def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | None = None) -> SearchResult:
+    """What acting without a search would be: the likeliest action of the policy head; nothing was visited."""
+    started = time.perf_counter()
+    statistics, candidates = _on_host(root), None
+    prior = _masked_softmax(statistics["policy_logits"], legal_actions)
+    action = prior.argmax(axis=1).astype(np.int64)
+    if (distribution := _distribution_of(model)) is not None:
+        no_noise = torch.zeros(len(action), 1, distribution.noise_size, device=root.policy_logits.device)
+        candidates = distribution.sample(root.policy_logits, no_noise, 1.0).cpu().numpy()
+        prior, action = np.ones_like(prior[:, :1]), candidates[:, 0].astype(distribution.dtype)
+    return SearchResult(
+        action=action,
+        visit_counts=np.zeros(prior.shape, np.int32),
+        policy=prior,
+        root_value=statistics["value"],
+        qvalues=np.zeros_like(prior),
+        network_value=statistics["value"],
+        prior=prior,
+        seconds=time.perf_counter() - started,
+        candidates=candidates,
+    )
+
+
+def _distribution_of(model: Model) -> ActionDistribution | None:
+    return getattr(model, "distribution", None)
+
+
+def _among(sampled: SampledRoots | None, result: SearchResult, distribution: ActionDistribution) -> SearchResult:
+    """A result with actions in the place of their numbers."""
+    assert sampled is not None
+    candidates = sampled.candidates.cpu().numpy()
+    action = chosen(candidates, result.action, distribution.dtype)
+    return dataclasses.replace(result, action=action, candidates=candidates)
 
 
 def _on_host(root: NetworkOutput) -> dict[str, np.ndarray]:

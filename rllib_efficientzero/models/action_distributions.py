@@ -20,8 +20,8 @@ from torch import Tensor
 class ActionDistribution(Protocol):
     """What networks, search and losses need of a family.
 
-    In the shapes below `...` stands for any axes, M for a number of actions, P for `policy_size`, D for `action_size`, Z
-    for `noise_size`, E for `encoded_size`.
+    In the shapes below `...` stands for any axes, M for a number of actions, P for `policy_size`, D for `action_size`,
+    Z for `noise_size`, E for `encoded_size`.
     """
 
     policy_size: int
@@ -67,8 +67,8 @@ class ActionDistribution(Protocol):
 class SquashedGaussian:
     """`[-1, 1]^D`: the tangens hyperbolicus of independent normal variables.
 
-    Of the 2 D parameters the first half are means, within +-5, the rest standard deviations of at least 0.1, both smooth
-    functions of what the head predicts; a head that predicts zeros has mean 0 and standard deviation 1.
+    Of the 2 D parameters the first half are means, within +-5, the rest standard deviations of at least 0.1, both
+    smooth functions of what the head predicts; a head that predicts zeros has mean 0 and standard deviation 1.
     """
 
     LARGEST_MEAN = 5.0

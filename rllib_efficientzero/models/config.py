@@ -36,6 +36,8 @@ class ModelConfig:
     """Width of the LSTM that predicts value prefixes."""
     support_size: int = 300
     """Scalars are categorical over -support_size..support_size of the compressed axis."""
+    networks: Any = None
+    """A subclass of `rllib_efficientzero.Networks`, or its dotted path: networks of your own."""
     projector_hidden: int = 1024
     projector_out: int = 1024
     predictor_hidden: int = 512
@@ -59,7 +61,7 @@ class ModelConfig:
         if encoding not in ACTION_ENCODINGS:
             raise ValueError(f"model_config['action_encoding'] must be one of {ACTION_ENCODINGS}, not {encoding!r}")
         for key, value in built.items():
-            if key == "action_encoding":
+            if key in ("action_encoding", "networks"):
                 continue
             takes_list = isinstance(defaults[key], tuple)
             sizes = value if takes_list and isinstance(value, tuple) else (value,)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rllib_efficientzero.models.action_distributions import Actions
 from rllib_efficientzero.models.layers import ResidualBlock, conv3x3, mlp
 
 
@@ -21,39 +24,50 @@ def one_hot_action(action: Tensor, num_actions: int) -> Tensor:
     return F.one_hot(action.long(), num_actions)
 
 
-_ENCODE: dict[str, Callable[[Tensor, int], Tensor]] = {"scaled": scaled_action, "one_hot": one_hot_action}
+class ActionEncoding(NamedTuple):
+    """How an action enters the dynamics."""
+
+    size: int  # E
+    encode: Callable[[Tensor], Tensor]  # actions [B] or [B, D] -> [B, E]
+
+
+def action_encoding(actions: Actions, kind: str) -> ActionEncoding:
+    """The encoding of enumerated actions by `kind`, "scaled" or "one_hot"; distributions have their own."""
+    if not isinstance(actions, int):
+        return ActionEncoding(actions.encoded_size, actions.encode)
+    if kind == "scaled":
+        return ActionEncoding(1, functools.partial(scaled_action, num_actions=actions))
+    return ActionEncoding(actions, functools.partial(one_hot_action, num_actions=actions))
 
 
 class ImageDynamics(nn.Module):
-    """`[B, C, h, w]` latent, `[B]` action -> `[B, C, h, w]` next latent; the action enters as constant planes."""
+    """`[B, C, h, w]` latent, actions -> `[B, C, h, w]` next latent; the action enters as constant planes."""
 
-    def __init__(self, channels: int, num_actions: int, num_blocks: int, action_encoding: str = "scaled") -> None:
+    def __init__(self, channels: int, encoding: ActionEncoding, num_blocks: int) -> None:
         super().__init__()
-        self.num_actions = num_actions
-        self.encode_action = _ENCODE[action_encoding]
-        num_planes = self.encode_action(torch.zeros(1, dtype=torch.int64), num_actions).shape[1]
-        self.conv = conv3x3(channels + num_planes, channels)
+        self.encode_action = encoding.encode
+        self.conv = conv3x3(channels + encoding.size, channels)
         self.norm = nn.BatchNorm2d(channels)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        encoded = self.encode_action(action, self.num_actions).to(latent.dtype)
+        encoded = self.encode_action(action).to(latent.dtype)
         planes = encoded[:, :, None, None].expand(-1, -1, *latent.shape[2:])
         x = self.norm(self.conv(torch.cat((latent, planes), dim=1)))
         return self.blocks(F.relu(x + latent))
 
 
 class VectorDynamics(nn.Module):
-    """`[B, D]` latent, `[B]` action -> `[B, D]` next latent; the action enters one-hot."""
+    """`[B, L]` latent, actions -> `[B, L]` next latent."""
 
-    def __init__(self, latent_size: int, num_actions: int, hidden: Sequence[int]) -> None:
+    def __init__(self, latent_size: int, encoding: ActionEncoding, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.num_actions = num_actions
-        self.layers = nn.Sequential(mlp(latent_size + num_actions, hidden, latent_size), nn.BatchNorm1d(latent_size))
+        self.encode_action = encoding.encode
+        self.layers = nn.Sequential(mlp(latent_size + encoding.size, hidden, latent_size), nn.BatchNorm1d(latent_size))
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        one_hot = one_hot_action(action, self.num_actions).to(latent.dtype)
-        return F.relu(self.layers(torch.cat((latent, one_hot), dim=1)) + latent)
+        encoded = self.encode_action(action).to(latent.dtype)
+        return F.relu(self.layers(torch.cat((latent, encoded), dim=1)) + latent)
 
 
 class ValuePrefixHead(nn.Module):

@@ -56,11 +56,19 @@ def foldable(network: nn.Module) -> dict[str, str]:
     """Names of the layers whose output goes to a normalisation and nowhere else, and of that normalisation.
 
     All networks of this package define their layers in the order in which they call them, so that a normalisation
-    belongs to the layer before it. One that follows anything but a convolution or a linear layer (an LSTM) stays.
+    belongs to the layer before it. One that follows anything but a convolution or a linear layer (an LSTM) stays, and
+    so does one in a user's module, whose order may be any.
     """
     leaves = [(name, module) for name, module in network.named_modules() if not any(module.children())]
     return {
         layer_name: norm_name
         for (layer_name, layer), (norm_name, norm) in itertools.pairwise(leaves)
         if isinstance(norm, NORMALISATIONS) and isinstance(layer, nn.Conv2d | nn.Linear)
+        if _calls_in_order(network, layer_name) and _calls_in_order(network, norm_name)
     }
+
+
+def _calls_in_order(network: nn.Module, name: str) -> bool:
+    """Whether what holds a layer is known to call its layers in the order in which it defines them."""
+    holder = type(network.get_submodule(name.rpartition(".")[0]))
+    return holder is nn.Sequential or holder.__module__.startswith(f"{__package__}.")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.folding import FoldedCopy
 from rllib_efficientzero.models.network import EfficientZeroNetwork, NetworkOutput
@@ -75,6 +76,11 @@ class InferenceNetwork:
     def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput:
         """As `EfficientZeroNetwork.recurrent_inference`, with the weights of the last evaluation of observations."""
         return NetworkOutput(*self._call("recurrent_inference", latent, reward_hidden, action))
+
+    @property
+    def distribution(self) -> ActionDistribution | None:
+        """That of the network's policy head."""
+        return self.network.distribution
 
     @property
     def is_capturable(self) -> bool:

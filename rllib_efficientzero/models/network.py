@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.dynamics import ValuePrefixHead
 from rllib_efficientzero.models.prediction import Prediction
 from rllib_efficientzero.models.scalar_transform import categorical_to_scalar
@@ -19,7 +20,7 @@ class NetworkOutput(NamedTuple):
     reward_hidden: Tensor  # [B, 2 * lstm_hidden]
     value: Tensor  # [B] float32, reward units
     value_prefix: Tensor  # [B] float32, undiscounted sum of rewards since the LSTM's last reset
-    policy_logits: Tensor  # [B, A] float32
+    policy_logits: Tensor  # [B, A] float32; where actions are sampled, the parameters of their distribution [B, P]
 
 
 class EfficientZeroNetwork(nn.Module):
@@ -37,12 +38,18 @@ class EfficientZeroNetwork(nn.Module):
         dynamics: nn.Module,
         value_prefix: ValuePrefixHead,
         prediction: Prediction,
+        latent_shape: tuple[int, ...],
+        distribution: ActionDistribution | None = None,
     ) -> None:
         super().__init__()
         self.representation = representation
         self.dynamics = dynamics
         self.value_prefix = value_prefix
         self.prediction = prediction
+        self.latent_shape = latent_shape
+        """`(C, h, w)` or `(D,)`"""
+        self.distribution = distribution
+        """what the policy head predicts the parameters of; None: it predicts logits of enumerated actions"""
 
     # --- The parts, for the learner ----------------------------------------------------------------------------------
 
@@ -51,7 +58,7 @@ class EfficientZeroNetwork(nn.Module):
         return self.representation(planes)
 
     def step(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """g: latent, LSTM state `[B, 2H]`, action `[B]` -> next latent, next LSTM state."""
+        """g: latent, LSTM state `[B, 2H]`, action `[B]` or `[B, D]` -> next latent, next LSTM state."""
         next_latent = self.dynamics(latent, action)
         return next_latent, self.value_prefix.advance(next_latent, reward_hidden)
 
@@ -60,7 +67,7 @@ class EfficientZeroNetwork(nn.Module):
         return self.value_prefix.read(reward_hidden)
 
     def predict(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """f: latent -> `[B, A]` policy logits, `[B, support]` value logits."""
+        """f: latent -> `[B, A]` policy logits (see `NetworkOutput`), `[B, support]` value logits."""
         return self.prediction(latent)
 
     def initial_reward_hidden(self, latent: Tensor) -> Tensor:

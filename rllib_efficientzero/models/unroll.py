@@ -14,7 +14,7 @@ from rllib_efficientzero.models.network import EfficientZeroNetwork
 class Unrolled(NamedTuple):
     """Predictions for B positions and K imagined steps."""
 
-    policy_logits: Tensor  # [B, K+1, A]
+    policy_logits: Tensor  # [B, K+1, A], or [B, K+1, P] parameters of the distribution that actions are drawn from
     value_logits: Tensor  # [B, K+1, support]
     value_prefix_logits: Tensor  # [B, K, support]
     projection: Tensor | None  # [B, K, P], predictor(projector(imagined latent))
@@ -35,7 +35,7 @@ def unroll(
     Args:
         network: in train mode.
         root_planes: network input at the sampled positions, B of them.
-        actions: `[B, K]`.
+        actions: `[B, K]`, or `[B, K, D]` action vectors.
         consistency: heads of the consistency loss; None leaves its projections out.
         target_planes: network input of the K observations that followed, `[B, K, ...]`; used with `consistency` only.
         value_prefix_horizon: steps after which the LSTM's state is reset.

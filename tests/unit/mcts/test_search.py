@@ -35,9 +35,11 @@ def run(model: Any, planes: Tensor, *, seed: int = 0, explore: bool = False, **s
 def assert_same(first: SearchResult, second: SearchResult, rows: Any = slice(None)) -> None:
     """Equal in everything but the time; `second` holds the given rows of `first`."""
     for field in dataclasses.fields(SearchResult):
-        if field.name != "seconds":
-            expected, found = getattr(first, field.name)[rows], getattr(second, field.name)
-            np.testing.assert_array_equal(expected, found, err_msg=field.name)
+        expected, found = getattr(first, field.name), getattr(second, field.name)
+        if expected is None:
+            assert found is None
+        elif field.name != "seconds":
+            np.testing.assert_array_equal(expected[rows], found, err_msg=field.name)
 
 
 # --- It finds what is best -------------------------------------------------------------------------------------------
@@ -329,9 +331,8 @@ def test_results_do_not_change_with_the_next_search() -> None:
     model, searcher = random_process(0), Searcher(SearchConfig(num_simulations=10))
     root = model.initial_inference(STATES)
     first = searcher.search(model, root, rng=np.random.default_rng(0), explore=True)
-    copy = dataclasses.replace(
-        first, **{f.name: np.array(getattr(first, f.name)) for f in dataclasses.fields(first) if f.name != "seconds"}
-    )
+    arrays = {name: value for name, value in vars(first).items() if isinstance(value, np.ndarray)}
+    copy = dataclasses.replace(first, **{name: value.copy() for name, value in arrays.items()})
     searcher.search(model, model.initial_inference(STATES.flip(0)), rng=np.random.default_rng(1), explore=True)
     assert_same(copy, first)
 

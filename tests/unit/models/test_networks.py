@@ -14,7 +14,7 @@ from rllib_efficientzero.models import (
     observation_planes,
 )
 from rllib_efficientzero.models.catalog import num_halvings
-from rllib_efficientzero.models.dynamics import ImageDynamics, ValuePrefixHead, VectorDynamics
+from rllib_efficientzero.models.dynamics import ImageDynamics, ValuePrefixHead, VectorDynamics, action_encoding
 
 ATARI = (4, 96, 96, 3)
 SMALL = ModelConfig(
@@ -51,12 +51,14 @@ def randomise(module: nn.Module) -> None:
 
 @pytest.mark.parametrize(("num_actions", "total"), [(4, 8_350_246), (6, 8_350_312), (18, 8_350_708)])
 def test_parameters_in_all(num_actions: int, total: int) -> None:
-    network, heads = build_network(ATARI, num_actions, ModelConfig()), build_consistency_heads(ATARI, ModelConfig())
+    network = build_network(ATARI, num_actions, ModelConfig())
+    heads = build_consistency_heads(network.latent_shape, ModelConfig())
     assert count(network) + count(heads) == total
 
 
 def test_parameters_of_each_part() -> None:
-    network, heads = build_network(ATARI, 18, ModelConfig()), build_consistency_heads(ATARI, ModelConfig())
+    network = build_network(ATARI, 18, ModelConfig())
+    heads = build_consistency_heads(network.latent_shape, ModelConfig())
     assert count(network.representation) == 318_016
     assert count(network.dynamics) == 37_568 + 73_984
     prefix = network.value_prefix
@@ -139,26 +141,34 @@ def test_every_image_size_has_a_latent_of_about_six_cells(side: int) -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "latent"),
-    [(8, 8, (8, 8)), (9, 13, (5, 7)), (24, 24, (6, 6)), (42, 42, (6, 6)), (64, 48, (8, 6)), (84, 84, (6, 6))],
+    [
+        (8, 8, (8, 8)),
+        (9, 13, (5, 7)),
+        (24, 24, (6, 6)),
+        (64, 48, (8, 6)),
+        (84, 84, (6, 6)),
+        (210, 160, (7, 5)),
+        (8, 200, (1, 7)),
+    ],
 )
 def test_latent_grids_and_their_heads_fit(height: int, width: int, latent: tuple[int, int]) -> None:
     network = small((1, height, width, 2))
     root = network.initial_inference(torch.rand(2, 2, height, width))
     assert root.latent.shape == (2, 8, *latent)
     network.recurrent_inference(root.latent, root.reward_hidden, torch.zeros(2, dtype=torch.int64))
-    heads = build_consistency_heads((1, height, width, 2), SMALL).eval()
+    heads = build_consistency_heads(network.latent_shape, SMALL).eval()
     assert heads.predict(root.latent).shape == heads.project(root.latent).shape == (2, 16)
 
 
-def test_images_larger_than_the_papers_are_halved_four_times() -> None:
-    assert num_halvings(210, 160, 6) == 4
+def test_larger_images_are_halved_more_often_than_the_papers() -> None:
+    assert [num_halvings(side, side, 6) for side in (96, 210, 400, 1000)] == [4, 5, 6, 7]
 
 
 # --- Dynamics --------------------------------------------------------------------------------------------------------
 
 
 def test_the_action_enters_images_as_one_plane_of_a_over_num_actions() -> None:
-    dynamics = ImageDynamics(channels=4, num_actions=6, num_blocks=1).eval()
+    dynamics = ImageDynamics(4, action_encoding(6, "scaled"), num_blocks=1).eval()
     seen: list[Tensor] = []
     dynamics.conv.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     latent = torch.rand(3, 4, 5, 7)
@@ -170,7 +180,7 @@ def test_the_action_enters_images_as_one_plane_of_a_over_num_actions() -> None:
 
 
 def test_image_dynamics_adds_the_latent_before_its_blocks() -> None:
-    dynamics = ImageDynamics(channels=4, num_actions=2, num_blocks=1).eval()
+    dynamics = ImageDynamics(4, action_encoding(2, "scaled"), num_blocks=1).eval()
     nn.init.zeros_(dynamics.conv.weight)
     latent = torch.rand(2, 4, 3, 3)
     expected = dynamics.blocks(latent)
@@ -178,7 +188,7 @@ def test_image_dynamics_adds_the_latent_before_its_blocks() -> None:
 
 
 def test_the_action_enters_vectors_one_hot() -> None:
-    dynamics = VectorDynamics(latent_size=4, num_actions=3, hidden=(5,)).eval()
+    dynamics = VectorDynamics(4, action_encoding(3, "one_hot"), hidden=(5,)).eval()
     seen: list[Tensor] = []
     dynamics.layers.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     latent = torch.rand(2, 4)
@@ -229,8 +239,6 @@ def test_every_parameter_is_reached_by_some_output() -> None:
 def test_other_observations_are_refused_in_a_sentence(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="images are"):
         build_network(shape, 3, ModelConfig())
-    with pytest.raises(ValueError, match="images are"):
-        build_consistency_heads(shape, ModelConfig())
 
 
 @pytest.mark.parametrize(
@@ -262,7 +270,7 @@ def test_sizes_from_yaml() -> None:
 
 
 def test_one_hot_actions_enter_as_one_plane_each() -> None:
-    dynamics = ImageDynamics(channels=4, num_actions=3, num_blocks=1, action_encoding="one_hot").eval()
+    dynamics = ImageDynamics(4, action_encoding(3, "one_hot"), num_blocks=1).eval()
     seen: list[torch.Tensor] = []
     dynamics.conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     dynamics(torch.zeros(3, 4, 2, 2), torch.tensor([0, 1, 2]))
