@@ -44,6 +44,7 @@ from rllib_efficientzero.checkpoint.manifest import (
 from rllib_efficientzero.checkpoint.policy_files import POLICY_DIR, read_description, write_policy
 from rllib_efficientzero.checkpoint.spaces import space_to_json
 from rllib_efficientzero.models import ModelConfig
+from rllib_efficientzero.models.catalog import path_of
 from rllib_efficientzero.replay import storage
 
 logger = logging.getLogger(__name__)
@@ -249,6 +250,8 @@ def _learned_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 def _model_sizes(config: Any) -> dict[str, Any]:
     """As they look when read from JSON."""
     sizes = dataclasses.asdict(ModelConfig.from_dict(config.network_sizes()))
+    if (networks := sizes.pop("networks")) is not None:
+        sizes["networks"] = path_of(networks)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in sizes.items()}
 
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rllib_efficientzero.models import ModelConfig
+from rllib_efficientzero.models.catalog import networks_class
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "search": ("puct", "gumbel"),
     "value_target": ("network", "root", "mixed"),
     "first_visit": ("uniform", "prior"),
+    "action_representation": ("auto", "enumerated", "sampled"),
     "on_bad_env_step": ("raise", "drop_episode"),
     # The learner clips by nothing else.
     "grad_clip_by": ("global_norm",),
@@ -30,6 +32,8 @@ SMALLEST = {
     "search_batch_size": 1,
     "num_search_threads": 1,
     "max_considered_actions": 1,
+    "num_sampled_actions": 1,
+    "num_sampled_leaf_actions": 1,
     "target_network_update_freq": 1,
     "self_play_update_freq": 1,
     "max_consecutive_non_finite_updates": 1,
@@ -49,6 +53,9 @@ RANGES = {
     "reanalyze_ratio": (0.0, 1.0),
     "root_noise_fraction": (0.0, 1.0),
     "dirichlet_alpha": (1e-6, math.inf),
+    "widened_action_share": (0.0, 1.0),
+    "widened_action_scale": (1.0, math.inf),
+    "entropy_loss_coeff": (0.0, math.inf),
     "off_policy_tau": (1e-6, math.inf),
     "replay_ratio": (0.0, math.inf),
     "consistency_loss_coeff": (0.0, math.inf),
@@ -99,7 +106,7 @@ def problems(config: Any) -> Iterator[str]:
             f"not {config.temperature_schedule!r}."
         )
     try:
-        ModelConfig.from_dict(config.network_sizes())
+        networks_class(ModelConfig.from_dict(config.network_sizes()).networks)
     except ValueError as error:
         yield f"{error}."
     yield from _combination_problems(config)

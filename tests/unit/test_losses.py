@@ -337,7 +337,7 @@ def consistency_setup(seed: int = 0, batch: int = 16, steps: int = 3) -> dict[st
         "network": build_network((1, 2), ACTIONS, SIZES).train(),
         "root_planes": torch.cat((angles.cos(), angles.sin()), dim=1),
         "actions": actions,
-        "consistency": build_consistency_heads((1, 2), SIZES).train(),
+        "consistency": build_consistency_heads((SIZES.latent_size,), SIZES).train(),
         "target_planes": planes,
         "value_prefix_horizon": 5,
     }
