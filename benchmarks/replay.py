@@ -160,7 +160,7 @@ def benchmark_priorities(num_positions: int, repeats: int = 30) -> dict[str, Any
     return {
         "positions": len(replay),
         "update_priorities_ms": timed_ms(lambda: replay.update_priorities(*next(batches)), repeats),
-        "draw_ms": timed_ms(lambda: replay._draw_slots(BATCH), repeats),
+        "draw_ms": timed_ms(lambda: replay._priorities.draw(BATCH, replay._rng), repeats),
         "sample_vectors_ms": timed_ms(lambda: replay.sample(BATCH, beta=1.0), repeats),
         "max_priority_ms": timed_ms(replay._max_priority, repeats),
     }

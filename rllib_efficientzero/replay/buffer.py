@@ -15,17 +15,14 @@ from rllib_efficientzero import metrics
 from rllib_efficientzero.replay import segments, storage
 from rllib_efficientzero.replay.episode import POSITIONS, Chunk, StoredEpisode, read_chunk
 from rllib_efficientzero.replay.frame_codec import FrameCodec
+from rllib_efficientzero.replay.priorities import Priorities
 from rllib_efficientzero.replay.storage import ReplayLoadError
-from rllib_efficientzero.replay.sum_tree import SumTree
 from rllib_efficientzero.replay.windows import Windows, WindowShape, gather_windows
 
 logger = logging.getLogger(__name__)
 
 MAX_DECODING_THREADS = 8
 """Beyond these, writing the frames is limited by memory."""
-
-MIN_PRIORITY = 1e-8
-"""Smaller priorities count as this, so that no position becomes unreachable for ever."""
 
 
 class PrioritizedReplay:
@@ -90,8 +87,7 @@ class PrioritizedReplay:
         # Position p lives in slot p % capacity. Zeros cost no memory until they are written.
         self._episode_of_slot = np.zeros(self.capacity, np.int64)
         self._time_of_slot = np.zeros(self.capacity, np.int64)
-        self._priorities = np.zeros(self.capacity)
-        self._tree = SumTree(self.capacity)
+        self._priorities = Priorities(self.capacity, exponent=self.priority_exponent)
         self._segment_files = segments.SegmentFiles()
 
     def __len__(self) -> int:
@@ -156,7 +152,7 @@ class PrioritizedReplay:
             slots = self._append_positions(count)
             self._episode_of_slot[slots] = number
             self._time_of_slot[slots] = np.arange(time + start, time + start + count)
-            self._set_priorities(slots, np.full(count, priority))
+            self._priorities.set(slots, np.full(count, priority))
 
     def _episode_for(self, chunk: Chunk) -> tuple[int, StoredEpisode]:
         """The stored episode that `chunk` continues, or a new one."""
@@ -217,9 +213,8 @@ class PrioritizedReplay:
                 f"Cannot sample a batch of {batch_size} different positions from a replay that holds {len(self)}."
             )
         self._beta = beta
-        slots = self._draw_slots(batch_size)
-        probabilities = self._tree.get(slots) / self._tree.total
-        weights = (len(self) * probabilities) ** -beta
+        slots = self._priorities.draw(batch_size, self._rng)
+        weights = (len(self) * self._priorities.probabilities(slots)) ** -beta
         numbers, times = self._episode_of_slot[slots].tolist(), self._time_of_slot[slots].tolist()
         return gather_windows(
             [(self._episodes[number], time) for number, time in zip(numbers, times, strict=True)],
@@ -231,25 +226,6 @@ class PrioritizedReplay:
             num_threads=min(torch.get_num_threads(), MAX_DECODING_THREADS),
             pin_memory=self.pin_memory,
         )
-
-    def _draw_slots(self, count: int) -> npt.NDArray[np.int64]:
-        """`count` different slots. Drawing from what is left equals drawing again until something new comes, and ends
-        soon however unequal the priorities are."""
-        drawn = np.empty(0, np.int64)
-        drawn_values = np.empty(0)
-        try:
-            while True:
-                prefix_sums = self._rng.random(count - len(drawn)) * self._tree.total
-                found = self._tree.find(prefix_sums)
-                _, first_occurrences = np.unique(found, return_index=True)
-                found = found[np.sort(first_occurrences)]
-                if len(drawn) + len(found) == count:
-                    return np.append(drawn, found)
-                drawn_values = np.append(drawn_values, self._tree.get(found))
-                drawn = np.append(drawn, found)
-                self._tree.set(found, np.zeros(len(found)))
-        finally:
-            self._tree.set(drawn, drawn_values)
 
     # --- priorities --------------------------------------------------------------------------------------------------
 
@@ -276,15 +252,11 @@ class PrioritizedReplay:
         if len(position_ids) > 0 and (position_ids.min() < 0 or position_ids.max() >= self._num_added):
             raise ValueError(f"Position ids must lie in [0, {self._num_added}), got {position_ids}.")
         live = position_ids >= self._first_position
-        self._set_priorities(position_ids[live] % self.capacity, values[live])
-
-    def _set_priorities(self, slots: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
-        self._priorities[slots] = np.maximum(priorities, MIN_PRIORITY)
-        self._tree.set(slots, self._priorities[slots] ** self.priority_exponent)
+        self._priorities.set(position_ids[live] % self.capacity, values[live])
 
     def _used_priorities(self) -> npt.NDArray[np.float64]:
         """Priorities of all slots used so far; 0 where none is live."""
-        return self._priorities[: min(self._num_added, self.capacity)]
+        return self._priorities.first(min(self._num_added, self.capacity))
 
     def _max_priority(self) -> float:
         # A pass over the buffer (0.5 ms at a million) per chunk is cheaper than a max tree kept at every update.
@@ -339,7 +311,7 @@ class PrioritizedReplay:
             "t_started": np.array([episode.t_started for episode in episodes], np.int64),
             "terminated": np.array([episode.terminated for episode in episodes], np.bool_),
             "truncated": np.array([episode.truncated for episode in episodes], np.bool_),
-            "priorities": self._priorities[np.arange(self._first_position, self._num_added) % self.capacity],
+            "priorities": self._priorities.get(np.arange(self._first_position, self._num_added) % self.capacity),
         }
         files = dict([storage.write_arrays(directory, "state", state)])
         previous = None if previous is None else Path(previous)
@@ -388,7 +360,7 @@ class PrioritizedReplay:
         new._segment_files.adopt(manifest)
         new._ongoing = {id_: number for id_, number in manifest["ongoing"].items() if number in new._episodes}
         live = np.arange(new._first_position, new._num_added)
-        new._set_priorities(live % self.capacity, state["priorities"][len(state["priorities"]) - len(live) :])
+        new._priorities.set(live % self.capacity, state["priorities"][len(state["priorities"]) - len(live) :])
         return new
 
     def _index_episodes(self) -> None:

@@ -20,7 +20,7 @@ def replay_of(length: int, **kwargs: object) -> PrioritizedReplay:
 
 
 def priorities_of(replay: PrioritizedReplay, position_ids: np.ndarray) -> np.ndarray:
-    return replay._priorities[np.asarray(position_ids) % replay.capacity]
+    return replay._priorities.get(np.asarray(position_ids) % replay.capacity)
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def test_frequencies_follow_priority_to_the_alpha() -> None:
     replay.update_priorities(np.arange(50), priorities)
     counts = np.zeros(50)
     for _ in range(20_000):  # batches of one: exactly the first draw's probabilities
-        counts[replay._draw_slots(1)] += 1
+        counts[replay._priorities.draw(1, replay._rng)] += 1
     expected = priorities**0.6 / (priorities**0.6).sum() * counts.sum()
     assert ((counts - expected) ** 2 / expected).sum() < 85.4  # chi-square, 49 degrees of freedom, p = 0.001
 
@@ -44,7 +44,7 @@ def test_batches_equal_successive_sampling_without_replacement() -> None:
     p = priorities**0.6 / (priorities**0.6).sum()
     pairs = np.zeros((4, 4))
     for _ in range(20_000):
-        first, second = replay._draw_slots(2)
+        first, second = replay._priorities.draw(2, replay._rng)
         pairs[first, second] += 1
     assert (np.diag(pairs) == 0).all()
     expected = p[:, None] * p[None, :] / (1 - p[:, None]) * 20_000
@@ -63,11 +63,11 @@ def test_alpha_zero_is_uniform_with_equal_weights() -> None:
 def test_a_batch_has_no_duplicates_however_unequal_the_priorities(spread: float) -> None:
     replay = replay_of(300)
     replay.update_priorities(np.arange(300), 10.0 ** np.random.default_rng(0).uniform(-spread, spread, size=300))
-    total = replay._tree.total
+    total = replay._priorities._tree.total
     for batch_size in (1, 100, 299, 300):
         windows = replay.sample(batch_size, beta=0.5)
         assert len(set(windows.position_ids)) == len(windows) == batch_size
-    assert replay._tree.total == total  # drawing leaves no trace
+    assert replay._priorities._tree.total == total  # drawing leaves no trace
 
 
 def test_weights_by_hand() -> None:

@@ -109,7 +109,9 @@ def test_a_smaller_buffer_keeps_the_newest(tmp_path: Path) -> None:
         assert len(loaded) == min(capacity, len(replay))
         ids = loaded.sample(len(loaded), beta=1.0).position_ids
         assert sorted(ids) == list(range(replay.num_added - len(loaded), replay.num_added))
-        np.testing.assert_array_equal(loaded._priorities[ids % capacity], replay._priorities[ids % replay.capacity])
+        np.testing.assert_array_equal(
+            loaded._priorities.get(ids % capacity), replay._priorities.get(ids % replay.capacity)
+        )
 
 
 def test_full_segments_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
