@@ -22,7 +22,7 @@ train: $(VENV)/$(TRAIN)
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not long" $(ARGS)
 
-test-long: $(VENV)/.test
+test-long: $(VENV)/.test-long
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 # Every fault the tests can provoke, the long ones too; what they measured is kept.
@@ -41,9 +41,10 @@ bench: $(VENV)/.bench
 $(VENV)/.train: EXTRAS := atari
 $(VENV)/.train-dmc: EXTRAS := atari,dmc
 $(VENV)/.test: EXTRAS := atari,dmc,test
+$(VENV)/.test-long: EXTRAS := atari,dmc,test,test-long
 $(VENV)/.lint: EXTRAS := atari,lint
 $(VENV)/.bench: EXTRAS := atari,test,bench
-$(VENV)/.train $(VENV)/.train-dmc $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(SOURCES)
+$(VENV)/.train $(VENV)/.train-dmc $(VENV)/.test $(VENV)/.test-long $(VENV)/.lint $(VENV)/.bench: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"

@@ -1,10 +1,12 @@
 """Builds the extensions: the search tree and the decoder of frames. All else is declared in pyproject.toml."""
 
+import pathlib
 from glob import glob
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 
 def extension(name: str, folder: str, sources: list[str]) -> Extension:
@@ -22,7 +24,20 @@ def extension(name: str, folder: str, sources: list[str]) -> Extension:
     )
 
 
+class BuildWithExamples(build_py):
+    """Puts the examples, which stand beside the package in a checkout, into it, for `rllib example`."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        target = pathlib.Path(self.build_lib) / "rllib_efficientzero" / "tuned_examples"
+        self.mkpath(str(target))
+        for example in sorted(glob("tuned_examples/*.yaml")):
+            self.copy_file(example, str(target))
+
+
 TREE = extension("_ctree", "ctree", ["cytree.pyx", "checks.cpp", "tree.cpp"])
 FRAMES = extension("_frames", "cframes", ["cyframes.pyx", "frames.cpp"])
 
-setup(ext_modules=cythonize([TREE, FRAMES], language_level=3))
+setup(ext_modules=cythonize([TREE, FRAMES], language_level=3), cmdclass={"build_py": BuildWithExamples})

@@ -16,6 +16,7 @@ import logging
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.fs
@@ -166,6 +167,7 @@ class CheckpointedAlgorithm(Algorithm):
             "num_updates": self.num_updates,
             "num_interactions": self.num_interactions,
             "protocol": self.config.describe_protocol(),
+            "env_config": _plain(self.config.env_config),
         }
 
     # --- Restoring ---------------------------------------------------------------------------------------------------
@@ -245,6 +247,11 @@ def _learned_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
         for name, value in module.items()
         if name.startswith(NETWORK_PREFIX)
     }
+
+
+def _plain(env_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the environment's settings JSON can say: enough to play there again, in most cases."""
+    return {key: value for key, value in env_config.items() if isinstance(value, bool | int | float | str)}
 
 
 def _model_sizes(config: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ SEARCH = SearchConfig(num_simulations=4)
 
 
 def write_tiny_policy(
-    directory: pathlib.Path, space: gym.spaces.Box = VECTORS, num_actions: int = 3
+    directory: pathlib.Path, space: gym.spaces.Box = VECTORS, num_actions: int = 3, env: str | None = None
 ) -> EfficientZeroNetwork:
     """Writes `policy.json` and `policy.safetensors`, and returns the network that they hold."""
     torch.manual_seed(0)
@@ -50,5 +50,7 @@ def write_tiny_policy(
         search=dataclasses.asdict(SEARCH),
         mixed_precision=False,
         num_updates=1,
+        frame_stack=space.shape[0],
+        protocol={"env": env},
     )
     return network

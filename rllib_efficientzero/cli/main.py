@@ -7,22 +7,27 @@ import sys
 
 import typer
 
-from rllib_efficientzero.cli import env_check, train
+from rllib_efficientzero.cli import doctor, env_check, evaluate, example, export, plot, train
 
 app = typer.Typer(
     name="rllib",
     no_args_is_help=True,
     # A bug's traceback is for us to read; rich's version of it hides the chain and prints locals.
     pretty_exceptions_enable=False,
-    help="Train RLlib's algorithms, and EfficientZero, from experiment files.",
+    help="Train RLlib's algorithms, and EfficientZero, from experiment files, and look at what they learned.",
 )
 app.add_typer(train.app, name="train")
 app.command("check-env")(env_check.check_env_command)
+app.command("evaluate")(evaluate.evaluate)
+app.add_typer(example.app, name="example")
+app.command("export")(export.export)
+app.command("plot")(plot.plot)
+app.command("doctor")(doctor.doctor)
 
 
 @app.callback()
 def rllib() -> None:
-    """Train RLlib's algorithms, and EfficientZero, from experiment files."""
+    """Train RLlib's algorithms, and EfficientZero, from experiment files, and look at what they learned."""
 
 
 def main() -> None:

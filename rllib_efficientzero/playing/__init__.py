@@ -1,0 +1,8 @@
+"""A trained policy at play: episodes, pictures, videos and trees for people to look at. No Ray in here."""
+
+from rllib_efficientzero.playing.environment import PlayError, make_environment
+from rllib_efficientzero.playing.episodes import Episode, Moment, play_episodes
+from rllib_efficientzero.playing.frame_stack import FrameStack
+from rllib_efficientzero.playing.search_tree import SearchTree
+
+__all__ = ["Episode", "FrameStack", "Moment", "PlayError", "SearchTree", "make_environment", "play_episodes"]

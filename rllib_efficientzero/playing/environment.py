@@ -1,0 +1,144 @@
+"""The environment that a policy was trained in, made again to watch it there."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_efficientzero.env.named import named_maker, named_protocol
+from rllib_efficientzero.env.spaces import UnsupportedSpaceError, adapt
+from rllib_efficientzero.playing.frame_stack import OBSERVATIONS
+
+if TYPE_CHECKING:
+    from rllib_efficientzero.policy import Policy
+
+TRUSTED_MODULES = ("ale_py", "minigrid")
+"""Modules that a policy's file may have imported by naming an environment; others must be named by whoever plays."""
+
+
+class PlayError(ValueError):
+    """The policy's environment cannot be played here; the message is one sentence that says why."""
+
+
+def make_environment(policy: Policy, *, env: str | None = None, env_config: Mapping[str, Any] | None = None) -> gym.Env:
+    """An environment in which the policy can act, with pictures where it can draw them.
+
+    Benchmarks are played by their evaluation protocol: full lives, raw rewards.
+
+    Args:
+        policy: says which environment, and how it was played.
+        env: a gymnasium id (`module:id` imports the module first) or a benchmark's name, in place of the policy's.
+        env_config: settings over those of the policy's protocol.
+
+    Raises:
+        PlayError: the policy names no environment that can be made here, or the spaces are not those it was trained on.
+    """
+    protocol = policy.description.get("protocol")
+    protocol = protocol if isinstance(protocol, dict) else {}
+    name = env or protocol.get("env")
+    if not isinstance(name, str):
+        raise PlayError("the policy does not say in which environment it was trained: name one with --env.")
+    if env is None:
+        _check_module(name)
+    try:
+        settings = {**_settings(name, protocol, policy.description.get("env_config")), **(env_config or {})}
+        maker = named_maker(name)
+        made = adapt(_make(name, settings) if maker is None else maker(settings))
+    except UnsupportedSpaceError as error:
+        raise PlayError(str(error)) from error
+    except Exception as error:
+        # Whatever a foreign constructor raises.
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise PlayError(f"the environment {name!r} cannot be made here: {message}") from error
+    _check_spaces(made, policy, name)
+    return made
+
+
+def raw_picture(env: gym.Env, observation: Any) -> np.ndarray:
+    """What a person would see now, u8 `[H, W, 3]`: the emulator's or renderer's frame, else the observation drawn."""
+    ale = getattr(env.unwrapped, "ale", None)
+    if ale is not None:
+        return np.asarray(ale.getScreenRGB())
+    if env.render_mode == "rgb_array":
+        try:
+            drawn = np.asarray(env.render())
+        except gym.error.DependencyNotInstalled:
+            drawn = np.empty(0)
+        if drawn.ndim == 3 and drawn.shape[2] == 3 and drawn.dtype == np.uint8:
+            return drawn
+    return _picture_of(observation)
+
+
+def action_names(env: gym.Env, num_actions: int) -> list[str]:
+    """The environment's names of its actions where it has any, else their numbers."""
+    meanings = getattr(env.unwrapped, "get_action_meanings", None)
+    names = list(meanings()) if callable(meanings) else []
+    return [str(name) for name in names] if len(names) == num_actions else [str(index) for index in range(num_actions)]
+
+
+def _check_module(name: str) -> None:
+    module, colon, _ = name.partition(":")
+    if colon and module not in TRUSTED_MODULES:
+        raise PlayError(
+            f"the policy's environment {name!r} would import the module {module!r}; allow it by --env {name}."
+        )
+
+
+def _settings(name: str, protocol: Mapping[str, Any], env_config: Any) -> dict[str, Any]:
+    """What the environment is made with: the protocol of evaluation, as far as its fields go."""
+    described = protocol.get("evaluation") or protocol.get("training")
+    known = named_protocol(name, {})
+    if known is None:
+        return dict(env_config) if isinstance(env_config, dict) and name == protocol.get("env") else {}
+    if not isinstance(described, dict):
+        return dict(known.evaluation_settings)
+    fields = known.__dataclass_fields__.keys() - {"game", "task"}
+    return {key: value for key, value in described.items() if key in fields}
+
+
+def _make(name: str, settings: Mapping[str, Any]) -> gym.Env:
+    module, colon, bare = name.partition(":")
+    if colon:
+        importlib.import_module(module)
+    with warnings.catch_warnings():
+        # Of environments that cannot draw: the observation is drawn instead.
+        warnings.simplefilter("ignore")
+        try:
+            return gym.make(bare or name, **{"render_mode": "rgb_array", **settings})
+        except TypeError:
+            return gym.make(bare or name, **settings)
+
+
+def _check_spaces(env: gym.Env, policy: Policy, name: str) -> None:
+    expected = policy.observation_space
+    found, wanted = env.observation_space, expected
+    if isinstance(found, gym.spaces.Dict) and isinstance(wanted, gym.spaces.Dict):
+        found, wanted = found[OBSERVATIONS], wanted[OBSERVATIONS]
+    if found.shape is None or wanted.shape is None or tuple(found.shape) != tuple(wanted.shape)[1:]:
+        env.close()
+        raise PlayError(f"{name!r} has observations of {found}, and the policy was trained on stacks of {wanted}.")
+    if env.action_space != policy.action_space:
+        env.close()
+        raise PlayError(f"{name!r} has the actions {env.action_space}, and the policy knows {policy.action_space}.")
+
+
+def _picture_of(observation: Any) -> np.ndarray:
+    """An image as it is; a vector as bars around a line."""
+    if isinstance(observation, dict):
+        observation = observation[OBSERVATIONS]
+    values = np.asarray(observation)
+    if values.ndim == 3:
+        image = values if values.dtype == np.uint8 else np.clip(values * 255.0, 0, 255).astype(np.uint8)
+        return np.repeat(image[..., -1:], 3, axis=2) if image.shape[2] < 3 else np.ascontiguousarray(image[..., -3:])
+    picture = np.full((160, 240, 3), 24, np.uint8)
+    values = np.tanh(np.nan_to_num(values.ravel()[:64].astype(np.float32)))
+    width = 240 // max(1, len(values))
+    for index, value in enumerate(values):
+        top, bottom = sorted((80, round(80 - 70 * float(value))))
+        picture[top : bottom + 1, index * width + 1 : (index + 1) * width] = (90, 160, 250)
+    return picture

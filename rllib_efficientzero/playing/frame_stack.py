@@ -1,0 +1,34 @@
+"""The last S observations of one episode, stacked as the EnvRunners stack them."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import numpy as np
+
+OBSERVATIONS, ACTION_MASK = "observations", "action_mask"
+
+
+class FrameStack:
+    """Single observations `[...]` -> `[S, ...]`, oldest first; at an episode's start its first frame is repeated."""
+
+    def __init__(self, frame_stack: int) -> None:
+        self._frames: collections.deque[np.ndarray] = collections.deque(maxlen=frame_stack)
+
+    def reset(self) -> None:
+        """The next frame is an episode's first."""
+        self._frames.clear()
+
+    def push(self, frame: np.ndarray) -> np.ndarray:
+        """Adds the newest frame and returns the stack."""
+        self._frames.append(frame)
+        missing = (self._frames.maxlen or 1) - len(self._frames)
+        return np.stack([self._frames[0]] * missing + list(self._frames))
+
+
+def split_mask(observation: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """An observation as the policy is given it -> the frame, and the legal actions `[A]` bool where it has them."""
+    if isinstance(observation, dict):
+        return np.asarray(observation[OBSERVATIONS]), np.asarray(observation[ACTION_MASK]).astype(bool)
+    return np.asarray(observation), None

@@ -1,0 +1,109 @@
+"""A search tree to look at: its nodes, its principal line, and where each subtree is drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rllib_efficientzero.policy import Policy
+
+
+@dataclasses.dataclass
+class Node:
+    """One node; the edge is the action that led to it."""
+
+    slot: int
+    """0 is the root, s what simulation s found."""
+    parent: int
+    action: int
+    depth: int
+    visits: int
+    value: float
+    """Mean of the returns that were backed up through it: of its own network value before it was visited again."""
+    reward: float
+    """Of the edge, the difference of value prefixes."""
+    prior: float
+    children: list[Node] = dataclasses.field(default_factory=list)
+
+    def qvalue(self, discount: float) -> float:
+        """Of the edge."""
+        return self.reward + discount * self.value
+
+
+class SearchTree:
+    """The tree of one search, from `Policy.node_table`.
+
+    Args:
+        table: columns by name; see `BatchedTree.node_table`.
+        discount: of each edge.
+        horizon: value prefixes begin anew at every multiple of this depth.
+        action: that was chosen; the principal line begins with it. None: with the most visited.
+    """
+
+    def __init__(
+        self, table: Mapping[str, np.ndarray], *, discount: float, horizon: int, action: int | None = None
+    ) -> None:
+        self.discount, self.horizon, self.action = discount, horizon, action
+        columns = ("parent", "action", "depth", "visits", "value", "reward", "prior")
+        rows = zip(*(table[name].tolist() for name in columns), strict=True)
+        self.nodes = [Node(slot, *row) for slot, row in enumerate(rows)]
+        for node in self.nodes[1:]:
+            self.nodes[node.parent].children.append(node)
+        for node in self.nodes:
+            node.children.sort(key=lambda child: (-child.visits, child.action))
+
+    @property
+    def root(self) -> Node:
+        return self.nodes[0]
+
+    @classmethod
+    def of_last_search(cls, policy: Policy, row: int, action: int) -> SearchTree:
+        """The tree below one observation of the policy's last search, which chose `action` there."""
+        config = policy.search_config
+        return cls(policy.node_table(row), discount=config.discount, horizon=config.value_prefix_horizon, action=action)
+
+    def principal_line(self) -> list[Node]:
+        """From the root's child down, always the most visited child."""
+        line: list[Node] = []
+        children = [child for child in self.root.children if self.action in (None, child.action)]
+        while children:
+            line.append(children[0])
+            children = children[0].children
+        return line
+
+    def value_prefixes(self, line: list[Node]) -> list[float]:
+        """Sums of rewards along a line since the last multiple of the horizon: what the LSTM predicted."""
+        prefixes: list[float] = []
+        total = 0.0
+        for node in line:
+            if (node.depth - 1) % self.horizon == 0:
+                total = 0.0
+            total += node.reward
+            prefixes.append(total)
+        return prefixes
+
+    def as_json(self) -> dict[str, Any]:
+        """The root's children and the principal line."""
+        line = self.principal_line()
+        return {
+            "children": [_described(child, self.discount) for child in self.root.children],
+            "principal_line": [
+                {**_described(node, self.discount), "value_prefix": prefix}
+                for node, prefix in zip(line, self.value_prefixes(line), strict=True)
+            ],
+        }
+
+
+def _described(node: Node, discount: float) -> dict[str, Any]:
+    return {
+        "action": node.action,
+        "visits": node.visits,
+        "prior": node.prior,
+        "value": node.value,
+        "reward": node.reward,
+        "qvalue": node.qvalue(discount),
+    }
