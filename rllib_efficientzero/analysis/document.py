@@ -1,0 +1,138 @@
+"""A document of tables and figures, as one self-contained HTML file and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import html
+import pathlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; font-size: 13px; margin: .5rem 0; display: block; overflow-x: auto; }
+th, td { border: 1px solid #ccc; padding: .2rem .5rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+th { background: #f3f3f3; }
+.caption { color: #555; font-size: 13px; max-width: 60rem; }
+.warning { color: #a11; font-weight: 600; }
+img { max-width: 100%; }
+"""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; a `warning` is one that must not be overlooked."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text; an empty one is a number that is not there."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"table {self.title!r} has {len(self.columns)} columns, and a row of another length")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture."""
+
+    title: str
+    png: bytes
+    caption: str = ""
+
+
+Block = Text | Table | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    blocks: Sequence[Block] = field(default_factory=list)
+
+
+def write(directory: pathlib.Path, title: str, sections: Sequence[Section]) -> list[pathlib.Path]:
+    """Writes `report.html`, whose figures are inside it, and `report.md` with theirs in `figures/`.
+
+    Returns:
+        The two files.
+    """
+    (directory / "figures").mkdir(parents=True, exist_ok=True)
+    figures = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
+    paths = {id(block): f"figures/{number:02d}-{_slug(block.title)}.png" for number, block in enumerate(figures, 1)}
+    for block in figures:
+        (directory / paths[id(block)]).write_bytes(block.png)
+    files = {
+        directory / "report.html": to_html(title, sections),
+        directory / "report.md": _markdown(title, sections, paths),
+    }
+    for file, content in files.items():
+        file.write_text(content, encoding="utf-8")
+    return list(files)
+
+
+def to_html(title: str, sections: Sequence[Section]) -> str:
+    """The whole document as one file that refers to nothing outside of it."""
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    for section in sections:
+        body.append(f"<h2>{html.escape(section.title)}</h2>")
+        body += [_html_block(block) for block in section.blocks]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def _html_block(block: Block) -> str:
+    if isinstance(block, Text):
+        kind = ' class="warning"' if block.warning else ""
+        return f"<p{kind}>{html.escape(block.text)}</p>"
+    caption = f'<p class="caption">{html.escape(block.caption)}</p>' if block.caption else ""
+    heading = f"<h3>{html.escape(block.title)}</h3>"
+    if isinstance(block, Figure):
+        data = base64.b64encode(block.png).decode()
+        return f'{heading}<img alt="{html.escape(block.title)}" src="data:image/png;base64,{data}">{caption}'
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in block.columns)
+    rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
+    return f"{heading}<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>{caption}"
+
+
+def _markdown(title: str, sections: Sequence[Section], figure_paths: dict[int, str]) -> str:
+    lines = [f"# {title}", ""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for block in section.blocks:
+            lines += [*_markdown_block(block, figure_paths), ""]
+    return "\n".join(lines)
+
+
+def _markdown_block(block: Block, figure_paths: dict[int, str]) -> list[str]:
+    if isinstance(block, Text):
+        return [f"**{block.text}**" if block.warning else block.text]
+    lines = [f"### {block.title}", ""]
+    if isinstance(block, Figure):
+        lines.append(f"![{block.title}]({figure_paths[id(block)]})")
+    else:
+        lines += [_markdown_row(block.columns), _markdown_row(["---"] + ["---:"] * (len(block.columns) - 1))]
+        lines += [_markdown_row(row) for row in block.rows]
+    return [*lines, "", block.caption] if block.caption else lines
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]

@@ -1,0 +1,210 @@
+"""Figure 8: what a decoder of frozen latents shows of imagined states, with and without the consistency loss.
+
+The decoder learns from latents of real frames only, of episodes other than those shown. What it makes of an imagined
+latent says how far the dynamics stay where the representation would have gone.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllib_efficientzero.analysis import fixed_replay, plots
+from rllib_efficientzero.analysis.document import Block, Figure, Table
+from rllib_efficientzero.analysis.experiments import variant_label
+from rllib_efficientzero.analysis.measurement import Log, Measured, Measurement
+from rllib_efficientzero.models import EfficientZeroNetwork, observation_planes
+from rllib_efficientzero.policy import load_policy
+from rllib_efficientzero.replay.windows import Windows, WindowShape
+
+UNROLL_STEPS = 5
+HELD_OUT = 0.1
+NUM_SHOWN = 2
+REPLAY_OF = "efficientzero"
+"""Both decoders learn from, and are shown on, the frames of this variant's replay."""
+
+
+class Decoder(nn.Module):
+    """`[B, C, h, w]` latents -> `[B, c, H, W]` frame in 0..1: doubled in size until it is the frame's."""
+
+    def __init__(self, latent_shape: tuple[int, ...], frame_shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self._frame_size = frame_shape[1:]
+        layers: list[nn.Module] = [nn.Conv2d(latent_shape[0], width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        side = latent_shape[1]
+        while side < frame_shape[1]:
+            layers += [nn.ConvTranspose2d(width, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            side *= 2
+        self._layers = nn.Sequential(*layers, nn.Conv2d(width, frame_shape[0], 3, padding=1), nn.Sigmoid())
+
+    def forward(self, latent: Tensor) -> Tensor:
+        frame = self._layers(latent.float())
+        if frame.shape[2:] != self._frame_size:
+            frame = F.interpolate(frame, size=self._frame_size, mode="bilinear", align_corners=False)
+        return frame
+
+
+def measure(
+    checkpoints: Mapping[str, pathlib.Path], parameters: Mapping[str, Any], *, device: str, log: Log
+) -> Measured:
+    """Trains a decoder per variant and decodes imagined latents of held-out episodes.
+
+    Args:
+        checkpoints: variant -> checkpoint; observations must be images.
+        parameters: `updates`, `batch_size`, `test_positions`, `width` of the decoder; `seed` (0).
+        device: to compute on.
+        log: is told how far it is.
+    """
+    seed = int(parameters.get("seed", 0))
+    train, held_out = fixed_replay.load(checkpoints[REPLAY_OF], held_out=HELD_OUT, unroll_steps=UNROLL_STEPS, seed=seed)
+    values: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for variant, checkpoint in checkpoints.items():
+        policy = load_policy(checkpoint, device=device)
+        if len(policy.observation_space.shape or ()) != 4:
+            raise ValueError(f"{checkpoint} was trained on vectors: there are no frames to decode")
+        shape = WindowShape(policy.description["frame_stack"], UNROLL_STEPS, td_steps=0)
+        torch.manual_seed(seed)
+        decoder = _train_decoder(policy.network, train, shape, parameters, np.random.default_rng(seed), variant, log)
+        test = held_out.spread(parameters["test_positions"], shape, np.random.default_rng(seed))
+        values[variant], pictures = _evaluate(policy.network, decoder, test, parameters["batch_size"])
+        arrays |= {f"{variant} {name}": images for name, images in pictures.items()}
+    return Measured({"variants": values, "positions": {"train": len(train), "held_out": len(held_out)}}, arrays)
+
+
+def _train_decoder(
+    network: EfficientZeroNetwork,
+    train: fixed_replay.FixedReplay,
+    shape: WindowShape,
+    parameters: Mapping[str, Any],
+    rng: np.random.Generator,
+    variant: str,
+    log: Log,
+) -> Decoder:
+    device = next(network.parameters()).device
+    decoder: Decoder | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    present_only = WindowShape(shape.frame_stack, 0, 0)
+    for update in range(parameters["updates"]):
+        stacks = _stacks(train.sample(parameters["batch_size"], present_only, rng), shape.frame_stack, device)
+        with torch.no_grad():
+            latent = network.represent(observation_planes(stacks[:, 0]))
+        target = newest_frame(stacks[:, 0])
+        if decoder is None or optimizer is None:
+            decoder = Decoder(tuple(latent.shape[1:]), tuple(target.shape[1:]), parameters["width"]).to(device)
+            optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3)
+        loss = F.mse_loss(decoder(latent), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if update % 500 == 0 or update == parameters["updates"] - 1:
+            log(f"{variant}: decoder's update {update} of {parameters['updates']}, MSE {loss.item():.5f}")
+    assert decoder is not None  # at least one update
+    return decoder.eval()
+
+
+@torch.no_grad()
+def _evaluate(
+    network: EfficientZeroNetwork, decoder: Decoder, test: Windows, chunk: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """PSNR of decoded imagined and real latents, and cosine between the latents, by step 0 .. K; and some pictures."""
+    device = next(network.parameters()).device
+    stack = test.frames.shape[1] - UNROLL_STEPS
+    errors, real_errors, imagined, real = [], [], [], []
+    pictures: dict[str, np.ndarray] = {}
+    for part in test.split(max(1, len(test) // chunk)):
+        stacks = _stacks(part, stack, device)
+        true = torch.stack([newest_frame(stacks[:, k]) for k in range(UNROLL_STEPS + 1)], dim=1)
+        latents = _imagine(network, stacks[:, 0], torch.as_tensor(part.actions, device=device))
+        real_latents = torch.stack(
+            [network.represent(observation_planes(stacks[:, k])) for k in range(UNROLL_STEPS + 1)], dim=1
+        )
+        decoded, control = (decoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (latents, real_latents))
+        errors.append(((decoded - true) ** 2).mean(dim=(2, 3, 4)))
+        real_errors.append(((control - true) ** 2).mean(dim=(2, 3, 4)))
+        imagined.append(latents.flatten(2))
+        real.append(real_latents.flatten(2))
+        if not pictures:
+            pictures = {
+                name: images[:NUM_SHOWN].movedim(2, -1).cpu().numpy()
+                for name, images in (("real", true), ("imagined", decoded), ("control", control))
+            }
+    values = {
+        "psnr_imagined": psnr(torch.cat(errors)).tolist(),
+        "psnr_real": psnr(torch.cat(real_errors)).tolist(),
+        "cosine": centred_cosine(torch.cat(imagined), torch.cat(real)).tolist(),
+    }
+    return values, pictures
+
+
+def _imagine(network: EfficientZeroNetwork, stacks: Tensor, actions: Tensor) -> Tensor:
+    """`[B, K+1, ...]`: the latent of the observations, then those of the dynamics."""
+    latent = network.represent(observation_planes(stacks))
+    hidden = network.initial_reward_hidden(latent)
+    latents = [latent]
+    for k in range(actions.shape[1]):
+        latent, hidden = network.step(latent, hidden, actions[:, k])
+        latents.append(latent)
+    return torch.stack(latents, dim=1)
+
+
+def _stacks(windows: Windows, frame_stack: int, device: torch.device) -> Tensor:
+    """`[B, K+1, S, H, W, C]` stacked frames of the times t .. t + K."""
+    frames = torch.as_tensor(np.array(windows.frames), device=device)
+    return torch.stack([frames[:, k : k + frame_stack] for k in range(frames.shape[1] - frame_stack + 1)], dim=1)
+
+
+def newest_frame(stacks: Tensor) -> Tensor:
+    """`[B, S, H, W, C]` u8 -> `[B, C, H, W]` in 0..1."""
+    newest = stacks[:, -1].movedim(-1, 1)
+    return newest.float() / 255 if newest.dtype == torch.uint8 else newest.float()
+
+
+def psnr(squared_error: Tensor) -> Tensor:
+    """`[M, K+1]` mean squared errors of images in 0..1 -> `[K+1]` decibels of their mean."""
+    return -10 * torch.log10(squared_error.mean(dim=0).clamp(min=1e-12))
+
+
+def centred_cosine(imagined: Tensor, real: Tensor) -> Tensor:
+    """`[M, K+1, D]` -> `[K+1]` mean cosine, after the mean real latent is taken from both.
+
+    Latents are rectified, so that any two of them have a high cosine before that.
+    """
+    centre = real.mean(dim=(0, 1))
+    return F.cosine_similarity(imagined - centre, real - centre, dim=-1).mean(dim=0)
+
+
+def present(measurement: Measurement, note: str) -> list[Block]:
+    """Pictures, and the table of PSNR and cosine by step."""
+    values, arrays = measurement.measured.values["variants"], measurement.measured.arrays
+    steps = [f"k = {k}" for k in range(UNROLL_STEPS + 1)]
+    blocks: list[Block] = []
+    for shown in range(min(len(arrays[f"{variant} real"]) for variant in values)):
+        rows = {"real frame": arrays[f"{next(iter(values))} real"][shown]}
+        for variant in values:
+            rows[f"imagined,\n{variant_label(variant)}"] = arrays[f"{variant} imagined"][shown]
+            rows[f"encoded,\n{variant_label(variant)}"] = arrays[f"{variant} control"][shown]
+        png = plots.image_grid(rows, column_titles=steps, note=note)
+        caption = "Imagined: decoded from the latent that the dynamics reach. Encoded: from that of the real frame."
+        blocks.append(Figure(f"Figure 8, held-out position {shown + 1}", png, caption))
+    table = [
+        [f"{variant_label(variant)}: {name}", *(f"{value:.2f}" for value in found[key])]
+        for variant, found in values.items()
+        for key, name in (
+            ("psnr_imagined", "PSNR of imagined frames (dB)"),
+            ("psnr_real", "PSNR of encoded frames (dB)"),
+            ("cosine", "cosine of imagined and encoded latents"),
+        )
+    ]
+    caption = (
+        "Means over held-out positions; one decoder per variant, one seed. The latents' mean is taken from them before "
+        "their cosine."
+    )
+    blocks.append(Table("Decoded frames by imagined step", ["", *steps], table, caption))
+    return blocks

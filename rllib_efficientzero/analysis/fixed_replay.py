@@ -1,0 +1,102 @@
+"""A saved replay as a fixed data set: episodes split in two, windows drawn from either."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rllib_efficientzero.replay import storage
+from rllib_efficientzero.replay.episode import REWARDS, StoredEpisode
+from rllib_efficientzero.replay.frame_codec import FrameCodec
+from rllib_efficientzero.replay.segments import read_episodes
+from rllib_efficientzero.replay.windows import Windows, WindowShape, gather_windows
+
+REPLAY_DIR = "replay"
+POSITIONS_PER_EPISODE_PART = 500
+"""Longer episodes are split in parts of this many steps, of which some are held out: of 100,000 steps of Pong whole
+episodes would be a few dozen, and a tenth of them too few to tell anything."""
+
+
+@dataclass(frozen=True)
+class FixedReplay:
+    """Positions (episode, time) of a replay."""
+
+    positions: Sequence[tuple[StoredEpisode, int]]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def sample(self, count: int, shape: WindowShape, rng: np.random.Generator) -> Windows:
+        """`count` windows at positions drawn uniformly, with replacement."""
+        return self._windows([self.positions[index] for index in rng.integers(len(self), size=count)], shape, rng)
+
+    def spread(self, count: int, shape: WindowShape, rng: np.random.Generator) -> Windows:
+        """Windows at `count` positions evenly spaced over all of them; always the same ones."""
+        indices = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
+        return self._windows([self.positions[index] for index in indices], shape, rng)
+
+    def rewarded(self, unroll_steps: int) -> FixedReplay:
+        """The positions after which a reward comes within `unroll_steps` steps."""
+        found = [(episode, t) for episode, t in self.positions if episode.column(REWARDS)[t : t + unroll_steps].any()]
+        return FixedReplay(found)
+
+    @staticmethod
+    def _windows(
+        positions: Sequence[tuple[StoredEpisode, int]], shape: WindowShape, rng: np.random.Generator
+    ) -> Windows:
+        count = len(positions)
+        return gather_windows(
+            positions,
+            shape,
+            rng,
+            position_ids=np.zeros(count, np.int64),
+            weights=np.ones(count, np.float32),
+            num_added=0,
+        )
+
+
+def load(
+    checkpoint: pathlib.Path, *, held_out: float, unroll_steps: int, seed: int = 0
+) -> tuple[FixedReplay, FixedReplay]:
+    """The replay of a checkpoint, as what is learned from and what is held out.
+
+    Only positions with `unroll_steps` steps after them in the same part are taken, so that no reward or action is in
+    both. Frames stacked at a part's beginning may be of the part before.
+
+    Args:
+        checkpoint: a checkpoint's directory.
+        held_out: share of the parts that are held out, at least one.
+        unroll_steps: K.
+        seed: of the choice.
+
+    Raises:
+        ReplayLoadError: the checkpoint has no replay, or it is damaged.
+        ValueError: it is too small to be split.
+    """
+    directory = checkpoint / REPLAY_DIR
+    manifest = storage.read_manifest(directory)
+    codec = FrameCodec(tuple(manifest["observation_shape"]), np.dtype(manifest["observation_dtype"]))
+    episodes = read_episodes(directory, manifest, storage.read_state(directory, manifest), codec)
+    parts = [part for episode in episodes.values() for part in _parts(episode, unroll_steps)]
+    if len(parts) < 2:
+        raise ValueError(f"the replay in {directory} has {len(parts)} parts of an episode; it cannot be split in two")
+    order = np.random.default_rng(seed).permutation(len(parts))
+    count = max(1, round(held_out * len(parts)))
+    train, test = (
+        FixedReplay([(parts[i][0], t) for i in sorted(chosen) for t in parts[i][1]])
+        for chosen in (order[count:], order[:count])
+    )
+    return train, test
+
+
+def _parts(episode: StoredEpisode, unroll_steps: int) -> list[tuple[StoredEpisode, range]]:
+    """Times of an episode in parts that share no step: a window's last step lies before the next part's first."""
+    found = []
+    for start in range(0, len(episode), POSITIONS_PER_EPISODE_PART):
+        end = min(start + POSITIONS_PER_EPISODE_PART, len(episode))
+        if end - unroll_steps > start:
+            found.append((episode, range(start, end - unroll_steps)))
+    return found

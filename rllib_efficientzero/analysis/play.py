@@ -1,0 +1,164 @@
+"""Playing with trained policies outside of RLlib: whole episodes, and from saved states of environments."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import SyncVectorEnv
+
+from rllib_efficientzero.policy import Policy
+
+MAX_BATCH = 64
+"""Environments played side by side."""
+
+
+class Player:
+    """One environment and the last S frames it showed, stacked as the policy expects them."""
+
+    def __init__(self, make: Callable[[], gym.Env], frame_stack: int) -> None:
+        # Saving and restoring is written for vectors; this one has a single environment, and is never stepped itself.
+        self._vector = SyncVectorEnv([make])
+        self._env = self._vector.envs[0]
+        self._frame_stack = frame_stack
+        self._frames: list[np.ndarray] = []
+        self.is_over = True
+
+    @property
+    def stacked(self) -> np.ndarray:
+        """`[S, ...]`, oldest first."""
+        return np.stack(self._frames)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begins an episode; its first frame fills the stack."""
+        observation, _ = self._env.reset(seed=seed)
+        self._frames = [np.asarray(observation)] * self._frame_stack
+        self.is_over = False
+
+    def step(self, action: int) -> tuple[float, bool]:
+        """Returns the reward, and whether the episode terminated; `is_over` also says if it was truncated."""
+        observation, reward, terminated, truncated, _ = self._env.step(action)
+        self._frames = [*self._frames[1:], np.asarray(observation)]
+        self.is_over = bool(terminated or truncated)
+        return float(reward), bool(terminated)
+
+    def save(self) -> bytes:
+        """The state of the environment, its generators included, and the stack.
+
+        Raises:
+            ValueError: the environment's state cannot be had.
+        """
+        from rllib_efficientzero.env.env_state import capture
+
+        state = capture(self._vector)
+        if state is None:
+            raise ValueError(f"the state of {self._env} cannot be saved")
+        return pickle.dumps((state, self._frames, self.is_over))
+
+    def restore(self, saved: bytes) -> None:
+        """Puts back what `save` of a player of the same environment returned."""
+        from rllib_efficientzero.env.env_state import restore
+
+        state, self._frames, self.is_over = pickle.loads(saved)
+        restore(self._vector, state)
+
+    def close(self) -> None:
+        """Ends the environment."""
+        self._vector.close()
+
+
+def environment_of(policy: Policy, kind: str, **settings: Any) -> Callable[[], gym.Env]:
+    """What makes the environment that a policy was trained on.
+
+    Args:
+        policy: of a checkpoint, which says how its environment is played.
+        kind: "training" or "evaluation".
+        settings: of the protocol, in place of its own, such as `repeat_action_probability`.
+
+    Raises:
+        ValueError: the environment is neither of Atari nor of DMControl: its settings are not in the checkpoint.
+    """
+    from rllib_efficientzero.env.named import named_maker, named_protocol
+
+    protocol: Mapping[str, Any] = policy.description["protocol"]
+    name = str(protocol["env"])
+    maker, described = named_maker(name), protocol.get(kind) or protocol.get("training")
+    if maker is None or described is None:
+        raise ValueError(f"the checkpoint does not say how {name} is made; only Atari and DMControl can be played")
+    reference = named_protocol(name, {})
+    known = vars(reference) if reference is not None else {}
+    config = {key: value for key, value in described.items() if key in known} | settings
+    return lambda: maker(config)
+
+
+def play_episodes(
+    policy: Policy, make: Callable[[], gym.Env], episodes: int, *, seed: int = 0
+) -> tuple[list[float], list[int]]:
+    """Greedy play of whole episodes, seeds `seed`, `seed + 1`, ...; returns their returns and lengths, in this order.
+
+    Every episode that is begun is counted, however long it takes.
+    """
+    returns, lengths = [0.0] * episodes, [0] * episodes
+    rng = np.random.default_rng(seed)
+    for batch in _batches(range(episodes)):
+        players = [Player(make, policy.description["frame_stack"]) for _ in batch]
+        try:
+            for player, index in zip(players, batch, strict=True):
+                player.reset(seed + index)
+            while playing := [index for index, player in zip(batch, players, strict=True) if not player.is_over]:
+                active = [players[index - batch[0]] for index in playing]
+                actions = policy.act(np.stack([player.stacked for player in active]), rng=rng).action
+                for index, player, action in zip(playing, active, actions, strict=True):
+                    returns[index] += player.step(int(action))[0]
+                    lengths[index] += 1
+        finally:
+            for player in players:
+                player.close()
+    return returns, lengths
+
+
+def discounted_returns(
+    policy: Policy,
+    make: Callable[[], gym.Env],
+    states: Sequence[bytes],
+    *,
+    gamma: float,
+    max_steps: int,
+    seed: int = 0,
+) -> np.ndarray:
+    """What greedy play earns from saved states: `[len(states)]` sums of gamma^t r_t to the end of the episode.
+
+    Args:
+        policy: who plays on.
+        make: makes the environment of the states.
+        states: of `Player.save`; of running episodes.
+        gamma: discount per step.
+        max_steps: after these the sum is cut, which leaves out at most gamma^max_steps of it.
+        seed: breaks ties of the search.
+    """
+    returns = np.zeros(len(states))
+    rng = np.random.default_rng(seed)
+    for batch in _batches(range(len(states))):
+        players = [Player(make, policy.description["frame_stack"]) for _ in batch]
+        try:
+            for player, index in zip(players, batch, strict=True):
+                player.restore(states[index])
+            for t in range(max_steps):
+                playing = [(i, p) for i, p in zip(batch, players, strict=True) if not p.is_over]
+                if not playing:
+                    break
+                actions = policy.act(np.stack([player.stacked for _, player in playing]), rng=rng).action
+                for (index, player), action in zip(playing, actions, strict=True):
+                    returns[index] += gamma**t * player.step(int(action))[0]
+        finally:
+            for player in players:
+                player.close()
+    return returns
+
+
+def _batches(items: range) -> Iterator[range]:
+    for start in range(0, len(items), MAX_BATCH):
+        yield items[start : start + MAX_BATCH]

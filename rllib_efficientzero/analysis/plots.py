@@ -1,0 +1,113 @@
+"""Every plot of this package; matplotlib (`pip install 'rllib_efficientzero[plot]'`) is imported when one is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rllib_efficientzero.analysis.aggregates import Interval
+
+HUMAN = 1.0
+
+
+class MissingMatplotlibError(ImportError):
+    """Nothing can be drawn here."""
+
+
+def new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A figure that no window shows, and its axes (an array of them where there are several).
+
+    Raises:
+        MissingMatplotlibError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingMatplotlibError(
+            "plots need matplotlib, which is not installed: run pip install 'rllib_efficientzero[plot]'"
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def png(figure: Any, note: str = "") -> bytes:
+    """The figure as a file. A `note`, such as that the numbers mean nothing, goes into its corner."""
+    if note:
+        figure.text(0.995, 0.005, note, ha="right", va="bottom", fontsize=8, color="firebrick")
+    buffer = io.BytesIO()
+    # Without the date and the version of matplotlib equal data give equal files.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def bars(values: Mapping[str, Mapping[str, Interval]], *, note: str = "") -> bytes:
+    """Figure 1: one group of bars per aggregate, one bar per method, a line where a human is.
+
+    Args:
+        values: aggregate ("mean") -> method -> value.
+        note: see `png`.
+    """
+    figure, axes = new_figure(9, 3.6, columns=len(values))
+    for axis, (name, methods) in zip(np.atleast_1d(axes), values.items(), strict=True):
+        heights = [interval.value for interval in methods.values()]
+        errors = [
+            [0.0 if v.low is None else v.value - v.low for v in methods.values()],
+            [0.0 if v.high is None else v.high - v.value for v in methods.values()],
+        ]
+        colours = ["tab:orange" if method.startswith("this package") else "tab:blue" for method in methods]
+        axis.bar(range(len(methods)), heights, yerr=errors, color=colours, capsize=3)
+        axis.set_xticks(range(len(methods)), methods, rotation=40, ha="right", fontsize=8)
+        axis.axhline(HUMAN, color="grey", linestyle="--", linewidth=1)
+        axis.set(title=f"human-normalised {name}")
+    return png(figure, note)
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str = "",
+    note: str = "",
+) -> bytes:
+    """Lines with points: label -> (x, y)."""
+    figure, axis = new_figure(6, 3.8)
+    for label, (x, y) in series.items():
+        axis.plot(x, y, marker=".", label=label)
+    axis.set(xlabel=x_label, ylabel=y_label, title=title)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return png(figure, note)
+
+
+def image_grid(
+    rows: Mapping[str, np.ndarray], *, column_titles: Sequence[str], title: str = "", note: str = ""
+) -> bytes:
+    """Rows of images.
+
+    Args:
+        rows: label -> `[columns, H, W, C]` floats in 0..1, C is 1 or 3.
+        column_titles: of the columns.
+        title: above all of them.
+        note: see `png`.
+    """
+    figure, axes = new_figure(
+        1.2 * len(column_titles) + 1.6, 1.25 * len(rows) + 0.6, rows=len(rows), columns=len(column_titles)
+    )
+    grid = np.reshape(axes, (len(rows), len(column_titles)))
+    for row, (label, images) in zip(grid, rows.items(), strict=True):
+        for axis, image in zip(row, images, strict=True):
+            shown = image[..., 0] if image.shape[-1] == 1 else image
+            axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, text in zip(grid[0], column_titles, strict=True):
+        axis.set_title(text, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return png(figure, note)
