@@ -85,27 +85,31 @@ def write(directory: pathlib.Path, title: str, sections: Sequence[Section]) -> l
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
     """The whole document as one file that refers to nothing outside of it."""
-    body = [f"<h1>{html.escape(title)}</h1>"]
+    body = [f"<h1>{_escape(title)}</h1>"]
     for section in sections:
-        body.append(f"<h2>{html.escape(section.title)}</h2>")
+        body.append(f"<h2>{_escape(section.title)}</h2>")
         body += [_html_block(block) for block in section.blocks]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_escape(title)}</title>'
         f"<style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=False)
 
 
 def _html_block(block: Block) -> str:
     if isinstance(block, Text):
         kind = ' class="warning"' if block.warning else ""
-        return f"<p{kind}>{html.escape(block.text)}</p>"
-    caption = f'<p class="caption">{html.escape(block.caption)}</p>' if block.caption else ""
-    heading = f"<h3>{html.escape(block.title)}</h3>"
+        return f"<p{kind}>{_escape(block.text)}</p>"
+    caption = f'<p class="caption">{_escape(block.caption)}</p>' if block.caption else ""
+    heading = f"<h3>{_escape(block.title)}</h3>"
     if isinstance(block, Figure):
         data = base64.b64encode(block.png).decode()
         return f'{heading}<img alt="{html.escape(block.title)}" src="data:image/png;base64,{data}">{caption}'
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in block.columns)
-    rows = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
+    head = "".join(f"<th>{_escape(column)}</th>" for column in block.columns)
+    rows = "\n".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
     return f"{heading}<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>{caption}"
 
 

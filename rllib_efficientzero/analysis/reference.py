@@ -36,8 +36,8 @@ class Game:
     scores: Mapping[str, float]
     """method -> raw score"""
 
-    def normalise(self, score: float) -> float:
-        """Human-normalised: 0 is random play, 1 a human."""
+    def normalise(self, score: Any) -> Any:
+        """Human-normalised, of a number or an array: 0 is random play, 1 a human."""
         return (score - self.random) / (self.human - self.random)
 
 

@@ -19,7 +19,7 @@ from rllib_efficientzero.run_files import EVALUATION_FILE, PROTOCOL_FILE
 
 LABEL_FILE = "label.json"
 SCORES_FILE = "scores.json"
-"""Final weights played by `rllib paper run`: `{"num_updates", "protocols": {name: {"returns", "lengths"}}}`."""
+"""Games of the final weights: `{"num_updates_lifetime", "protocols": {name: {"returns", "lengths"}}, ...}`."""
 STANDARD, STICKY = "standard", "sticky"
 UNLABELLED = "unlabelled"
 INGREDIENTS = ("use_consistency", "use_augmentation", "use_value_prefix", "use_off_policy_correction")
@@ -202,7 +202,7 @@ def _final_returns(directory: pathlib.Path, evaluations: list[dict[str, Any]], u
             found[STANDARD] = np.array(record[names.EPISODE_RETURNS], dtype=np.float64)
     if (directory / SCORES_FILE).exists():
         scores = _read_json(directory / SCORES_FILE)
-        if scores["num_updates"] == updates:
+        if scores[names.NUM_UPDATES_LIFETIME] == updates:
             found |= {name: np.array(played["returns"], float) for name, played in scores["protocols"].items()}
     if STANDARD not in found:
         raise UnusableRunError(f"its final weights (after {updates} updates) were not evaluated")

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from rllib_efficientzero.cli import doctor, env_check, evaluate, example, export, plot, train
+from rllib_efficientzero.cli import doctor, env_check, evaluate, example, export, paper, plot, train
 
 app = typer.Typer(
     name="rllib",
@@ -22,6 +22,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.add_typer(example.app, name="example")
 app.command("export")(export.export)
 app.command("plot")(plot.plot)
+app.add_typer(paper.app, name="paper")
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,48 @@
+"""How long runs would take on this machine, from a few timed network calls."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rllib_efficientzero import cost
+from rllib_efficientzero.analysis.experiments import Plan, train_spec
+from rllib_efficientzero.models import ModelConfig, build_network
+
+MOST_ACTIONS = 18
+DEFAULT_SHAPE = (48, 48, 3)
+"""Of observations whose environment's protocol does not say: those of the small grid worlds."""
+
+
+class Estimates:
+    """Times each kind of network once."""
+
+    def __init__(self) -> None:
+        self._speeds: dict[str, tuple[float, float]] = {}
+
+    def seconds(self, plan: Plan) -> float:
+        """Of training, without emulator and evaluation."""
+        # Imports ray, which the rest of this package does without.
+        from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
+
+        spec = train_spec(plan)
+        environment: dict[str, Any] = spec["config"].get("environment", {})
+        config = EfficientZeroConfig().environment(spec["env"], **environment)
+        config.update_from_dict({key: value for key, value in spec["config"].items() if key != "environment"})
+        protocol = config.env_protocol()
+        image = DEFAULT_SHAPE if protocol is None else tuple(protocol.describe()["observation_shape"])
+        sizes = config.network_sizes()
+        key = json.dumps([sizes, image, config.frame_stack], sort_keys=True)
+        if key not in self._speeds:
+            shape = (config.frame_stack, *image)
+            network = build_network(shape, MOST_ACTIONS, ModelConfig.from_dict(sizes))
+            self._speeds[key] = cost.seconds_per_call(network, shape)
+        encode, simulate = self._speeds[key]
+        return cost.run_seconds(
+            encode,
+            simulate,
+            config.reanalyze_config(),
+            batch_size=config.total_train_batch_size,
+            env_steps=config.total_env_steps,
+            updates=config.updates_at_end(),
+        )

@@ -1,0 +1,273 @@
+"""Running experiments: what is to be trained is trained by `rllib train file`, what is to be measured is measured.
+
+Below a directory of runs:
+
+    <budget>/experiments.yaml                     every run, as `rllib train file` takes it
+    <budget>/<task>_<variant>_seed-<n>/           one run: `label.json`, and Tune's directory of its trial
+    <budget>/measurement_<experiment>/            what was measured with trained networks
+
+Runs are named by what they are, not by who wants them: experiments share them. What is finished is not run again, and
+what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from rllib_efficientzero import metrics as names
+from rllib_efficientzero.analysis import measurement as measurements
+from rllib_efficientzero.analysis.experiments import Experiment, Plan, train_spec
+from rllib_efficientzero.analysis.measurement import Log
+from rllib_efficientzero.analysis.play import environment_of, play_episodes
+from rllib_efficientzero.analysis.runs import (
+    SCORES_FILE,
+    STANDARD,
+    STICKY,
+    UnusableRunError,
+    progress,
+    trial_directories,
+    write_label,
+)
+from rllib_efficientzero.checkpoint.files import write_file
+from rllib_efficientzero.checkpoint.manifest import versions
+from rllib_efficientzero.policy import Policy, load_policy
+
+STICKY_PROBABILITY = 0.25
+"""Of repeating the last action (Machado et al. 2018)."""
+
+
+class RunningError(RuntimeError):
+    """An experiment cannot be run; the message says why."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how experiments run."""
+
+    root: pathlib.Path
+    budget: str
+    jobs: int = 1
+    """training commands at a time; more than one is for a cluster that they share, or a machine with many cores"""
+    device: str = "cpu"
+    """on which trained networks are measured"""
+    ray_address: str | None = None
+    """cluster that all runs share; None: one of their own per command"""
+    log: Log = lambda text: None
+
+    @property
+    def directory(self) -> pathlib.Path:
+        return self.root / self.budget
+
+
+def run(experiments: Sequence[Experiment], setup: Setup, given: Mapping[str, pathlib.Path] | None = None) -> list[str]:
+    """Trains, plays and measures whatever is missing.
+
+    Args:
+        experiments: to run.
+        setup: where and how.
+        given: variant -> checkpoint to measure with, in place of a run trained for it.
+
+    Returns:
+        Sentences about what failed; the rest was done all the same.
+    """
+    given = given or {}
+    plans = {
+        plan.name: plan
+        for experiment in experiments
+        for plan in experiment.plans(setup.budget)
+        if experiment.measure is None or plan.label.variant not in given
+    }
+    failures = train(list(plans.values()), setup)
+    for plan in plans.values():
+        if plan.episodes is not None and final_checkpoint(plan, setup) is not None:
+            failures += _attempt(f"scores of {plan.name}", functools.partial(score, plan, setup))
+    for experiment in experiments:
+        if experiment.measure is not None:
+            failures += _attempt(f"measurement {experiment.name}", functools.partial(measure, experiment, setup, given))
+    return failures
+
+
+def _attempt(what: str, work: Callable[[], None]) -> list[str]:
+    """One failed part must not take the others with it."""
+    try:
+        work()
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        return [f"{what}: {type(error).__name__}: {error}"]
+    return []
+
+
+# --- Training --------------------------------------------------------------------------------------------------------
+
+
+def train(plans: Sequence[Plan], setup: Setup) -> list[str]:
+    """Trains what is not finished, in `setup.jobs` commands at a time; returns what failed."""
+    waiting = [plan for plan in plans if not is_finished(plan, setup)]
+    setup.log(f"{len(plans) - len(waiting)} of {len(plans)} runs are finished, {len(waiting)} to be trained")
+    if not waiting:
+        return []
+    for plan in waiting:
+        write_label(setup.directory / plan.name, plan.label)
+    shares = [waiting[index :: setup.jobs] for index in range(min(setup.jobs, len(waiting)))]
+    commands = [subprocess.Popen(_command(share, index, setup)) for index, share in enumerate(shares)]
+    try:
+        for command in commands:
+            command.wait()
+    except KeyboardInterrupt:
+        # They got the signal too, and save a checkpoint each.
+        for command in commands:
+            command.wait()
+        raise
+    return [f"{plan.name} did not reach its end" for plan in waiting if not is_finished(plan, setup)]
+
+
+def _command(plans: Sequence[Plan], number: int, setup: Setup) -> list[str]:
+    file = setup.directory / f"experiments-{number}.yaml"
+    file.write_text(yaml.safe_dump({plan.name: train_spec(plan) for plan in plans}, sort_keys=False))
+    command = [sys.executable, "-m", "rllib_efficientzero", "train", "file", str(file), "--resume"]
+    command += ["--storage-path", str(setup.directory)]
+    return command + (["--ray-address", setup.ray_address] if setup.ray_address else [])
+
+
+def trial_of(plan: Plan, setup: Setup) -> pathlib.Path | None:
+    """The newest directory of the run that a plan asks for, if there is one."""
+    found = trial_directories(setup.directory / plan.name)
+    return found[-1] if found else None
+
+
+def is_finished(plan: Plan, setup: Setup) -> bool:
+    """Whether the run that a plan asks for reached its end."""
+    trial = trial_of(plan, setup)
+    try:
+        return trial is not None and progress(trial)[0]
+    except UnusableRunError:
+        return False
+
+
+def final_checkpoint(plan: Plan, setup: Setup) -> pathlib.Path | None:
+    """The last checkpoint of a finished run."""
+    trial = trial_of(plan, setup)
+    if trial is None or not is_finished(plan, setup):
+        return None
+    return max(trial.glob("checkpoint_*"), default=None)
+
+
+# --- Playing ---------------------------------------------------------------------------------------------------------
+
+
+def score(plan: Plan, setup: Setup) -> None:
+    """Plays the final weights of a run, and writes `scores.json`: by the protocol, and in Atari with sticky actions.
+
+    Environments whose settings a checkpoint does not hold are left to the evaluations of training.
+    """
+    trial, checkpoint = trial_of(plan, setup), final_checkpoint(plan, setup)
+    assert trial is not None  # both are there, see `run`
+    assert checkpoint is not None
+    if plan.suite not in ("atari", "dmc") or plan.episodes is None:
+        return
+    policy = load_policy(checkpoint, device=setup.device)
+    updates = int(policy.description["num_updates"])
+    if _is_scored(trial, updates, plan.episodes):
+        return
+    played = {STANDARD: _played(policy, plan.episodes)}
+    if plan.suite == "atari":
+        played[STICKY] = _played(policy, plan.episodes, repeat_action_probability=STICKY_PROBABILITY)
+    content = {
+        names.NUM_UPDATES_LIFETIME: updates,
+        "checkpoint": checkpoint.name,
+        "versions": versions(),
+        "protocols": played,
+    }
+    write_file(trial / SCORES_FILE, json.dumps(content, indent=1).encode())
+    setup.log(f"{plan.name}: {plan.episodes} episodes played with the final weights")
+
+
+def _is_scored(trial: pathlib.Path, updates: int, episodes: int) -> bool:
+    try:
+        scores = json.loads((trial / SCORES_FILE).read_text())
+        return (
+            scores[names.NUM_UPDATES_LIFETIME] == updates and len(scores["protocols"][STANDARD]["returns"]) == episodes
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _played(policy: Policy, episodes: int, **settings: Any) -> dict[str, Any]:
+    returns, lengths = play_episodes(policy, environment_of(policy, "evaluation", **settings), episodes)
+    return {"settings": settings, "returns": returns, "lengths": lengths}
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure(experiment: Experiment, setup: Setup, given: Mapping[str, pathlib.Path]) -> None:
+    """Measures with the final checkpoints of an experiment's runs, unless that was done with the same ones.
+
+    Raises:
+        RunningError: a checkpoint is missing.
+    """
+    assert experiment.measure is not None  # its caller asked
+    checkpoints = _checkpoints(experiment, setup, given)
+    parameters = experiment.parameters(setup.budget)
+    about: dict[str, Any] = {
+        "experiment": experiment.name,
+        "budget": setup.budget,
+        "parameters": parameters,
+        "checkpoints": {variant: _describe(path) for variant, path in checkpoints.items()},
+    }
+    directory = measurements.directory_of(setup.root, experiment.name, setup.budget)
+    if _is_measured(directory, about):
+        setup.log(f"{experiment.name}: measured already")
+        return
+    started, cpu_started = time.perf_counter(), time.process_time()
+    measured = experiment.measure(checkpoints, parameters, device=setup.device, log=setup.log)
+    about |= {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "device": setup.device,
+        "versions": versions(),
+    }
+    measurements.write(directory, about, measured)
+    setup.log(f"{experiment.name}: measured in {about['seconds']:.0f} s")
+
+
+def _checkpoints(experiment: Experiment, setup: Setup, given: Mapping[str, pathlib.Path]) -> dict[str, pathlib.Path]:
+    found: dict[str, pathlib.Path] = {}
+    for plan in experiment.plans(setup.budget):
+        variant = plan.label.variant
+        if plan.label.seed > 0 or variant in found:
+            continue
+        checkpoint = given.get(variant) or final_checkpoint(plan, setup)
+        if checkpoint is None:
+            raise RunningError(f"there is no checkpoint of {plan.name}")
+        found[variant] = checkpoint
+    return found
+
+
+def _describe(checkpoint: pathlib.Path) -> dict[str, Any]:
+    from rllib_efficientzero.checkpoint.policy_files import read_description
+
+    content = read_description(checkpoint).content
+    kept = {key: content[key] for key in ("num_updates", "num_interactions", "protocol")}
+    return {"path": str(checkpoint), "sha256": content["weights"]["sha256"], **kept}
+
+
+def _is_measured(directory: pathlib.Path, about: Mapping[str, Any]) -> bool:
+    try:
+        found = measurements.read(directory)
+    except measurements.DamagedMeasurementError:
+        return False
+    if found is None:
+        return False
+    same = all(found.about.get(key) == about[key] for key in ("experiment", "budget", "parameters"))
+    weights = {variant: entry["sha256"] for variant, entry in found.about["checkpoints"].items()}
+    return same and weights == {variant: entry["sha256"] for variant, entry in about["checkpoints"].items()}
