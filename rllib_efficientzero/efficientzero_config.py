@@ -73,6 +73,8 @@ class EfficientZeroConfig(ScaleOutConfig):
         self.on_bad_env_step: str | None = "raise"
         self.evaluation_duration = 32
         self.evaluation_config = {"explore": False}
+        # The environment's own bounds are the border's affair (`env.spaces`).
+        self.normalize_actions = False
         # The train batch is made of windows by one piece of our own; the default pieces would flatten the unroll.
         self.add_default_connectors_to_learner_pipeline = False
         self.replay_buffer_config: dict[str, Any] = dict(REPLAY_DEFAULTS)
@@ -84,6 +86,13 @@ class EfficientZeroConfig(ScaleOutConfig):
         self.root_noise_fraction = 0.25
         self.first_visit = "uniform"
         self.max_considered_actions = 16
+        # --- Sampled actions ---
+        self.action_representation = "auto"
+        self.num_sampled_actions = 16
+        self.num_sampled_leaf_actions = 2
+        self.widened_action_share = 0.5
+        self.widened_action_scale = 3.0
+        self.entropy_loss_coeff = 0.005
         self.search_batch_size: int | None = None
         self.num_search_threads = 1
         self.temperature_schedule: list[tuple[int, float]] = [(0, 1.0), (50_000, 0.5), (75_000, 0.25)]
@@ -130,6 +139,12 @@ class EfficientZeroConfig(ScaleOutConfig):
         root_noise_fraction: float | None = NotProvided,
         first_visit: str | None = NotProvided,
         max_considered_actions: int | None = NotProvided,
+        action_representation: str | None = NotProvided,
+        num_sampled_actions: int | None = NotProvided,
+        num_sampled_leaf_actions: int | None = NotProvided,
+        widened_action_share: float | None = NotProvided,
+        widened_action_scale: float | None = NotProvided,
+        entropy_loss_coeff: float | None = NotProvided,
         search_batch_size: int | None = NotProvided,
         num_search_threads: int | None = NotProvided,
         temperature_schedule: list[tuple[int, float]] | None = NotProvided,
@@ -175,7 +190,16 @@ class EfficientZeroConfig(ScaleOutConfig):
             root_noise_fraction: its share of the root's prior (0.25).
             first_visit: "uniform": the first action below an unvisited node is random, as in the paper's code;
                 "prior": it is the most likely one.
-            max_considered_actions: actions with which sequential halving begins in "gumbel".
+            max_considered_actions: actions with which sequential halving begins in "gumbel", if they are enumerated.
+            action_representation: how actions are searched: "enumerated", each a number of its own; "sampled", drawn
+                from the policy (Box of any dimension, MultiDiscrete factor by factor, EfficientZero V2); "auto":
+                enumerated if there are at most 1,024 of them.
+            num_sampled_actions: sampled actions at the root (EfficientZero V2: 16).
+            num_sampled_leaf_actions: and at every other node (2).
+            widened_action_share: share of the root's that are drawn from a wider policy (0.5).
+            widened_action_scale: how much wider: factor of a standard deviation, temperature of a choice (3).
+            entropy_loss_coeff: weight of the negative entropy of the policy, where actions are sampled (EfficientZero
+                V2: 0.005 with images, 0.05 with states).
             search_batch_size: roots searched, and observations encoded, in one batch when reanalyzing; bounds memory.
                 None: 256 on a CPU, 2048 on a GPU.
             num_search_threads: threads of the tree; does not change results.
@@ -258,6 +282,10 @@ class EfficientZeroConfig(ScaleOutConfig):
             dirichlet_alpha=self.dirichlet_alpha,
             root_noise_fraction=self.root_noise_fraction,
             max_considered_actions=self.max_considered_actions,
+            num_sampled_actions=self.num_sampled_actions,
+            num_sampled_leaf_actions=self.num_sampled_leaf_actions,
+            widened_action_share=self.widened_action_share,
+            widened_action_scale=self.widened_action_scale,
             num_threads=self.num_search_threads,
         )
 
@@ -286,13 +314,14 @@ class EfficientZeroConfig(ScaleOutConfig):
         """What `rl_module(model_config=...)` says of the networks; see `ModelConfig`."""
         return {key: value for key, value in self.model_config.items() if key not in self._model_config_auto_includes}
 
-    def loss_coefficients(self) -> dict[str, float]:
-        """Weight of each loss, by the names of `losses.losses`."""
+    def loss_coefficients(self, *, sampled_actions: bool = False) -> dict[str, float]:
+        """Weight of each loss, by the names of `losses.losses`; policies of sampled actions have one more."""
         coefficients = {
             "policy": self.policy_loss_coeff,
             "value": self.value_loss_coeff,
             "value_prefix": self.value_prefix_loss_coeff,
         }
+        coefficients |= {"entropy": self.entropy_loss_coeff} if sampled_actions else {}
         return coefficients | ({"consistency": self.consistency_loss_coeff} if self.use_consistency else {})
 
     # --- What is said before a run ---------------------------------------------------------------------------------

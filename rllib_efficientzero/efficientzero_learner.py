@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.divergence import DivergenceWatch
-from rllib_efficientzero.losses import losses, observe, total_loss
+from rllib_efficientzero.losses import losses, observe, policy_losses_of, total_loss
 from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.models.normalization import fresh_statistics
 from rllib_efficientzero.models.unroll import Unrolled
@@ -85,8 +85,10 @@ class EfficientZeroLearner(TorchLearner):
         self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
     ) -> Tensor:
         predicted = Unrolled(**fwd_out)
-        terms = losses(predicted, batch)
-        loss = total_loss(terms, config.loss_coefficients(), batch["weights"], steps=batch["actions"].shape[1])
+        distribution = self._unwrapped(module_id).network.distribution
+        terms = losses(predicted, batch, policy_losses_of(distribution))
+        coefficients = config.loss_coefficients(sampled_actions=distribution is not None)
+        loss = total_loss(terms, coefficients, batch["weights"], steps=batch["actions"].shape[1])
         self._observed[module_id] = observe(predicted, terms, batch) | {self.TOTAL_LOSS_KEY: loss.detach()}
         return loss
 

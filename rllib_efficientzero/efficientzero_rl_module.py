@@ -8,6 +8,7 @@ Symbols of the paper and their names here:
     pi, v, u, z        policy, value, reward, n_step_target
     gamma, l, k, K     gamma (RLlib) or discount, horizon, unroll step, unroll_steps
     N, A, B            num_simulations, num_actions, batch
+    K of EfficientZero V2, where actions are sampled, is A here
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from rllib_efficientzero.models import (
     EfficientZeroNetwork,
     InferenceNetwork,
     ModelConfig,
+    actions_of,
     build_consistency_heads,
     build_network,
     observation_planes,
@@ -41,7 +43,8 @@ from rllib_efficientzero.models.unroll import unroll
 
 ROOT_VALUE = "root_value"
 VISIT_POLICY = "visit_policy"
-"""Extra model outputs that acting leaves in the episode: `[]` and `[A]` per step."""
+SAMPLED_ACTIONS = "sampled_actions"
+"""Extra model outputs that acting leaves in the episode: `[]`, `[A]` and, of sampled actions, `[A, D]` per step."""
 
 MASKED_OBSERVATION, ACTION_MASK = "observations", "action_mask"
 """Keys of RLlib's convention for observations that come with the legal actions."""
@@ -51,7 +54,8 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
     """Acts by tree search over its networks; EnvRunners, evaluation and Ray Serve all call the same search.
 
     Input `batch["obs"]` of the acting forwards: `[B, S, H, W, C]` or `[B, S, D]` stacked raw observations, or a dict of
-    `observations` and `action_mask` `[B, A]`. Output: `actions` `[B]`, `root_value` `[B]`, `visit_policy` `[B, A]`.
+    `observations` and `action_mask` `[B, A]`. Output: `actions` `[B]`, `root_value` `[B]`, `visit_policy` `[B, A]`;
+    where actions are sampled (Box(-1, 1) and MultiDiscrete spaces) `actions` `[B, D]`, `sampled_actions` `[B, A, D]`.
     """
 
     framework = "torch"
@@ -59,12 +63,12 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
     def setup(self) -> None:
         settings = self.model_config["efficientzero"]
         sizes = {key: value for key, value in self.model_config.items() if key != "efficientzero"}
-        if not isinstance(self.action_space, gym.spaces.Discrete):
-            raise ValueError(f"EfficientZero needs a Discrete action space, not {self.action_space}.")
-        self.num_actions = int(self.action_space.n)
+        self.search_config = SearchConfig(**settings["search"])
+        actions = actions_of(self.action_space)
+        self.num_actions = actions if isinstance(actions, int) else self.search_config.num_sampled_actions
         model_config = ModelConfig.from_dict(sizes)
         stacked_shape = _observation_shape(self.observation_space)
-        self.network: EfficientZeroNetwork = build_network(stacked_shape, self.num_actions, model_config)
+        self.network: EfficientZeroNetwork = build_network(stacked_shape, actions, model_config)
         self.consistency: ConsistencyHeads | None = None
         if settings["use_consistency"]:
             self.consistency = build_consistency_heads(self.network.latent_shape, model_config)
@@ -72,7 +76,6 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         self._inference_networks: dict[str, InferenceNetwork] = {}
         # A buffer, so that acting knows how far training is wherever weights travel: EnvRunners, checkpoints, Serve.
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        self.search_config = SearchConfig(**settings["search"])
         self.searcher = Searcher(self.search_config)
         self.use_augmentation: bool = settings["use_augmentation"]
         self.mixed_precision: bool = settings["mixed_precision"]
@@ -105,14 +108,18 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         )
         if self.on_search is not None:
             self.on_search(result)
-        return _to_columns(result.action, result.root_value, result.policy)
+        return _to_columns(result.action, result.root_value, result.policy, result.candidates)
 
     def _act_randomly(self, observation: Any) -> dict[str, Any]:
         frames, legal_actions = _split(observation)
         legal = np.ones((len(frames), self.num_actions)) if legal_actions is None else legal_actions
         policy = (legal / legal.sum(axis=1, keepdims=True)).astype(np.float32)
-        action = sample_action(legal, temperature=1.0, rng=self.rng)
-        return _to_columns(action, np.zeros(len(policy), dtype=np.float32), policy)
+        root_value = np.zeros(len(policy), dtype=np.float32)
+        distribution = self.network.distribution
+        if distribution is None:
+            return _to_columns(sample_action(legal, temperature=1.0, rng=self.rng), root_value, policy)
+        candidates = distribution.draw_uniform(self.rng, (len(frames), self.num_actions))
+        return _to_columns(candidates[:, 0].astype(distribution.dtype), root_value, policy, candidates)
 
     # --- Inference ---------------------------------------------------------------------------------------------------
 
@@ -206,5 +213,8 @@ def _split(observation: Any) -> tuple[Tensor, np.ndarray | None]:
     return observation[MASKED_OBSERVATION], legal_actions | ~legal_actions.any(axis=1, keepdims=True)
 
 
-def _to_columns(action: np.ndarray, root_value: np.ndarray, policy: np.ndarray) -> dict[str, Any]:
-    return {Columns.ACTIONS: action, ROOT_VALUE: root_value, VISIT_POLICY: policy}
+def _to_columns(
+    action: np.ndarray, root_value: np.ndarray, policy: np.ndarray, candidates: np.ndarray | None = None
+) -> dict[str, Any]:
+    columns = {Columns.ACTIONS: action, ROOT_VALUE: root_value, VISIT_POLICY: policy}
+    return columns if candidates is None else columns | {SAMPLED_ACTIONS: candidates}

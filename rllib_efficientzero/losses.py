@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from rllib_efficientzero import metrics as names
+from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.consistency import negative_cosine
 from rllib_efficientzero.models.scalar_transform import (
     categorical_to_scalar,
@@ -19,14 +20,48 @@ from rllib_efficientzero.models.unroll import Unrolled
 
 PRIORITY_FLOOR = 1e-6
 
+PolicyLosses = Callable[[Tensor, Mapping[str, Tensor]], dict[str, Tensor]]
+"""(policy head's outputs `[B, K+1, ...]`, train batch) -> name -> `[B, K+1]`"""
 
-def losses(predicted: Unrolled, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+
+def enumerated_policy_losses(policy_logits: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cross-entropy of the search's policy and the head's, over all actions."""
+    return {"policy": cross_entropy(policy_logits, batch["target_policy"])}
+
+
+def sampled_policy_losses(distribution: ActionDistribution) -> PolicyLosses:
+    """The same over the actions that the search chose between (Sampled MuZero, section 4.3), and the negative entropy.
+
+    Where there is no target neither is lost.
+    """
+
+    def policy_losses(policy: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        target = batch["target_policy"]
+        log_prob = distribution.log_prob(policy, batch["target_actions"])
+        return {
+            "policy": -(target * log_prob).sum(dim=-1),
+            "entropy": -distribution.entropy(policy) * (target.sum(dim=-1) > 0),
+        }
+
+    return policy_losses
+
+
+def policy_losses_of(distribution: ActionDistribution | None) -> PolicyLosses:
+    """Those for a policy head that predicts logits (None) or the parameters of a distribution."""
+    return enumerated_policy_losses if distribution is None else sampled_policy_losses(distribution)
+
+
+def losses(
+    predicted: Unrolled, batch: Mapping[str, Tensor], policy_losses: PolicyLosses = enumerated_policy_losses
+) -> dict[str, Tensor]:
     """Every loss term per sample, summed over unroll steps.
 
     Args:
         predicted: of B positions, K steps.
         batch: `target_policy` `[B, K+1, A]`, `target_value` `[B, K+1]`, `target_value_prefix` `[B, K]`,
-            `mask` `[B, K]` (1 where the action that leads to step k + 1 exists).
+            `mask` `[B, K]` (1 where the action that leads to step k + 1 exists); `target_actions` `[B, K+1, A, D]`
+            where actions are sampled.
+        policy_losses: of the policy head's outputs.
 
     Returns:
         name -> `[B]`. Step 0 is never masked: a sampled position exists.
@@ -36,8 +71,9 @@ def losses(predicted: Unrolled, batch: Mapping[str, Tensor]) -> dict[str, Tensor
     root_mask = torch.cat((torch.ones_like(mask[:, :1]), mask), dim=1)
     value_target = two_hot(batch["target_value"], support_size)
     value_prefix_target = two_hot(batch["target_value_prefix"], support_size)
+    of_policy = policy_losses(predicted.policy_logits, batch)
     terms = {
-        "policy": (cross_entropy(predicted.policy_logits, batch["target_policy"]) * root_mask).sum(dim=1),
+        **{name: (term * root_mask).sum(dim=1) for name, term in of_policy.items()},
         "value": (cross_entropy(predicted.value_logits, value_target) * root_mask).sum(dim=1),
         "value_prefix": (cross_entropy(predicted.value_prefix_logits, value_prefix_target) * mask).sum(dim=1),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -19,13 +19,23 @@ from rllib_efficientzero.checkpoint.manifest import CheckpointError
 from rllib_efficientzero.checkpoint.policy_files import PolicyFiles, read_description, read_weights
 from rllib_efficientzero.checkpoint.spaces import space_from_json
 from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, prior_alone
-from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, Networks, build_network, observation_planes
+from rllib_efficientzero.models import (
+    Actions,
+    EfficientZeroNetwork,
+    ModelConfig,
+    Networks,
+    actions_of,
+    build_network,
+    observation_planes,
+)
 from rllib_efficientzero.models.catalog import path_of
 from rllib_efficientzero.models.inference import InferenceNetwork
 
 MAX_SIZE = 1 << 20
 """Widest layer, and most simulations, that a policy file may ask for."""
 MAX_LAYERS = 32
+MAX_ACTION_SIZE = 1 << 10
+"""Most numbers in an action vector."""
 MAX_SEARCHERS = 4
 OBSERVATIONS = "observations"
 
@@ -39,7 +49,8 @@ class Policy:
     search_config: SearchConfig
     observation_space: gym.Space
     """of stacked observations: Box `[S, H, W, C]` or `[S, D]`, or a Dict of these and an action mask"""
-    action_space: gym.spaces.Discrete
+    action_space: gym.Space
+    """Discrete; or, where actions are sampled, Box(-1, 1, [D]) or MultiDiscrete"""
     mixed_precision: bool
     description: dict[str, Any]
     """`policy.json`: environment, versions, number of updates, ..."""
@@ -118,7 +129,8 @@ def load_policy(
         networks: the class of custom networks, if the policy was trained with any.
 
     Raises:
-        CheckpointError: custom networks are needed and not given, or others than the given; or a file is missing, damaged, from a later format, or does not describe a policy.
+        CheckpointError: custom networks are needed and not given, or others than the given; or a file is missing,
+            damaged, from a later format, or does not describe a policy.
     """
     files = read_description(pathlib.Path(path))
     try:
@@ -141,7 +153,7 @@ def load_policy(
         network=network.to(device).eval().requires_grad_(False),
         search_config=search_config,
         observation_space=observation_space,
-        action_space=cast(gym.spaces.Discrete, action_space),
+        action_space=action_space,
         mixed_precision=mixed_precision,
         description=files.content,
     )
@@ -153,7 +165,8 @@ def _check_networks(files: PolicyFiles, networks: type[Networks] | None) -> None
     if given != needed:
         cure = "give none" if needed is None else "give that class as load_policy(path, networks=...)"
         raise CheckpointError(
-            f"{files.path} is a policy with networks of {needed or 'this package'!s:.200}, and {given} were given: {cure}."
+            f"{files.path} is a policy with networks of {needed or 'this package'!s:.200}, and {given} were given: "
+            f"{cure}."
         )
 
 
@@ -163,7 +176,7 @@ def _network_without_memory(files: PolicyFiles, networks: type[Networks] | None)
     if described["type"] == "Dict":
         described = described["spaces"][OBSERVATIONS]
     shape = tuple(_limited(size, 1 << 27) for size in described["shape"])
-    num_actions = _limited(files.content["action_space"]["n"], MAX_SIZE)
+    actions = _actions(files.content["action_space"])
     _check_networks(files, networks)
     config = ModelConfig.from_dict(files.content["model"] | ({"networks": networks} if networks else {}))
     for name, value in dataclasses.asdict(config).items():
@@ -173,13 +186,22 @@ def _network_without_memory(files: PolicyFiles, networks: type[Networks] | None)
         if isinstance(value, tuple):
             _limited(max(1, len(value)), MAX_LAYERS)
     with torch.device("meta"):
-        return build_network(shape, num_actions, config)
+        return build_network(shape, actions, config)
+
+
+def _actions(described: Any) -> Actions:
+    for size in described.get("shape", []):
+        _limited(size, MAX_ACTION_SIZE)
+    actions = actions_of(space_from_json(described))
+    _limited(actions if isinstance(actions, int) else actions.policy_size, MAX_SIZE)
+    return actions
 
 
 def _search_config(values: dict[str, Any]) -> SearchConfig:
     """One thread, whatever the machine had that trained: results do not depend on it."""
     config = SearchConfig(**{**values, "num_threads": 1})
-    _limited(config.num_simulations, MAX_SIZE)
+    for size in (config.num_simulations, config.num_sampled_actions, config.num_sampled_leaf_actions):
+        _limited(size, MAX_SIZE)
     Searcher(config)  # refuses unknown policies
     return config
 

@@ -15,7 +15,7 @@ MAX_BOUNDS = 1 << 10
 
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:
-    """A JSON-able description of a Box, Discrete, MultiBinary or a Dict of these."""
+    """A JSON-able description of a Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these."""
     if isinstance(space, gym.spaces.Box):
         return {
             "type": "Box",
@@ -26,6 +26,8 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
         }
     if isinstance(space, gym.spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1 and not space.start.any():
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
     if isinstance(space, gym.spaces.MultiBinary):
         return {"type": "MultiBinary", "n": int(space.n) if np.ndim(space.n) == 0 else list(space.shape)}
     if isinstance(space, gym.spaces.Dict):
@@ -45,6 +47,8 @@ def space_from_json(described: Any) -> gym.Space:
             return _box(described)
         if kind == "Discrete":
             return gym.spaces.Discrete(_size(described["n"]), start=int(described["start"]))
+        if kind == "MultiDiscrete":
+            return gym.spaces.MultiDiscrete(_sizes(described["nvec"]))
         if kind == "MultiBinary":
             n = described["n"]
             return gym.spaces.MultiBinary(_shape(n) if isinstance(n, list) else _size(n))
@@ -97,6 +101,12 @@ def _shape(shape: Any) -> tuple[int, ...]:
     if len(sizes) > 8 or math.prod(sizes) > MAX_ELEMENTS:
         raise ValueError(f"an observation of shape {str(shape)[:100]} is not believed")
     return sizes
+
+
+def _sizes(sizes: Any) -> list[int]:
+    if not isinstance(sizes, list) or not 0 < len(sizes) <= MAX_BOUNDS:
+        raise ValueError(f"{str(sizes)[:100]} are not the sizes of few factors")
+    return [_size(size) for size in sizes]
 
 
 def _size(size: Any) -> int:

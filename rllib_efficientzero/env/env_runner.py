@@ -68,6 +68,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
             policy=_guard_policy(config),
             runner=f"EnvRunner {self.worker_index or 0}",
             timeout_s=config.sample_timeout_s,
+            representation=config.action_representation,
         )
         self.env = DictInfoToList(vector)
         self.num_envs = self.env.num_envs

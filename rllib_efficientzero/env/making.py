@@ -28,6 +28,7 @@ def make_vector_env(
     policy: GuardPolicy,
     runner: str,
     timeout_s: float | None,
+    representation: str = "auto",
 ) -> gym.vector.VectorEnv:
     """A guarded vector of environments.
 
@@ -39,15 +40,17 @@ def make_vector_env(
         policy: what is done about broken environments.
         runner: what messages call the one who plays, "EnvRunner 1".
         timeout_s: of a step of environments in processes of their own.
+        representation: of actions; see `spaces.action_view`.
 
     Raises:
         ValueError: the spaces are not supported (`UnsupportedSpaceError`), or what was made is no environment.
     """
     if mode is gym.VectorizeMode.VECTOR_ENTRY_POINT:
-        return adapt_vector(_make_native_vector(env, env_config, num_envs, runner))
+        return adapt_vector(_make_native_vector(env, env_config, num_envs, runner), representation)
     make = env_maker(env, env_config)
     makers: list[Callable[[], gym.Env]] = [
-        functools.partial(_make_guarded, make, f"environment {index} of {runner}", policy) for index in range(num_envs)
+        functools.partial(_make_guarded, make, f"environment {index} of {runner}", policy, representation)
+        for index in range(num_envs)
     ]
     if mode is gym.VectorizeMode.ASYNC:
         # What OpenGL has begun in this process does not survive in a fork of it: drawing would hang there.
@@ -56,10 +59,10 @@ def make_vector_env(
     return SyncVectorEnv(makers)
 
 
-def _make_guarded(make: Callable[[], gym.Env], name: str, policy: GuardPolicy) -> gym.Env:
+def _make_guarded(make: Callable[[], gym.Env], name: str, policy: GuardPolicy, representation: str) -> gym.Env:
     env = GuardedEnv(make, name=name, policy=policy)
     try:
-        return adapt(env)
+        return adapt(env, representation)
     except ValueError:
         env.close()
         raise

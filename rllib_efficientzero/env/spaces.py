@@ -1,7 +1,7 @@
 """Which spaces EfficientZero plays, and how an environment's own are brought into that form.
 
-Everything behind the border sees `Discrete` actions that begin at 0, and observations that are vectors `[D]` or images
-`[H, W, C]`, alone or in a dict of `observations` and `action_mask`.
+Everything behind the border sees actions that are `Discrete` from 0 on, `MultiDiscrete` from 0 on or `Box(-1, 1, [D])`,
+and observations that are vectors `[D]` or images `[H, W, C]`, alone or in a dict of `observations` and `action_mask`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SMALLEST_IMAGE = 8
 """Sides of an image; smaller ones are vectors."""
 
 SUPPORTED = (
-    "Supported are Discrete, MultiDiscrete and MultiBinary actions, and observations that are vectors, images, or made "
-    "of discrete parts, alone or in a Dict with an 'action_mask'."
+    "Supported are Discrete, MultiDiscrete, MultiBinary and bounded Box actions, and observations that are vectors, "
+    "images, or made of discrete parts, alone or in a Dict with an 'action_mask'."
 )
 
 Transform = Callable[[Any], Any]
@@ -50,13 +50,13 @@ class UnsupportedSpaceError(ValueError):
         super().__init__(f"{' '.join(problem.split())}. {SUPPORTED}")
 
 
-def adapt(env: gym.Env) -> gym.Env:
-    """An environment with the spaces that are played.
+def adapt(env: gym.Env, representation: str = "auto") -> gym.Env:
+    """An environment with the spaces that are played; `representation` of its actions as in `action_view`.
 
     Raises:
         UnsupportedSpaceError: its spaces cannot be brought into that form.
     """
-    actions, observations = action_view(env.action_space), observation_view(env.observation_space, env.action_space)
+    actions, observations = _views(env.action_space, env.observation_space, representation)
     if observations.transform is not None:
         env = gym.wrappers.TransformObservation(env, observations.transform, observations.space)
     if actions.transform is not None:
@@ -64,10 +64,10 @@ def adapt(env: gym.Env) -> gym.Env:
     return env
 
 
-def adapt_vector(env: gym.vector.VectorEnv) -> gym.vector.VectorEnv:
+def adapt_vector(env: gym.vector.VectorEnv, representation: str = "auto") -> gym.vector.VectorEnv:
     """`adapt` for an environment that is a vector by itself."""
     single = env.single_observation_space
-    actions, observations = action_view(env.single_action_space), observation_view(single, env.single_action_space)
+    actions, observations = _views(env.single_action_space, single, representation)
     if not observations.batched or actions.transform is not None:
         raise UnsupportedSpaceError(
             f"a vector environment with observations of {single} and actions of {env.single_action_space} can only be "
@@ -83,32 +83,83 @@ def adapt_vector(env: gym.vector.VectorEnv) -> gym.vector.VectorEnv:
     )
 
 
+def _views(actions: gym.Space, observations: gym.Space, representation: str) -> tuple[View, View]:
+    views = action_view(actions, representation), observation_view(observations, actions)
+    if isinstance(views[1].space, Dict) and not isinstance(views[0].space, Discrete):
+        raise UnsupportedSpaceError("an action_mask needs action_representation 'enumerated'")
+    return views
+
+
 # --- Actions ---------------------------------------------------------------------------------------------------------
 
 
-def action_view(space: gym.Space) -> View:
-    """Discrete actions from 0 on, whatever they are called in `space`."""
+def action_view(space: gym.Space, representation: str = "auto") -> View:
+    """Actions in a form that is searched: from 0 on, or within [-1, 1], whatever they are called in `space`.
+
+    Args:
+        space: the environment's.
+        representation: "enumerated": Discrete; "sampled": MultiDiscrete or Box(-1, 1, [D]); "auto": enumerated, if
+            there are at most `MAX_JOINT_ACTIONS` of them or the space itself is Discrete.
+    """
+    if isinstance(space, Box):
+        return _box_actions(space, representation)
     if isinstance(space, Discrete):
+        if representation == "sampled":
+            return View(MultiDiscrete([space.n]), functools.partial(_only_component, start=space.start))
         return View(Discrete(space.n), None if space.start == 0 else functools.partial(_shifted, start=space.start))
     if isinstance(space, MultiBinary) and len(space.shape) == 1:
-        return _joint(space, np.full(space.shape, 2), np.zeros(space.shape, space.dtype))
+        return _choices(space, np.full(space.shape, 2), np.zeros(space.shape, space.dtype), representation)
     if isinstance(space, MultiDiscrete) and space.nvec.ndim == 1:
-        return _joint(space, space.nvec, space.start)
+        return _choices(space, space.nvec, space.start, representation)
     raise UnsupportedSpaceError(f"EfficientZero cannot act in the action space {space}")
 
 
-def _joint(space: gym.Space, sizes: np.ndarray, start: np.ndarray) -> View:
-    """One action per combination; the last component changes fastest."""
+def _choices(space: gym.Space, sizes: np.ndarray, start: np.ndarray, representation: str) -> View:
+    """One action per combination, the last component changing fastest; or each component by itself."""
     combinations = math.prod(int(size) for size in sizes)
+    if representation == "sampled" or (representation == "auto" and combinations > MAX_JOINT_ACTIONS):
+        return View(MultiDiscrete(sizes), functools.partial(_shifted_components, start=start))
     if combinations > MAX_JOINT_ACTIONS:
         raise UnsupportedSpaceError(
-            f"the action space {space} has {combinations} combinations, more than {MAX_JOINT_ACTIONS}"
+            f"the action space {space} has {combinations} combinations, more than {MAX_JOINT_ACTIONS}, too many for "
+            "action_representation 'enumerated'"
         )
     return View(Discrete(combinations), functools.partial(_components, sizes=sizes, start=start))
 
 
+def _box_actions(space: Box, representation: str) -> View:
+    """Vectors within [-1, 1], of which -1 and 1 stand for the bounds."""
+    if representation == "enumerated":
+        raise UnsupportedSpaceError(
+            f"the actions of {space} cannot be enumerated; action_representation 'sampled' plays them"
+        )
+    if not space.is_bounded() or 0 in space.shape:
+        raise UnsupportedSpaceError(f"EfficientZero cannot act in the action space {space}, which has no bounds")
+    played = Box(-1.0, 1.0, (math.prod(space.shape),), np.float32)
+    if space == played:
+        return View(played, None)
+    return View(played, functools.partial(_scaled, low=space.low, high=space.high))
+
+
 def _shifted(action: Any, *, start: Any) -> Any:
     return action + start
+
+
+def _only_component(action: Any, *, start: Any) -> Any:
+    return action[0] + start
+
+
+def _shifted_components(action: Any, *, start: np.ndarray) -> np.ndarray:
+    return (action + start).astype(start.dtype)
+
+
+def _scaled(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    share = (np.clip(action, -1.0, 1.0).astype(np.float64).reshape(low.shape) + 1.0) / 2.0
+    scaled = (1.0 - share) * low + share * high
+    if low.dtype.kind in "iu":
+        scaled = np.rint(scaled)
+    # Rounded to the bounds' own type a value could lie beyond them.
+    return np.clip(scaled.astype(low.dtype), low, high)
 
 
 def _components(action: Any, *, sizes: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -147,7 +198,7 @@ def _masked_view(space: Dict, action_space: gym.Space) -> View:
         raise UnsupportedSpaceError(
             f"EfficientZero cannot read a Dict observation with the keys {sorted(space.spaces)}"
         )
-    mask, num_actions = space.spaces[ACTION_MASK], action_view(action_space).space.n
+    mask, num_actions = space.spaces[ACTION_MASK], action_view(action_space, "enumerated").space.n
     if not isinstance(mask, Box | MultiBinary) or mask.shape != (num_actions,):
         raise UnsupportedSpaceError(f"the action_mask {mask} does not have one entry for each of {num_actions} actions")
     inner = observation_view(space.spaces[others[0]], action_space)

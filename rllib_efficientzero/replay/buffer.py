@@ -13,7 +13,7 @@ import torch
 
 from rllib_efficientzero import metrics
 from rllib_efficientzero.replay import segments, storage
-from rllib_efficientzero.replay.episode import POSITIONS, Chunk, StoredEpisode, read_chunk
+from rllib_efficientzero.replay.episode import POSITIONS, ActionFormat, Chunk, StoredEpisode, read_chunk
 from rllib_efficientzero.replay.frame_codec import FrameCodec
 from rllib_efficientzero.replay.priorities import Priorities
 from rllib_efficientzero.replay.storage import ReplayLoadError
@@ -75,7 +75,7 @@ class PrioritizedReplay:
 
     def _clear(self) -> None:
         self._codec: FrameCodec | None = None
-        self._num_actions = 0
+        self._actions = ActionFormat(0)
         self._has_action_mask = False
         self._episodes: dict[int, StoredEpisode] = {}
         self._ongoing: dict[str, int] = {}  # RLlib's id of each unfinished episode -> its number
@@ -119,19 +119,19 @@ class PrioritizedReplay:
     def _check_format(self, chunk: Chunk) -> None:
         """All episodes must have the observation shape, dtype and actions of the first."""
         codec = FrameCodec(chunk.observations.shape[1:], chunk.observations.dtype)
-        found = (codec, chunk.num_actions, chunk.action_mask is not None)
+        found = (codec, chunk.action_format, chunk.action_mask is not None)
         if self._codec is None:
-            self._codec, self._num_actions, self._has_action_mask = found
-        expected = (self._codec, self._num_actions, self._has_action_mask)
+            self._codec, self._actions, self._has_action_mask = found
+        expected = (self._codec, self._actions, self._has_action_mask)
         if found != expected:
             raise ValueError(
-                f"Episode {chunk.id} does not fit those stored before (observations, number of actions, action mask): "
+                f"Episode {chunk.id} does not fit those stored before (observations, actions, action mask): "
                 f"it has {found}, they have {expected}."
             )
-        if chunk.action_mask is not None and chunk.action_mask.shape[1] != chunk.num_actions:
+        num_actions = self._actions.num_actions
+        if chunk.action_mask is not None and chunk.action_mask.shape[1] != num_actions:
             raise ValueError(
-                f"Episode {chunk.id}: action masks have {chunk.action_mask.shape[1]} entries for {chunk.num_actions} "
-                "actions."
+                f"Episode {chunk.id}: action masks have {chunk.action_mask.shape[1]} entries for {num_actions} actions."
             )
 
     def _add_chunk(self, chunk: Chunk) -> None:
@@ -166,7 +166,7 @@ class PrioritizedReplay:
             self._codec.encode(chunk.observations[0]),
             None if chunk.action_mask is None else chunk.action_mask[0],
             codec=self._codec,
-            num_actions=chunk.num_actions,
+            actions=chunk.action_format,
             t_started=chunk.t_started,
         )
         number = self._num_episodes_added
@@ -297,7 +297,9 @@ class PrioritizedReplay:
             "num_episodes_added": self._num_episodes_added,
             "observation_shape": list(codec.shape),
             "observation_dtype": codec.dtype.str,
-            "num_actions": self._num_actions,
+            "num_actions": self._actions.num_actions,
+            "action_size": self._actions.size,
+            "action_dtype": self._actions.dtype,
             "has_action_mask": self._has_action_mask,
             "beta": self._beta,
             "ongoing": self._ongoing,
@@ -352,7 +354,7 @@ class PrioritizedReplay:
         new._num_episodes_added = manifest["num_episodes_added"]
         new._first_position = max(manifest["first_position"], new._num_added - self.capacity)
         new._beta = manifest["beta"]
-        new._num_actions, new._has_action_mask = manifest["num_actions"], manifest["has_action_mask"]
+        new._actions, new._has_action_mask = segments.action_format(manifest), manifest["has_action_mask"]
         if new._num_added > 0:
             new._codec = FrameCodec(tuple(manifest["observation_shape"]), np.dtype(manifest["observation_dtype"]))
             new._episodes = segments.read_episodes(directory, manifest, state, new._codec)

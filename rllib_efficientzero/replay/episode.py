@@ -19,6 +19,23 @@ REWARDS = "rewards"
 ACTION_MASK = "action_mask"
 ROOT_VALUE = "root_value"
 VISIT_POLICY = "visit_policy"
+SAMPLED_ACTIONS = "sampled_actions"
+
+
+@dataclass(frozen=True)
+class ActionFormat:
+    """How the actions of a replay look."""
+
+    num_actions: int
+    """A: enumerated actions, or those sampled at each step"""
+    size: int | None = None
+    """D of sampled actions, which are vectors; None: actions are enumerated"""
+    dtype: str = "int64"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`()` or `(D,)`"""
+        return () if self.size is None else (self.size,)
 
 
 @dataclass(frozen=True)
@@ -33,8 +50,8 @@ class Chunk:
     """Time of the first step within the episode."""
     observations: npt.NDArray[Any]
     """`[T+1, *obs_shape]`"""
-    actions: npt.NDArray[np.int64]
-    """`[T]`"""
+    actions: npt.NDArray[Any]
+    """i64`[T]`, or `[T, D]` where actions are sampled"""
     rewards: npt.NDArray[np.float32]
     """`[T]`"""
     root_value: npt.NDArray[np.float32]
@@ -45,14 +62,19 @@ class Chunk:
     """`[T+1, A]`, 1 = legal"""
     terminated: bool
     truncated: bool
+    sampled_actions: npt.NDArray[np.float32] | None = None
+    """`[T, A, D]`, those that `visit_policy` is about; None where all are enumerated"""
 
     def __len__(self) -> int:
         return len(self.actions)
 
     @property
-    def num_actions(self) -> int:
-        """A"""
-        return self.visit_policy.shape[1]
+    def action_format(self) -> ActionFormat:
+        """How its actions look."""
+        num_actions = self.visit_policy.shape[1]
+        if self.sampled_actions is None:
+            return ActionFormat(num_actions)
+        return ActionFormat(num_actions, self.actions.shape[1], self.actions.dtype.name)
 
     def columns(self, first_position: int) -> dict[str, npt.NDArray[Any]]:
         """Rows for `StoredEpisode.append`, the first step having the global id `first_position`."""
@@ -65,6 +87,8 @@ class Chunk:
         }
         if self.action_mask is not None:
             columns[ACTION_MASK] = self.action_mask[1:]
+        if self.sampled_actions is not None:
+            columns[SAMPLED_ACTIONS] = self.sampled_actions
         return columns
 
 
@@ -73,25 +97,27 @@ def read_chunk(episode: Any) -> Chunk:
 
     Args:
         episode: has `id_`, `t_started`, `is_terminated`, `is_truncated`, `get_observations()`, `get_actions()`,
-            `get_rewards()` and `get_extra_model_outputs(key)` for "root_value" and "visit_policy". Observations are
-            arrays or dicts {"observations", "action_mask"}.
+            `get_rewards()` and `get_extra_model_outputs(key)` for "root_value", "visit_policy" and, where actions are
+            vectors, "sampled_actions". Observations are arrays or dicts {"observations", "action_mask"}.
 
     Raises:
         ValueError: something is missing or has the wrong length.
     """
     num_steps = len(episode)
     observations, action_mask = _split_observations(episode.get_observations())
+    actions = np.asarray(episode.get_actions())
     chunk = Chunk(
         id=str(episode.id_),
         t_started=int(episode.t_started),
         observations=observations,
-        actions=np.asarray(episode.get_actions()),
+        actions=actions,
         rewards=np.asarray(episode.get_rewards(), dtype=np.float32),
         root_value=_extra_output(episode, ROOT_VALUE),
         visit_policy=_extra_output(episode, VISIT_POLICY),
         action_mask=action_mask,
         terminated=bool(episode.is_terminated),
         truncated=bool(episode.is_truncated),
+        sampled_actions=_extra_output(episode, SAMPLED_ACTIONS) if actions.ndim == 2 else None,
     )
     _check_lengths(chunk, num_steps)
     return chunk
@@ -118,18 +144,25 @@ def _extra_output(episode: Any, key: str) -> npt.NDArray[np.float32]:
 
 
 def _check_lengths(chunk: Chunk, num_steps: int) -> None:
-    if chunk.actions.ndim != 1 or chunk.actions.dtype.kind not in "iu":
+    kinds = "iu" if chunk.sampled_actions is None else "iuf"
+    if chunk.actions.ndim not in (1, 2) or chunk.actions.dtype.kind not in kinds:
         raise ValueError(
-            f"Episode {chunk.id}: the replay stores one integer action per step, got an array of shape "
-            f"{chunk.actions.shape} and dtype {chunk.actions.dtype}."
+            f"Episode {chunk.id}: the replay stores one integer action per step, or one vector of numbers, got an "
+            f"array of shape {chunk.actions.shape} and dtype {chunk.actions.dtype}."
         )
     if chunk.visit_policy.ndim != 2 or chunk.rewards.ndim != 1 or chunk.root_value.ndim != 1:
         raise ValueError(
             f"Episode {chunk.id}: expected rewards [T], root_value [T] and visit_policy [T, A], got "
             f"{chunk.rewards.shape}, {chunk.root_value.shape} and {chunk.visit_policy.shape}."
         )
+    sampled, policy = chunk.sampled_actions, chunk.visit_policy
+    if sampled is not None and sampled.shape[1:] != (policy.shape[1], chunk.actions.shape[1]):
+        raise ValueError(
+            f"Episode {chunk.id}: expected actions [T, D], visit_policy [T, A] and sampled_actions [T, A, D], got "
+            f"{chunk.actions.shape}, {policy.shape} and {sampled.shape}."
+        )
     expected = {"actions": num_steps, "rewards": num_steps, "root_value": num_steps, "visit_policy": num_steps}
-    expected |= {"observations": num_steps + 1, "action_mask": num_steps + 1}
+    expected |= {"observations": num_steps + 1, "action_mask": num_steps + 1, "sampled_actions": num_steps}
     for name, length in expected.items():
         array = getattr(chunk, name)
         if array is not None and len(array) != length:
@@ -183,7 +216,7 @@ class StoredEpisode:
         first_action_mask: npt.NDArray[np.uint8] | None,
         *,
         codec: FrameCodec,
-        num_actions: int,
+        actions: ActionFormat,
         t_started: int = 0,
     ) -> None:
         """An episode of no steps yet.
@@ -192,11 +225,11 @@ class StoredEpisode:
             first_frame: its first observation, encoded.
             first_action_mask: `[A]`, or None if every action is always legal.
             codec: decodes the frames.
-            num_actions: A.
+            actions: how actions look.
             t_started: time of the first step; not 0 where the episode's beginning is not stored.
         """
         self.codec = codec
-        self.num_actions = num_actions
+        self.actions = actions
         self.t_started = t_started
         self.terminated = False
         self.truncated = False
@@ -206,13 +239,15 @@ class StoredEpisode:
         self._frame_bytes = sys.getsizeof(first_frame)
         self._columns = {
             POSITIONS: GrowingArray((), np.int64),
-            ACTIONS: GrowingArray((), np.int64),
+            ACTIONS: GrowingArray(actions.shape, actions.dtype),
             REWARDS: GrowingArray((), np.float32),
             ROOT_VALUE: GrowingArray((), np.float32),
-            VISIT_POLICY: GrowingArray((num_actions,), np.float32),
+            VISIT_POLICY: GrowingArray((actions.num_actions,), np.float32),
         }
+        if actions.size is not None:
+            self._columns[SAMPLED_ACTIONS] = GrowingArray((actions.num_actions, actions.size), np.float32)
         if first_action_mask is not None:
-            self._columns[ACTION_MASK] = GrowingArray((num_actions,), np.uint8)
+            self._columns[ACTION_MASK] = GrowingArray((actions.num_actions,), np.uint8)
             self._columns[ACTION_MASK].append(first_action_mask[None])
 
     def __len__(self) -> int:
@@ -247,8 +282,8 @@ class StoredEpisode:
 
         Args:
             name: POSITIONS i64`[T]` (global ids; they ascend, with gaps where other episodes were stored in between),
-                ACTIONS i64`[T]`, REWARDS f32`[T]`, ROOT_VALUE f32`[T]`, VISIT_POLICY f32`[T, A]` or
-                ACTION_MASK u8`[T+1, A]`.
+                ACTIONS i64`[T]` or `[T, D]`, REWARDS f32`[T]`, ROOT_VALUE f32`[T]`, VISIT_POLICY f32`[T, A]`,
+                ACTION_MASK u8`[T+1, A]` or SAMPLED_ACTIONS f32`[T, A, D]`.
         """
         return self._columns[name].array
 

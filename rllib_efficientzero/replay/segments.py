@@ -16,7 +16,9 @@ from rllib_efficientzero.replay.episode import (
     POSITIONS,
     REWARDS,
     ROOT_VALUE,
+    SAMPLED_ACTIONS,
     VISIT_POLICY,
+    ActionFormat,
     StoredEpisode,
 )
 from rllib_efficientzero.replay.frame_codec import FrameCodec
@@ -98,7 +100,11 @@ def pack_segments(episodes: Mapping[int, StoredEpisode], wanted: Collection[int]
     offsets = np.concatenate([np.arange(length) for length in lengths])
     names = [POSITIONS, ACTIONS, REWARDS, ROOT_VALUE, VISIT_POLICY]
     columns = {name: np.concatenate([episode.column(name) for episode in episodes.values()]) for name in names}
-    has_mask = next(iter(episodes.values())).has_action_mask
+    first = next(iter(episodes.values()))
+    has_mask = first.has_action_mask
+    if first.actions.size is not None:
+        sampled = [episode.column(SAMPLED_ACTIONS) for episode in episodes.values()]
+        columns[SAMPLED_ACTIONS] = np.concatenate(sampled)
     if has_mask:
         columns[ACTION_MASK] = np.concatenate([episode.column(ACTION_MASK)[1:] for episode in episodes.values()])
     order = np.argsort(columns[POSITIONS])
@@ -138,7 +144,7 @@ def read_episodes(
     lengths = dict(zip(state["episodes"].tolist(), state["lengths"].tolist(), strict=True))
     for path, segment in read_segments(directory, manifest):
         try:
-            unpack_segment(segment, unordered, lengths, codec=codec, num_actions=manifest["num_actions"])
+            unpack_segment(segment, unordered, lengths, codec=codec, actions=action_format(manifest))
         except (KeyError, IndexError, ValueError) as error:
             raise ReplayLoadError(f"{path} does not fit the rest of the save: {error!r}.") from error
     if {number: len(episode) for number, episode in unordered.items()} != lengths:
@@ -150,13 +156,18 @@ def read_episodes(
     return episodes
 
 
+def action_format(manifest: Mapping[str, Any]) -> ActionFormat:
+    """How actions look in a save; those from before there were others are enumerated."""
+    return ActionFormat(manifest["num_actions"], manifest.get("action_size"), manifest.get("action_dtype", "int64"))
+
+
 def unpack_segment(
     segment: Mapping[str, npt.NDArray[Any]],
     episodes: dict[int, StoredEpisode],
     wanted: Collection[int],
     *,
     codec: FrameCodec,
-    num_actions: int,
+    actions: ActionFormat,
 ) -> None:
     """Adds the segment's steps of episodes with a `wanted` number to `episodes`, making those that begin in it.
 
@@ -171,7 +182,7 @@ def unpack_segment(
         mask = None if masks is None else masks[i]
         if int(numbers[row]) not in wanted:
             continue
-        episodes[int(numbers[row])] = StoredEpisode(frame, mask, codec=codec, num_actions=num_actions)
+        episodes[int(numbers[row])] = StoredEpisode(frame, mask, codec=codec, actions=actions)
     frames = _unpack_frames("", segment)
     for number in np.unique(numbers).tolist():
         if number not in wanted:

@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rllib_efficientzero.replay.episode import ACTION_MASK, ACTIONS, REWARDS, ROOT_VALUE, VISIT_POLICY, StoredEpisode
+from rllib_efficientzero.replay.episode import (
+    ACTION_MASK,
+    ACTIONS,
+    REWARDS,
+    ROOT_VALUE,
+    SAMPLED_ACTIONS,
+    VISIT_POLICY,
+    StoredEpisode,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,8 @@ class Windows:
     """A batch of B sampled positions with what surrounds them.
 
     t is the sampled time within its episode, T the episode's length so far; S = frame_stack, K = unroll_steps,
-    n = td_steps, A = number of actions.
+    n = td_steps, A = number of actions. Where actions are sampled they are vectors of size D, and A is the number of
+    those that a search chose between.
 
     Example:
         >>> def stack(windows: Windows, k: int, frame_stack: int) -> np.ndarray:
@@ -57,8 +66,9 @@ class Windows:
     frames: npt.NDArray[Any]
     """`[B, S-1 + K+1 + n, *obs_shape]` in the observations' dtype. Frame j belongs to time t - (S-1) + j. The episode's
     first frame is repeated before its beginning, its last one (so far) after its end."""
-    actions: npt.NDArray[np.int64]
-    """`[B, K]` actions of the times t .. t+K-1; from T on uniformly random ones"""
+    actions: npt.NDArray[Any]
+    """i64`[B, K]` or `[B, K, D]` actions of the times t .. t+K-1; from T on random ones: uniformly if they are
+    enumerated, else others of the batch"""
     rewards: npt.NDArray[np.float32]
     """`[B, K+n]` rewards of the times t .. t+K+n-1; from T on 0"""
     visit_policy: npt.NDArray[np.float32]
@@ -76,6 +86,8 @@ class Windows:
     from the observation at T."""
     seed: int
     """seeds whatever is random in making this batch's targets, so that the same windows give the same targets"""
+    sampled_actions: npt.NDArray[np.float32] | None = None
+    """`[B, K+1, A, D]` the actions that `visit_policy` is about; from T on 0. None: all are enumerated"""
 
     def __len__(self) -> int:
         return len(self.position_ids)
@@ -128,7 +140,7 @@ def gather_windows(
     """
     batch, first = len(samples), samples[0][0]
     reach = shape.unroll_steps + shape.td_steps
-    unroll, num_actions = shape.unroll_steps, first.num_actions
+    unroll, num_actions, size = shape.unroll_steps, first.actions.num_actions, first.actions.size
     allocate = _empty_pinned if pin_memory else np.empty
     frames = allocate((batch, shape.num_frames, *first.codec.shape), first.codec.dtype)
     windows = Windows(
@@ -136,7 +148,7 @@ def gather_windows(
         weights=weights,
         num_added=num_added,
         frames=frames,
-        actions=rng.integers(num_actions, size=(batch, unroll)),
+        actions=_random_actions(samples, (batch, unroll), rng),
         rewards=np.zeros((batch, reach), np.float32),
         visit_policy=np.zeros((batch, unroll + 1, num_actions), np.float32),
         root_value=np.zeros((batch, unroll + 1), np.float32),
@@ -144,13 +156,17 @@ def gather_windows(
         steps_left=np.array([len(episode) - t for episode, t in samples], np.int64),
         terminated=np.array([episode.terminated for episode, _ in samples], np.bool_),
         seed=_draw_seed(rng),
+        sampled_actions=None if size is None else np.zeros((batch, unroll + 1, num_actions, size), np.float32),
     )
-    for name, column in (
+    columns = [
         (ACTIONS, windows.actions),
         (REWARDS, windows.rewards),
         (VISIT_POLICY, windows.visit_policy),
         (ROOT_VALUE, windows.root_value),
-    ):
+    ]
+    if windows.sampled_actions is not None:
+        columns.append((SAMPLED_ACTIONS, windows.sampled_actions))
+    for name, column in columns:
         steps = column.shape[1]
         known = np.arange(steps) < windows.steps_left[:, None]
         column[known] = np.concatenate([episode.column(name)[t : t + steps] for episode, t in samples])
@@ -166,6 +182,18 @@ def gather_windows(
     frame_bytes = frames.reshape(batch * shape.num_frames, -1).view(np.uint8)
     first.codec.decode(codes, frame_bytes, num_threads=num_threads)
     return windows
+
+
+def _random_actions(
+    samples: Sequence[tuple[StoredEpisode, int]], shape: tuple[int, int], rng: np.random.Generator
+) -> npt.NDArray[Any]:
+    """For the times beyond the ends: `shape` enumerated actions, or as many of the vectors at the sampled times. What
+    follows from them is masked in every loss, but it takes part in normalisation."""
+    actions = samples[0][0].actions
+    if actions.size is None:
+        return rng.integers(actions.num_actions, size=shape)
+    known = np.stack([episode.column(ACTIONS)[t] for episode, t in samples])
+    return known[rng.integers(len(known), size=shape)]
 
 
 def _empty_pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

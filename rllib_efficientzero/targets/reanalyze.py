@@ -127,9 +127,9 @@ class Reanalyzer:
         evaluated = _Evaluated.encode(network, frames, wants_value, wants_root, config)
         searched = evaluated.search(self.searcher, network, windows, rng)
 
-        visit_policy = np.array(windows.visit_policy)
-        rows, columns = np.nonzero(wants_policy)
-        visit_policy[rows, columns] = searched.policy[rows, columns]
+        policy = {"target_policy": _replaced(windows.visit_policy, searched.policy, wants_policy)}
+        if windows.sampled_actions is not None and searched.candidates is not None:
+            policy["target_actions"] = _replaced(windows.sampled_actions, searched.candidates, wants_policy)
 
         n_step = n_step_targets(
             windows.rewards,
@@ -140,7 +140,7 @@ class Reanalyzer:
             config.search.discount,
         )
         value = make_value.target(n_step, searched, wants_policy, age, num_updates, config)
-        batch = _assemble(windows, frames, visit_policy, value, config)
+        batch = _assemble(windows, frames, policy, value, config)
         return batch, searched.statistics(time.perf_counter() - started, horizon, age)
 
 
@@ -150,6 +150,7 @@ class _Searched:
 
     policy: np.ndarray  # [B, T, A]
     root_value: np.ndarray  # [B, T]
+    candidates: np.ndarray | None  # [B, T, A, D], where actions are sampled
     results: list[SearchResult]
 
     def statistics(self, seconds: float, horizon: np.ndarray, age: np.ndarray) -> TargetStatistics:
@@ -222,12 +223,12 @@ class _Evaluated:
         windows: Windows,
         rng: np.random.Generator,
     ) -> _Searched:
-        batch, num_times = self.value.shape
-        searched = _Searched(
-            np.zeros((batch, num_times, windows.visit_policy.shape[-1]), dtype=np.float32),
-            np.zeros((batch, num_times), dtype=np.float32),
-            [],
-        )
+        def zeros(*shape: int) -> np.ndarray:
+            return np.zeros((*self.value.shape, *shape), dtype=np.float32)
+
+        sampled = windows.sampled_actions
+        candidates = None if sampled is None else zeros(*sampled.shape[2:])
+        searched = _Searched(zeros(windows.visit_policy.shape[-1]), zeros(), candidates, [])
         for roots in self.roots:
             rows, times, output = roots.rows, roots.times, roots.output
             is_finite = np.isfinite(self.value[rows, times])
@@ -243,6 +244,8 @@ class _Evaluated:
             result = searcher.search(network, output, legal_actions=legal, rng=rng, explore=True)
             searched.policy[rows, times] = result.policy
             searched.root_value[rows, times] = result.root_value
+            if searched.candidates is not None and result.candidates is not None:
+                searched.candidates[rows, times] = result.candidates
             searched.results.append(result)
         return searched
 
@@ -304,14 +307,23 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
     return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=-1)
 
 
+def _replaced(stored: np.ndarray, searched: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """`[B, K+1, ...]` what was stored, with what was searched, `[B, T, ...]`, where `[B, K+1]` it is wanted."""
+    replaced = np.array(stored)
+    rows, columns = np.nonzero(wanted)
+    replaced[rows, columns] = searched[rows, columns]
+    return replaced
+
+
 def _assemble(
-    windows: Windows, frames: Tensor, policy: np.ndarray, value: np.ndarray, config: ReanalyzeConfig
+    windows: Windows, frames: Tensor, policy: dict[str, np.ndarray], value: np.ndarray, config: ReanalyzeConfig
 ) -> dict[str, Tensor]:
     """The train batch, B rows each:
 
-    frames `[B, S-1 + K+1, ...]`, actions `[B, K]` int64, target_policy `[B, K+1, A]`, target_value `[B, K+1]`,
-    target_value_prefix `[B, K]`, mask `[B, K]` (gates unroll step k + 1), weights `[B]`, position_ids `[B]`,
-    seed `[B]` (of the augmentation; all the same).
+    frames `[B, S-1 + K+1, ...]`, actions `[B, K]` int64 or `[B, K, D]`, target_policy `[B, K+1, A]`, target_value
+    `[B, K+1]`, target_value_prefix `[B, K]`, mask `[B, K]` (gates unroll step k + 1), weights `[B]`, position_ids
+    `[B]`, seed `[B]` (of the augmentation; all the same); and where actions are sampled target_actions
+    `[B, K+1, A, D]`, those that target_policy is about.
     """
     num_frames = config.frame_stack - 1 + config.unroll_steps + 1
     value_prefix = value_prefix_targets(
@@ -319,7 +331,7 @@ def _assemble(
     )
     arrays = {
         "actions": windows.actions,
-        "target_policy": policy,
+        **policy,
         "target_value": value,
         "target_value_prefix": value_prefix,
         "mask": step_masks(windows.steps_left, config.unroll_steps),

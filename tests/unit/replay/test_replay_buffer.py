@@ -269,7 +269,12 @@ def test_malformed_chunks_are_refused() -> None:
     with pytest.raises(ValueError, match="rewards has length 4"):
         broken(rewards=good.rewards[:4])
     with pytest.raises(ValueError, match="one integer action per step"):
+        broken(actions=np.zeros(5, np.float32))
+    with pytest.raises(ValueError, match='no extra model output "sampled_actions"'):
         broken(actions=np.zeros((5, 2), np.int64))
+    sampled = np.zeros((5, 4, 3), np.float32)
+    with pytest.raises(ValueError, match=r"sampled_actions \[T, A, D\], got \(5, 2\), \(5, 4\) and \(5, 4, 3\)"):
+        broken(actions=np.zeros((5, 2), np.float32), extra={**good.extra, "sampled_actions": sampled})
     with pytest.raises(ValueError, match=r"visit_policy \[T, A\]"):
         broken(extra={**good.extra, "visit_policy": good.extra["root_value"]})
     replay = make_replay()
