@@ -146,7 +146,12 @@ def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
         return
     if is_class_path(env):
         # The new API stack would ask gymnasium for an id of this name.
-        param_space["env"] = _import_attribute(env, experiment.place("env"), "'env'")
+        found = _import_attribute(env, experiment.place("env"), "'env'")
+        if isinstance(found, type):
+            param_space["env"] = found
+        else:
+            # RLlib takes functions only by a registered name.
+            register_env(env, found)
     elif problem := find_problem(env):
         raise InputError(problem, experiment.place("env"))
     elif is_dmc_id(env) and experiment.run != "EfficientZero":
