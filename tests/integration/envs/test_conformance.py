@@ -54,7 +54,7 @@ CASES = {
     "LunarLander, continuous": Case("LunarLander-v3", {**SHORT, "continuous": True}, "Box2D"),
     "Pendulum": Case("Pendulum-v1", SHORT, is_long=True),
     "MountainCar, continuous": Case("MountainCarContinuous-v0", SHORT, is_long=True),
-    "MiniGrid, what it sees": Case("minigrid-image", {"max_steps": 15}, "minigrid"),
+    "MiniGrid, what it sees": Case("minigrid-image", {"max_steps": 15}, "minigrid", is_long=True),
     "MiniGrid, in pixels": Case("minigrid-pixels", {"max_steps": 15}, "minigrid", is_long=True),
     "Pong": Case("ale_py:ALE/Pong-v5", GAME, "ale_py"),
     "Breakout": Case("ale_py:ALE/Breakout-v5", GAME, "ale_py", is_long=True),
