@@ -1,0 +1,237 @@
+"""The experiments that need networks, on data with a known answer."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rllib_efficientzero.analysis import fixed_replay
+from rllib_efficientzero.analysis.experiments import decoder, value_targets
+from rllib_efficientzero.analysis.experiments.value_prefix import reward_sums
+from rllib_efficientzero.analysis.play import Player, discounted_returns, play_episodes
+from rllib_efficientzero.replay import PrioritizedReplay
+from rllib_efficientzero.replay.episode import POSITIONS, REWARDS
+from rllib_efficientzero.replay.windows import WindowShape
+
+GAMMA = 0.9
+
+
+class Corridor(gym.Env):
+    """Reward t at step t, for the action 1; ends after `length` steps. The observation is the time."""
+
+    observation_space = gym.spaces.Box(0.0, 100.0, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length: int = 12) -> None:
+        self.length = length
+        self.time = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.array([0.0], np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(self.time * int(action))
+        self.time += 1
+        return np.array([self.time], np.float32), reward, self.time == self.length, False, {}
+
+
+class AlwaysOne:
+    """Acts by 1 as the policy that knows the corridor, and values its states truly."""
+
+    device = torch.device("cpu")
+    description = {"frame_stack": 2}  # noqa: RUF012
+
+    def __init__(self, length: int = 12) -> None:
+        self.network, self.length = self, length
+        self.search_config = type("Search", (), {"discount": GAMMA})
+
+    def act(self, frames: np.ndarray, **options: Any) -> Any:
+        return type("Result", (), {"action": np.ones(len(frames), np.int64)})
+
+    def value(self, planes: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([true_value(int(time), self.length) for time in planes[:, -1]])
+
+
+def true_value(time: int, length: int = 12) -> float:
+    return sum(GAMMA ** (t - time) * t for t in range(time, length))
+
+
+def test_a_player_goes_on_from_a_saved_state() -> None:
+    player, other = Player(Corridor, 2), Player(Corridor, 2)
+    player.reset()
+    for _ in range(5):
+        player.step(1)
+    other.restore(player.save())
+    assert other.stacked.tolist() == [[4.0], [5.0]]
+    assert [other.step(1) for _ in range(7)][-1] == (11.0, True)
+    assert player.stacked.tolist() == [[4.0], [5.0]]  # the state was copied
+
+
+def test_whole_episodes_are_counted() -> None:
+    returns, lengths = play_episodes(AlwaysOne(), Corridor, 3)  # type: ignore[arg-type]
+    assert (returns, lengths) == ([66.0] * 3, [12] * 3)
+
+
+def test_discounted_returns_are_the_true_values() -> None:
+    player, states = Player(Corridor, 2), []
+    player.reset()
+    for _ in range(12):
+        states.append(player.save())
+        player.step(0)
+    options = {"gamma": GAMMA, "max_steps": 100}
+    found = discounted_returns(AlwaysOne(), Corridor, states, **options)  # type: ignore[arg-type]
+    assert found == pytest.approx([true_value(time) for time in range(12)])
+    cut = discounted_returns(AlwaysOne(), Corridor, states[:1], gamma=GAMMA, max_steps=3)  # type: ignore[arg-type]
+    assert cut == pytest.approx(0.9 * 1 + 0.81 * 2)
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 5])
+def test_targets_of_a_perfect_network_on_its_own_play_are_true(horizon: int) -> None:
+    policy: Any = AlwaysOne()
+    rng = np.random.default_rng(0)
+    positions = value_targets.sample_positions(policy, Corridor, 20, reach=10, rng=rng)
+    truth = value_targets.true_values(policy, Corridor, positions, max_steps=50)
+    found = value_targets.targets(policy, positions, horizon, "network", rng)
+    errors = value_targets.errors_by_step(found, truth, positions)
+    assert errors["all"] == pytest.approx(0.0, abs=1e-4)
+    # Positions near the end have no truth beyond it, and zero at it.
+    ended = [row for row, position in zip(truth, positions, strict=True) if position.steps_left < 5]
+    assert ended
+    assert all(
+        row[position.steps_left] == 0 for row, position in zip(truth, positions, strict=True) if position.steps_left < 5
+    )
+
+
+def test_rewards_of_another_policy_spoil_long_horizons_more() -> None:
+    policy: Any = AlwaysOne()
+    lazy: Any = AlwaysOne()
+    lazy.act = lambda frames, **options: type("Result", (), {"action": np.zeros(len(frames), np.int64)})
+    rng = np.random.default_rng(0)
+    positions = value_targets.sample_positions(lazy, Corridor, 20, reach=10, rng=rng)
+    truth = value_targets.true_values(policy, Corridor, positions, max_steps=50)
+    errors = [
+        value_targets.errors_by_step(
+            value_targets.targets(policy, positions, horizon, "network", rng), truth, positions
+        )
+        for horizon in (1, 3, 5)
+    ]
+    assert errors[0]["all"] < errors[1]["all"] < errors[2]["all"]
+
+
+def test_sums_of_rewards_from_prefixes_of_any_horizon() -> None:
+    rewards = np.array([[1.0, 0.0, 2.0, 0.0, 3.0]])
+    sums = np.cumsum(rewards, axis=1)
+    assert reward_sums(rewards, 1).tolist() == sums.tolist()
+    assert reward_sums(sums, 5).tolist() == sums.tolist()
+    assert reward_sums(np.array([[1.0, 1.0, 2.0, 2.0, 3.0]]), 2).tolist() == sums.tolist()
+
+
+class _ShiftNetwork(nn.Module):
+    """The latent is the frame itself. Imagining adds `drift` each step; real frames do not change."""
+
+    def __init__(self, drift: float) -> None:
+        super().__init__()
+        self.drift = nn.Parameter(torch.tensor(drift))
+
+    def represent(self, planes: torch.Tensor) -> torch.Tensor:
+        return planes[:, -1:]
+
+    def initial_reward_hidden(self, latent: torch.Tensor) -> torch.Tensor:
+        return latent.new_zeros(len(latent), 2)
+
+    def step(
+        self, latent: torch.Tensor, hidden: torch.Tensor, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return latent + self.drift, hidden
+
+
+class _Episode:
+    """What a replay is filled with."""
+
+    def __init__(self, observations: np.ndarray, rewards: np.ndarray) -> None:
+        self.id_, self.t_started, self.is_terminated, self.is_truncated = "episode", 0, True, False
+        self._observations, self._rewards = observations, rewards
+
+    def __len__(self) -> int:
+        return len(self._rewards)
+
+    def get_observations(self) -> np.ndarray:
+        return self._observations
+
+    def get_actions(self) -> np.ndarray:
+        return np.zeros(len(self), np.int64)
+
+    def get_rewards(self) -> np.ndarray:
+        return self._rewards
+
+    def get_extra_model_outputs(self, key: str) -> np.ndarray:
+        return np.zeros(len(self)) if key == "root_value" else np.full((len(self), 2), 0.5)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Nothing but a replay: 1200 steps whose frames are noise, and a reward every 100 steps."""
+    steps = 1200
+    observations = np.random.default_rng(0).integers(0, 256, (steps + 1, 8, 8, 1), np.uint8)
+    rewards = (np.arange(steps) % 100 == 99).astype(np.float32)
+    replay = PrioritizedReplay(2000, frame_stack=2, unroll_steps=5, td_steps=0, seed=0)
+    replay.add([_Episode(observations, rewards)])
+    replay.save(tmp_path / "replay")
+    return tmp_path
+
+
+def test_a_fixed_replay_shares_no_step_between_its_halves(checkpoint: pathlib.Path) -> None:
+    train, held_out = fixed_replay.load(checkpoint, held_out=0.3, unroll_steps=5)
+    used = [
+        {int(position) for episode, t in half.positions for position in episode.column(POSITIONS)[t : t + 5]}
+        for half in (train, held_out)
+    ]
+    assert used[0]
+    assert used[1]
+    assert not used[0] & used[1]
+    assert all(episode.column(REWARDS)[t : t + 5].sum() == 1 for episode, t in train.rewarded(5).positions)
+    assert 0 < len(train.rewarded(5)) <= 5 * 12
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.1])
+def test_the_decoder_shows_how_far_imagined_latents_drift(checkpoint: pathlib.Path, drift: float) -> None:
+    _, held_out = fixed_replay.load(checkpoint, held_out=0.3, unroll_steps=5)
+    windows = held_out.spread(40, WindowShape(2, 5, 0), np.random.default_rng(0))
+    windows.frames[:] = windows.frames[:, 1:2]  # nothing moves
+    network: Any = _ShiftNetwork(drift)
+    values, pictures = decoder._evaluate(network, nn.Identity(), windows, 16)  # type: ignore[arg-type]
+    if drift == 0.0:
+        assert values["psnr_imagined"] == values["psnr_real"]
+        assert values["cosine"] == pytest.approx([1.0] * 6)
+    else:
+        # An error of 0.1 k in every pixel.
+        assert values["psnr_imagined"][1:] == pytest.approx([-20 * np.log10(0.1 * k) for k in range(1, 6)], abs=1e-3)
+        assert values["cosine"][0] > values["cosine"][1] > values["cosine"][5]
+    assert pictures["real"].shape == (2, 6, 8, 8, 1)
+
+
+def test_a_decoder_gives_frames_of_any_size() -> None:
+    made = decoder.Decoder((8, 6, 6), (1, 50, 50), width=4)
+    assert made(torch.zeros(2, 8, 6, 6)).shape == (2, 1, 50, 50)
+
+
+def test_stages_take_the_nearest_checkpoint(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {"checkpoint_000000": 18, "checkpoint_000001": 45, "checkpoint_000002": 100}
+    for name in steps:
+        (tmp_path / name / "policy").mkdir(parents=True)
+        (tmp_path / name / "policy" / "policy.json").touch()
+    monkeypatch.setattr(value_targets, "load_description", lambda path: {"num_interactions": steps[path.name]})
+    found = value_targets.stage_checkpoints(tmp_path / "checkpoint_000002", 5)
+    assert [(stage, path.name) for stage, path in found] == [
+        (20, "checkpoint_000000"),
+        (40, "checkpoint_000001"),
+        (100, "checkpoint_000002"),
+    ]
