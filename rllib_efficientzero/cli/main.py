@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from rllib_efficientzero.cli import doctor, env_check, evaluate, example, export, paper, plot, train
+from rllib_efficientzero.cli import doctor, env_check, evaluate, example, export, paper, plot, serve, train
 
 app = typer.Typer(
     name="rllib",
@@ -23,6 +23,8 @@ app.add_typer(example.app, name="example")
 app.command("export")(export.export)
 app.command("plot")(plot.plot)
 app.add_typer(paper.app, name="paper")
+app.command("play")(serve.play)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 
 

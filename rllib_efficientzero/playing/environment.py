@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,9 @@ def _make(name: str, settings: Mapping[str, Any]) -> gym.Env:
     module, colon, bare = name.partition(":")
     if colon:
         importlib.import_module(module)
+    # Nothing is shown on a screen or heard; looking for either only fills the terminal with complaints.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     with warnings.catch_warnings():
         # Of environments that cannot draw: the observation is drawn instead.
         warnings.simplefilter("ignore")

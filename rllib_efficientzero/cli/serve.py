@@ -1,0 +1,178 @@
+"""`rllib play` and `rllib serve`: a policy behind HTTP, to look at and to ask."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rllib_efficientzero.cli.console import say, say_warning
+from rllib_efficientzero.cli.errors import InputError, exit_codes
+from rllib_efficientzero.cli.overrides import parse_json_option
+
+if TYPE_CHECKING:
+    from rllib_efficientzero.serve.service import PolicyService
+
+TOKEN_VARIABLE = "RLLIB_SERVE_TOKEN"
+LOCAL = "127.0.0.1"
+
+Checkpoint = Annotated[
+    pathlib.Path, typer.Argument(help="A checkpoint, a policy's directory, or a trial's: its newest checkpoint.")
+]
+Host = Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0: all of this machine's.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0: any that is free.")]
+Device = Annotated[str, typer.Option("--device", help="'cpu' or 'cuda'.")]
+Env = Annotated[str | None, typer.Option("--env", "-e", help="Environment in place of the checkpoint's.")]
+EnvConfig = Annotated[
+    str, typer.Option("--env-config", metavar="JSON", help="Settings over those of the checkpoint's environment.")
+]
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Exchange the policy whenever the trial has a newer checkpoint.")
+]
+
+
+def play(
+    checkpoint: Checkpoint,
+    host: Host = LOCAL,
+    port: Port = 8000,
+    env: Env = None,
+    env_config: EnvConfig = "{}",
+    device: Device = "cpu",
+    follow: Follow = False,
+) -> None:
+    """Watch a trained policy think: a page that plays its environment, in this process, until Ctrl-C.
+
+    Needs the extra [serve]; the checkpoint need not be trusted.
+    """
+    with exit_codes():
+        settings = parse_json_option(env_config, "--env-config")
+        service = _service(checkpoint, device)
+        _check_env(service, env, settings)
+        _serve_here(service, host, port, env=env, env_config=settings, follow=follow)
+
+
+def serve(
+    checkpoint: Checkpoint,
+    host: Host = LOCAL,
+    port: Port = 8000,
+    local: Annotated[bool, typer.Option("--local", help="One process without Ray Serve.")] = False,
+    replicas: Annotated[int, typer.Option("--replicas", min=1, max=1024, help="Processes that search.")] = 1,
+    gpus_per_replica: Annotated[
+        float, typer.Option("--gpus-per-replica", min=0, help="GPUs, or a part of one, of each replica.")
+    ] = 0.0,
+    max_batch_size: Annotated[int, typer.Option("--max-batch-size", min=1, help="Requests of one search.")] = 32,
+    max_queued: Annotated[
+        int, typer.Option("--max-queued", min=1, help="Requests that may wait; more are answered by 503.")
+    ] = 256,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", envvar=TOKEN_VARIABLE, help="Bearer token that every request has to bring."),
+    ] = None,
+    env: Env = None,
+    env_config: EnvConfig = "{}",
+    follow: Follow = False,
+    ray_address: Annotated[str | None, typer.Option(help="Serve on this running cluster.")] = None,
+) -> None:
+    """Serve a policy over HTTP with Ray Serve: /v1/act, /v1/act_batch, /v1/metadata, /healthz, OpenAPI and a page.
+
+    Needs the extra [serve]; the checkpoint need not be trusted.
+    """
+    with exit_codes():
+        settings = parse_json_option(env_config, "--env-config")
+        service = _service(checkpoint, "cpu")
+        if env is not None:
+            _check_env(service, env, settings)
+        if host not in (LOCAL, "localhost", "::1") and token is None:
+            say_warning(f"whoever reaches {host} may ask: consider --token (or {TOKEN_VARIABLE})")
+        if local:
+            _serve_here(
+                service,
+                host,
+                port,
+                env=env,
+                env_config=settings,
+                follow=follow,
+                token=token,
+                max_batch_size=max_batch_size,
+                max_queued=max_queued,
+            )
+            return
+        from rllib_efficientzero.cli.ray_session import RayOptions, ray_session, set_verbosity
+
+        set_verbosity(0)
+        from rllib_efficientzero.serve.app import run_on_ray
+
+        arguments: dict[str, Any] = {
+            "checkpoint": str(checkpoint.absolute()),
+            "replicas": replicas,
+            "gpus_per_replica": gpus_per_replica,
+            "max_batch_size": max_batch_size,
+            "max_queued": max_queued,
+            "token": token,
+            "env": env,
+            "env_config": settings,
+            "follow": follow,
+        }
+        with ray_session(RayOptions(address=ray_address)):
+            run_on_ray(arguments, host, _free_port(host, port), on_ready=_say_address)
+
+
+def _service(checkpoint: pathlib.Path, device: str) -> PolicyService:
+    """The policy; says what is wrong with it before anything is started."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError("serving needs FastAPI and uvicorn: pip install 'rllib_efficientzero[serve]'") from error
+    from rllib_efficientzero.checkpoint import CheckpointError
+    from rllib_efficientzero.serve.service import PolicyService
+
+    try:
+        return PolicyService(checkpoint, device=device)
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no policy can be loaded onto {device!r}", "--device") from error
+
+
+def _check_env(service: PolicyService, env: str | None, env_config: dict[str, Any]) -> None:
+    from rllib_efficientzero.playing import PlayError, make_environment
+
+    try:
+        make_environment(service.policy, env=env, env_config=env_config).close()
+    except PlayError as error:
+        raise InputError(str(error), "--env" if env else "") from error
+
+
+def _serve_here(service: PolicyService, host: str, port: int, **settings: Any) -> None:
+    from rllib_efficientzero.serve.local import build_local, run_local
+
+    port = _free_port(host, port)
+    _say_address(host, port, settings.get("token"))
+    run_local(build_local(service, **settings), host, port)
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or one that is free for 0.
+
+    Raises:
+        InputError: it is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+            raise InputError(f"cannot listen at {host}:{port}: {reason}", "--port") from error
+        return int(probe.getsockname()[1])
+
+
+def _say_address(host: str, port: int, token: str | None = None) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    say(f"http://{shown}:{port}/{'#token=...' if token else ''}", "bold")
+    say("Ctrl-C ends it")

@@ -1,0 +1,319 @@
+"""The HTTP application: FastAPI over a `Batcher`. It runs under uvicorn alone as well as under Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import pathlib
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import fastapi
+import gymnasium as gym
+import pydantic
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from rllib_efficientzero.playing.environment import PlayError
+from rllib_efficientzero.playing.frame_stack import FrameStack
+from rllib_efficientzero.serve.batcher import Batcher, OverloadedError
+from rllib_efficientzero.serve.border import Border
+from rllib_efficientzero.serve.games import Game
+from rllib_efficientzero.serve.observations import BadInputError, decode_legal_actions, decode_observation
+from rllib_efficientzero.serve.schemas import (
+    MAX_BATCH,
+    MAX_SIMULATIONS,
+    ActBatchRequest,
+    ActBatchResponse,
+    ActRequest,
+    ActResponse,
+    GameRequest,
+    Problem,
+    SearchRequest,
+    StepRequest,
+)
+from rllib_efficientzero.serve.service import Answer, PolicyFacts, Query
+from rllib_efficientzero.serve.sessions import SessionStore
+
+logger = logging.getLogger(__name__)
+
+PAGE = pathlib.Path(__file__).with_name("page")
+MAX_TOLD_PROBLEMS = 5
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem} for code in (400, 401, 404, 408, 413, 415, 422, 503)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Of what one server takes on."""
+
+    max_body_bytes: int = 8 << 20
+    body_timeout_s: float = 10.0
+    max_pending: int = 512
+    """Requests that are being answered; more are told 503."""
+    retry_after_s: int = 1
+    max_sessions: int = 1000
+    session_lifetime_s: float = 600.0
+    max_games: int = 16
+
+
+class _Server:
+    """What the routes share."""
+
+    def __init__(
+        self, batcher: Batcher, facts: PolicyFacts, make_env: Callable[[], gym.Env] | None, limits: Limits
+    ) -> None:
+        self.batcher, self.facts, self.limits = batcher, facts, limits
+        self.pending = 0
+        self.stacks: SessionStore[FrameStack] = SessionStore(
+            lambda: FrameStack(facts.frame_stack),
+            max_sessions=limits.max_sessions,
+            lifetime_s=limits.session_lifetime_s,
+        )
+        self.make_env = make_env
+        self.env_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="games")
+        self.games: dict[str, Game] = {}
+
+    @contextlib.contextmanager
+    def admitted(self, count: int = 1) -> Any:
+        """Counts requests that are being answered.
+
+        Raises:
+            OverloadedError: there are too many.
+        """
+        if self.pending + count > self.limits.max_pending:
+            raise OverloadedError(f"{self.pending} requests are being answered")
+        self.pending += count
+        try:
+            yield
+        finally:
+            self.pending -= count
+
+    def query(self, request: ActRequest) -> Query:
+        """What a request asks.
+
+        Raises:
+            BadInputError: its observation or its legal actions are wrong.
+        """
+        observation, mask = decode_observation(request.observation, self.facts)
+        legal = decode_legal_actions(request.legal_actions, self.facts)
+        if legal is None:
+            legal = mask
+        elif mask is not None:
+            raise BadInputError("give an action_mask or legal_actions, not both")
+        return Query(self._stacked(observation, request), legal, request.num_simulations)
+
+    def _stacked(self, observation: Any, request: ActRequest) -> Any:
+        is_frame = observation.ndim == len(self.facts.frame_shape)
+        if request.session_id is None:
+            return FrameStack(self.facts.frame_stack).push(observation) if is_frame else observation
+        if not is_frame:
+            raise BadInputError("a session stacks frames itself: send the newest frame only")
+        stack = self.stacks.get(request.session_id)
+        if request.reset:
+            stack.reset()
+        return stack.push(observation)
+
+    async def begin_game(self, request: GameRequest) -> dict[str, Any]:
+        """A new game; of too many the oldest ends."""
+        if self.make_env is None:
+            raise HTTPException(404, "this server shows no games: it was not given an environment")
+        try:
+            env = await asyncio.get_running_loop().run_in_executor(self.env_thread, self.make_env)
+        except PlayError as error:
+            raise HTTPException(404, str(error)) from error
+        game = Game(env, self.facts, self.env_thread)
+        self.games[game.id] = game
+        while len(self.games) > self.limits.max_games:
+            self.games.pop(next(iter(self.games))).close()
+        async with game.lock:
+            return await game.begin(request.seed, self.batcher, request.num_simulations)
+
+    def game(self, game_id: str) -> Game:
+        """A running game."""
+        game = self.games.pop(game_id, None)
+        if game is None:
+            raise HTTPException(404, "there is no such game any more: begin a new one")
+        self.games[game_id] = game  # Now the most recently used.
+        return game
+
+    def close(self) -> None:
+        """Ends games and threads."""
+        for game in self.games.values():
+            game.close()
+        self.games.clear()
+        self.env_thread.shutdown(wait=False)
+
+
+def create_app(
+    batcher: Batcher,
+    facts: PolicyFacts,
+    *,
+    make_env: Callable[[], gym.Env] | None = None,
+    limits: Limits | None = None,
+    token: str | None = None,
+    on_start: Callable[[], None] | None = None,
+    on_stop: Callable[[], None] | None = None,
+) -> fastapi.FastAPI:
+    """The application.
+
+    Args:
+        batcher: answers queries.
+        facts: of the policy behind it.
+        make_env: makes an environment for the page's games; None: the page has none.
+        limits: see `Limits`.
+        token: that every request but for the page and its health has to bring; None: none.
+        on_start, on_stop: called when the server starts and stops.
+    """
+    limits = limits or Limits()
+    server = _Server(batcher, facts, make_env, limits)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
+        if on_start:
+            on_start()
+        yield
+        server.close()
+        if on_stop:
+            on_stop()
+
+    app = fastapi.FastAPI(title="rllib_efficientzero", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.include_router(_routes(server))
+    app.include_router(_game_routes(server), include_in_schema=False)
+    _add_page(app)
+    _add_problem_handlers(app, limits)
+    app.add_middleware(
+        Border,
+        max_body_bytes=limits.max_body_bytes,
+        body_timeout_s=limits.body_timeout_s,
+        token=token,
+    )
+    return app
+
+
+def _routes(server: _Server) -> fastapi.APIRouter:
+    router = fastapi.APIRouter()
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether requests are taken."""
+        return {"status": "ok"}
+
+    @router.get("/v1/metadata", responses={401: {"model": Problem}})
+    async def metadata() -> dict[str, Any]:
+        """What the policy sees and does, and this server's limits."""
+        told = {"max_simulations": MAX_SIMULATIONS, "max_batch": MAX_BATCH, "games": server.make_env is not None}
+        return {**server.facts.metadata, **told, "max_body_bytes": server.limits.max_body_bytes}
+
+    @router.post("/v1/act", responses=PROBLEMS)
+    async def act(request: ActRequest) -> ActResponse:
+        """Searches from one observation."""
+        with server.admitted():
+            return _response(await server.batcher.act(server.query(request)))
+
+    @router.post("/v1/act_batch", responses=PROBLEMS)
+    async def act_batch(request: ActBatchRequest) -> ActBatchResponse:
+        """Searches from several observations at once."""
+
+        async def answer(one: Any) -> ActResponse | Problem:
+            try:
+                return _response(await server.batcher.act(server.query(ActRequest.model_validate(one))))
+            except pydantic.ValidationError as error:
+                return Problem(detail=_told(error.errors(include_url=False)))
+            except BadInputError as error:
+                return Problem(detail=str(error))
+
+        with server.admitted(len(request.requests)):
+            return ActBatchResponse(answers=list(await asyncio.gather(*map(answer, request.requests))))
+
+    return router
+
+
+def _game_routes(server: _Server) -> fastapi.APIRouter:
+    router = fastapi.APIRouter(prefix="/v1/games")
+
+    @router.post("")
+    async def begin(request: GameRequest) -> dict[str, Any]:
+        with server.admitted():
+            return await server.begin_game(request)
+
+    @router.post("/{game_id}/step")
+    async def step(game_id: str, request: StepRequest) -> dict[str, Any]:
+        game = server.game(game_id)
+        with server.admitted():
+            async with game.lock:
+                return await game.step(request.action, server.batcher, request.num_simulations)
+
+    @router.post("/{game_id}/search")
+    async def search(game_id: str, request: SearchRequest) -> dict[str, Any]:
+        game = server.game(game_id)
+        with server.admitted():
+            async with game.lock:
+                return await game.search(server.batcher, request.num_simulations)
+
+    return router
+
+
+def _response(answer: Answer) -> ActResponse:
+    if answer.problem is not None:
+        raise BadInputError(answer.problem)
+    return ActResponse(
+        action=answer.action,
+        value=answer.value,
+        visit_policy=answer.visit_policy,
+        num_simulations=answer.num_simulations,
+        model=answer.model,
+    )
+
+
+def _add_page(app: fastapi.FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+
+def _add_problem_handlers(app: fastapi.FastAPI, limits: Limits) -> None:
+    """Every problem is JSON with a `detail` in words; none repeats what was sent, or tells of files."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: fastapi.Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"detail": _told(error.errors())}, 422)
+
+    @app.exception_handler(BadInputError)
+    async def bad_input(request: fastapi.Request, error: BadInputError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    @app.exception_handler(OverloadedError)
+    async def overloaded(request: fastapi.Request, error: OverloadedError) -> JSONResponse:
+        return JSONResponse({"detail": "too many requests wait"}, 503, {"Retry-After": str(limits.retry_after_s)})
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: fastapi.Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(request: fastapi.Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return JSONResponse({"detail": "internal error"}, 500)
+
+
+def _told(errors: Any) -> str:
+    """Pydantic's findings as one sentence, without the values."""
+    found = [
+        f"{'.'.join(str(part) for part in error['loc'] if part != 'body')[:200] or 'body'}: {error['msg'][:200]}"
+        for error in list(errors)[:MAX_TOLD_PROBLEMS]
+    ]
+    return "; ".join(found)

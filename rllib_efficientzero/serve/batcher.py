@@ -1,0 +1,82 @@
+"""Concurrent queries share one search."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+
+from rllib_efficientzero.serve.service import Answer, Query
+
+
+class OverloadedError(RuntimeError):
+    """More is waiting than is allowed to; try again later."""
+
+
+class Batcher(Protocol):
+    """Whoever answers queries: `LocalBatcher` in this process, or Ray Serve's replicas."""
+
+    async def act(self, query: Query) -> Answer:
+        """Raises `OverloadedError` if too much is waiting."""
+        ...
+
+
+class LocalBatcher:
+    """Collects what arrives while a search runs, and searches for all of it next.
+
+    Args:
+        search: answers a batch; called in `executor`, one batch at a time.
+        executor: of one thread.
+        max_batch_size: queries of one search.
+        wait_s: how long the first query of a batch waits for others.
+        max_queued: queries that may wait.
+    """
+
+    def __init__(
+        self,
+        search: Callable[[Sequence[Query]], list[Answer]],
+        executor: Executor,
+        *,
+        max_batch_size: int = 32,
+        wait_s: float = 0.002,
+        max_queued: int = 256,
+    ) -> None:
+        self._search, self._executor = search, executor
+        self._max_batch_size, self._wait_s, self._max_queued = max_batch_size, wait_s, max_queued
+        self._waiting: list[tuple[Query, asyncio.Future[Answer]]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def act(self, query: Query) -> Answer:
+        if len(self._waiting) >= self._max_queued:
+            raise OverloadedError(f"{len(self._waiting)} requests are waiting")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((query, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        """As long as anything waits."""
+        await asyncio.sleep(self._wait_s)
+        while self._waiting:
+            # Whoever has gone need not be answered.
+            self._waiting = [(query, future) for query, future in self._waiting if not future.done()]
+            batch, self._waiting = self._waiting[: self._max_batch_size], self._waiting[self._max_batch_size :]
+            if not batch:
+                return
+            try:
+                queries = [query for query, _ in batch]
+                answers = await asyncio.get_running_loop().run_in_executor(self._executor, self._search, queries)
+            except Exception as error:
+                _fail(batch, error)
+                continue
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+
+
+def _fail(batch: list[tuple[Query, asyncio.Future[Answer]]], error: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)

@@ -1,0 +1,137 @@
+"""Games that the page shows: an environment, its frames stacked, and the search's thoughts about each position."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import secrets
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+
+import cv2
+import gymnasium as gym
+import numpy as np
+
+from rllib_efficientzero.playing.environment import action_names, raw_picture
+from rllib_efficientzero.playing.frame_stack import FrameStack, split_mask
+from rllib_efficientzero.serve.batcher import Batcher
+from rllib_efficientzero.serve.observations import BadInputError
+from rllib_efficientzero.serve.service import Answer, PolicyFacts, Query
+
+SMALLEST_SIDE = 200
+
+
+class Game:
+    """One game. Calls must not overlap: take `lock`.
+
+    Args:
+        env: as `make_environment` makes it.
+        facts: of the policy.
+        executor: of one thread, in which the environment is stepped and drawn: some cannot change threads.
+    """
+
+    def __init__(self, env: gym.Env, facts: PolicyFacts, executor: Executor) -> None:
+        self.id = secrets.token_urlsafe(9)
+        self.lock = asyncio.Lock()
+        self._env, self._facts, self._executor = env, facts, executor
+        self._stack = FrameStack(facts.frame_stack)
+        self._names = action_names(env, facts.num_actions)
+        self._frames: np.ndarray = np.empty(0)
+        self._legal: np.ndarray | None = None
+        self._picture = ""
+        self._step, self._return, self._reward, self._done = 0, 0.0, 0.0, False
+        self._answer = Answer()
+
+    async def begin(self, seed: int | None, batcher: Batcher, num_simulations: int | None) -> dict[str, Any]:
+        """The first position."""
+        await self._call(self._reset, seed)
+        return await self.search(batcher, num_simulations)
+
+    async def step(self, action: int | None, batcher: Batcher, num_simulations: int | None) -> dict[str, Any]:
+        """Takes an action, the search's own by default, and thinks about the next position.
+
+        Raises:
+            BadInputError: the game is over, or there is no such action.
+        """
+        if self._done:
+            raise BadInputError("the game is over: begin a new one")
+        chosen = self._answer.action if action is None else action
+        if chosen >= self._facts.num_actions or (self._legal is not None and not self._legal[chosen]):
+            raise BadInputError("there is no such legal action")
+        await self._call(self._take, chosen)
+        return await self.search(batcher, num_simulations)
+
+    async def search(self, batcher: Batcher, num_simulations: int | None) -> dict[str, Any]:
+        """Thinks about the position, which is not changed.
+
+        Raises:
+            BadInputError: the network has no answer.
+        """
+        if not self._done:
+            legal = None if self._legal is None or not self._legal.any() else self._legal
+            answer = await batcher.act(Query(self._frames, legal, num_simulations, with_tree=True))
+            if answer.problem is not None:
+                raise BadInputError(answer.problem)
+            self._answer = answer
+        return self._state()
+
+    def close(self) -> None:
+        """Frees the environment, some time soon."""
+        with contextlib.suppress(RuntimeError):
+            self._executor.submit(self._env.close)
+
+    async def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    def _reset(self, seed: int | None) -> None:
+        self._stack.reset()
+        observation, _ = self._env.reset(seed=seed)
+        self._step, self._return, self._reward, self._done = 0, 0.0, 0.0, False
+        self._see(observation)
+
+    def _take(self, action: int) -> None:
+        observation, reward, terminated, truncated, _ = self._env.step(action)
+        self._step += 1
+        self._reward = float(reward)
+        self._return += self._reward
+        self._done = bool(terminated or truncated)
+        self._see(observation)
+
+    def _see(self, observation: Any) -> None:
+        frame, self._legal = split_mask(observation)
+        self._frames = self._stack.push(frame)
+        self._picture = _as_png(raw_picture(self._env, observation))
+
+    def _state(self) -> dict[str, Any]:
+        answer = self._answer
+        return {
+            "id": self.id,
+            "frame": self._picture,
+            "step": self._step,
+            "reward": self._reward,
+            "episode_return": self._return,
+            "done": self._done,
+            "action_names": self._names,
+            "legal": None if self._legal is None else self._legal.tolist(),
+            "action": answer.action,
+            "value": answer.value,
+            "network_value": answer.network_value,
+            "visit_policy": answer.visit_policy,
+            "visits": answer.visits,
+            "prior": answer.prior,
+            "qvalues": answer.qvalues,
+            "num_simulations": answer.num_simulations,
+            "model": answer.model,
+            "principal_line": [] if answer.tree is None else answer.tree["principal_line"],
+        }
+
+
+def _as_png(picture: np.ndarray) -> str:
+    """A data URL; small pictures are enlarged by a whole factor, sharp."""
+    factor = max(1, -(-SMALLEST_SIDE // picture.shape[0]))
+    if factor > 1:
+        picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    _, encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()

@@ -1,0 +1,222 @@
+"""What answers observations: a policy, searched in batches, that can be exchanged while it answers. No HTTP, no Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_efficientzero.checkpoint.manifest import CheckpointError, find_newest
+from rllib_efficientzero.checkpoint.spaces import space_to_json
+from rllib_efficientzero.playing.frame_stack import OBSERVATIONS
+from rllib_efficientzero.playing.search_tree import SearchTree
+from rllib_efficientzero.policy import Policy, load_policy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """One observation to act upon."""
+
+    frames: np.ndarray
+    """`[S, ...]`, oldest first"""
+    legal_actions: np.ndarray | None = None
+    """`[A]` bool"""
+    num_simulations: int | None = None
+    """None: the policy's own; 0: no search"""
+    with_tree: bool = False
+    """Also the root's children and the principal line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the search said, in plain numbers; or in `problem` why it could not."""
+
+    action: int = 0
+    value: float = 0.0
+    network_value: float = 0.0
+    visit_policy: list[float] = dataclasses.field(default_factory=list)
+    visits: list[int] = dataclasses.field(default_factory=list)
+    prior: list[float] = dataclasses.field(default_factory=list)
+    qvalues: list[float] = dataclasses.field(default_factory=list)
+    num_simulations: int = 0
+    model: str = ""
+    """The beginning of the weights' hash: changes when the checkpoint is exchanged."""
+    tree: dict[str, Any] | None = None
+    problem: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyFacts:
+    """What must be known to ask; the same for every checkpoint of a run."""
+
+    frame_shape: tuple[int, ...]
+    frame_dtype: str
+    frame_stack: int
+    num_actions: int
+    num_simulations: int
+    metadata: dict[str, Any]
+    """JSON-able; no paths"""
+
+
+class PolicyService:
+    """A policy and the checkpoint it came from.
+
+    Args:
+        checkpoint: a checkpoint or a policy's directory; or a trial's, whose newest whole checkpoint is taken.
+        device: where the network goes.
+
+    Raises:
+        CheckpointError: there is no policy.
+    """
+
+    def __init__(self, checkpoint: str | pathlib.Path, *, device: str = "cpu") -> None:
+        self._device = device
+        self._searching = threading.Lock()
+        self._source = pathlib.Path(checkpoint)
+        self.loaded_from = newest_policy(self._source)
+        self._policy = load_policy(self.loaded_from, device=device)
+
+    @property
+    def policy(self) -> Policy:
+        """That answers now."""
+        return self._policy
+
+    def load(self, checkpoint: str | pathlib.Path) -> None:
+        """Exchanges the policy. What is being searched ends with the old one, what comes later gets the new one.
+
+        Raises:
+            CheckpointError: there is none, or it was trained on other observations or actions; the old one stays.
+        """
+        path = newest_policy(pathlib.Path(checkpoint))
+        new = load_policy(path, device=self._device)
+        old = self._policy
+        if (new.observation_space, new.action_space) != (old.observation_space, old.action_space):
+            raise CheckpointError(f"{path} was trained on other observations or actions than the policy in service.")
+        self._policy, self.loaded_from = new, path
+        self._source = pathlib.Path(checkpoint)
+
+    def load_newer(self) -> bool:
+        """Exchanges the policy if a newer checkpoint is whole by now; one that is not is left for later."""
+        names = [path.name for path in self._source.glob("checkpoint_*")]
+        if not names or max(names) == self.loaded_from.name:
+            return False
+        try:
+            if newest_policy(self._source) == self.loaded_from:
+                return False
+            self.load(self._source)
+        except CheckpointError as error:
+            logger.warning("The policy in service stays: %s", error)
+            return False
+        logger.info("Now in service: %s", self.loaded_from.name)
+        return True
+
+    def facts(self) -> PolicyFacts:
+        """Of the policy in service."""
+        policy = self._policy
+        space = policy.observation_space
+        box = space[OBSERVATIONS] if isinstance(space, gym.spaces.Dict) else space
+        assert isinstance(box, gym.spaces.Box)
+        described = policy.description
+        protocol = described.get("protocol")
+        metadata = {
+            "env": protocol.get("env") if isinstance(protocol, dict) else None,
+            "observation_space": space_to_json(space),
+            "action_space": space_to_json(policy.action_space),
+            "frame_stack": box.shape[0],
+            "num_simulations": policy.search_config.num_simulations,
+            "num_updates": described.get("num_updates"),
+            "num_interactions": described.get("num_interactions"),
+            "versions": described.get("versions"),
+            "model": _model_id(policy),
+        }
+        return PolicyFacts(
+            frame_shape=tuple(box.shape[1:]),
+            frame_dtype=str(box.dtype),
+            frame_stack=box.shape[0],
+            num_actions=int(policy.action_space.n),
+            num_simulations=policy.search_config.num_simulations,
+            metadata=metadata,
+        )
+
+    def search(self, queries: Sequence[Query]) -> list[Answer]:
+        """Answers in the order of the queries; those with equally many simulations share one search.
+
+        A query that cannot be answered gets an answer with `problem`, the others are answered all the same.
+        """
+        groups: dict[tuple[int | None, bool], list[int]] = {}
+        for index, query in enumerate(queries):
+            groups.setdefault((query.num_simulations, query.legal_actions is not None), []).append(index)
+        answers: dict[int, Answer] = {}
+        with self._searching:
+            policy = self._policy
+            for indices in groups.values():
+                found = _search_together(policy, [queries[index] for index in indices])
+                answers.update(zip(indices, found, strict=True))
+        return [answers[index] for index in range(len(queries))]
+
+
+def newest_policy(path: pathlib.Path) -> pathlib.Path:
+    """The policy at `path`, or in the newest whole checkpoint in it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / "policy.json").is_file() or (path / "policy" / "policy.json").is_file():
+        return path
+    newest = find_newest(path, warn=logger.warning) if path.is_dir() else None
+    if newest is None:
+        raise CheckpointError(f"There is no policy and no whole checkpoint in {path}.")
+    return newest
+
+
+def _search_together(policy: Policy, queries: list[Query]) -> list[Answer]:
+    """One search; if it fails, one for each, so that only those fail whose fault it is."""
+    legal = None
+    if queries[0].legal_actions is not None:
+        legal = np.stack([query.legal_actions for query in queries if query.legal_actions is not None])
+    try:
+        frames = np.stack([query.frames for query in queries])
+        result = policy.act(frames, legal_actions=legal, num_simulations=queries[0].num_simulations)
+    except ValueError as error:
+        if len(queries) > 1:
+            return [answer for query in queries for answer in _search_together(policy, [query])]
+        logger.info("A query could not be answered: %s", error)
+        return [Answer(problem="the network has no finite answer to this observation")]
+    wanted = queries[0].num_simulations
+    simulations = policy.search_config.num_simulations if wanted is None else wanted
+    answers = []
+    for row, query in enumerate(queries):
+        action = int(result.action[row])
+        numbers = (result.root_value[row], *result.policy[row], *result.qvalues[row], *result.prior[row])
+        if not np.isfinite(numbers).all():
+            answers.append(Answer(problem="the network has no finite answer to this observation"))
+            continue
+        tree = SearchTree.of_last_search(policy, row, action) if query.with_tree and simulations else None
+        answers.append(
+            Answer(
+                action=action,
+                value=float(result.root_value[row]),
+                network_value=float(result.network_value[row]),
+                visit_policy=result.policy[row].tolist(),
+                visits=result.visit_counts[row].tolist(),
+                prior=result.prior[row].tolist(),
+                qvalues=result.qvalues[row].tolist(),
+                num_simulations=simulations,
+                model=_model_id(policy),
+                tree=None if tree is None else tree.as_json(),
+            )
+        )
+    return answers
+
+
+def _model_id(policy: Policy) -> str:
+    weights: Mapping[str, Any] = policy.description["weights"]
+    return str(weights["sha256"])[:12]

@@ -1,0 +1,74 @@
+"""What is remembered between requests, for so long and of so many only."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class SessionStore(Generic[T]):
+    """Things by id; those unused for `lifetime_s`, or unused the longest when there are too many, are forgotten.
+
+    Args:
+        make: of a new id's thing.
+        max_sessions: kept at most.
+        lifetime_s: seconds without use.
+        on_end: called with what is forgotten.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], T],
+        *,
+        max_sessions: int,
+        lifetime_s: float,
+        on_end: Callable[[T], None] = lambda thing: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make, self._max_sessions, self._lifetime_s = make, max_sessions, lifetime_s
+        self._on_end, self._clock = on_end, clock
+        self._things: collections.OrderedDict[str, tuple[float, T]] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    def get(self, session_id: str) -> T:
+        """The thing of this id, new if there is none."""
+        thing = self.find(session_id)
+        if thing is None:
+            thing = self._make()
+            self._things[session_id] = (self._clock(), thing)
+            while len(self._things) > self._max_sessions:
+                self._end(next(iter(self._things)))
+        return thing
+
+    def find(self, session_id: str) -> T | None:
+        """The thing of this id, or None."""
+        self._forget_old()
+        known = self._things.pop(session_id, None)
+        if known is None:
+            return None
+        self._things[session_id] = (self._clock(), known[1])
+        return known[1]
+
+    def end_all(self) -> None:
+        """Forgets everything."""
+        for session_id in list(self._things):
+            self._end(session_id)
+
+    def _forget_old(self) -> None:
+        oldest_allowed = self._clock() - self._lifetime_s
+        while self._things:
+            session_id, (used, _) = next(iter(self._things.items()))
+            if used >= oldest_allowed:
+                return
+            self._end(session_id)
+
+    def _end(self, session_id: str) -> None:
+        _, thing = self._things.pop(session_id)
+        self._on_end(thing)
