@@ -1,15 +1,16 @@
-"""Playing with trained policies outside of RLlib: whole episodes, and from saved states of environments."""
+"""Playing on from saved states of environments."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
+from rllib_efficientzero.env.named import named_protocol
+from rllib_efficientzero.playing.environment import make_environment
 from rllib_efficientzero.policy import Policy
 
 MAX_BATCH = 64
@@ -70,54 +71,16 @@ class Player:
         self._vector.close()
 
 
-def environment_of(policy: Policy, kind: str, **settings: Any) -> Callable[[], gym.Env]:
-    """What makes the environment that a policy was trained on.
-
-    Args:
-        policy: of a checkpoint, which says how its environment is played.
-        kind: "training" or "evaluation".
-        settings: of the protocol, in place of its own, such as `repeat_action_probability`.
+def training_environment(policy: Policy) -> gym.Env:
+    """The environment that a policy was trained on, with lives and rewards as in training.
 
     Raises:
-        ValueError: the environment is neither of Atari nor of DMControl: its settings are not in the checkpoint.
+        PlayError: the checkpoint does not say how it is made.
     """
-    from rllib_efficientzero.env.named import named_maker, named_protocol
-
-    protocol: Mapping[str, Any] = policy.description["protocol"]
-    name = str(protocol["env"])
-    maker, described = named_maker(name), protocol.get(kind) or protocol.get("training")
-    if maker is None or described is None:
-        raise ValueError(f"the checkpoint does not say how {name} is made; only Atari and DMControl can be played")
-    reference = named_protocol(name, {})
-    known = vars(reference) if reference is not None else {}
-    config = {key: value for key, value in described.items() if key in known} | settings
-    return lambda: maker(config)
-
-
-def play_episodes(
-    policy: Policy, make: Callable[[], gym.Env], episodes: int, *, seed: int = 0
-) -> tuple[list[float], list[int]]:
-    """Greedy play of whole episodes, seeds `seed`, `seed + 1`, ...; returns their returns and lengths, in this order.
-
-    Every episode that is begun is counted, however long it takes.
-    """
-    returns, lengths = [0.0] * episodes, [0] * episodes
-    rng = np.random.default_rng(seed)
-    for batch in _batches(range(episodes)):
-        players = [Player(make, policy.description["frame_stack"]) for _ in batch]
-        try:
-            for player, index in zip(players, batch, strict=True):
-                player.reset(seed + index)
-            while playing := [index for index, player in zip(batch, players, strict=True) if not player.is_over]:
-                active = [players[index - batch[0]] for index in playing]
-                actions = policy.act(np.stack([player.stacked for player in active]), rng=rng).action
-                for index, player, action in zip(playing, active, actions, strict=True):
-                    returns[index] += player.step(int(action))[0]
-                    lengths[index] += 1
-        finally:
-            for player in players:
-                player.close()
-    return returns, lengths
+    protocol = policy.description["protocol"]
+    known = named_protocol(protocol["env"], {})
+    differing = {} if known is None else {key: protocol["training"][key] for key in known.evaluation_settings}
+    return make_environment(policy, env_config=differing)
 
 
 def discounted_returns(

@@ -13,8 +13,10 @@ what was interrupted goes on.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -22,13 +24,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium as gym
 import yaml
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.analysis import measurement as measurements
 from rllib_efficientzero.analysis.experiments import Experiment, Plan, train_spec
 from rllib_efficientzero.analysis.measurement import Log
-from rllib_efficientzero.analysis.play import environment_of, play_episodes
+from rllib_efficientzero.analysis.play import MAX_BATCH
 from rllib_efficientzero.analysis.runs import (
     SCORES_FILE,
     STANDARD,
@@ -40,6 +43,9 @@ from rllib_efficientzero.analysis.runs import (
 )
 from rllib_efficientzero.checkpoint.files import write_file
 from rllib_efficientzero.checkpoint.manifest import versions
+from rllib_efficientzero.env.spaces import adapt
+from rllib_efficientzero.playing.environment import make_environment
+from rllib_efficientzero.playing.episodes import play_episodes
 from rllib_efficientzero.policy import Policy, load_policy
 
 STICKY_PROBABILITY = 0.25
@@ -118,12 +124,17 @@ def train(plans: Sequence[Plan], setup: Setup) -> list[str]:
     for plan in waiting:
         write_label(setup.directory / plan.name, plan.label)
     shares = [waiting[index :: setup.jobs] for index in range(min(setup.jobs, len(waiting)))]
-    commands = [subprocess.Popen(_command(share, index, setup)) for index, share in enumerate(shares)]
+    # In sessions of their own, so that each gets an interruption once, whether it came from a terminal or not.
+    commands = [
+        subprocess.Popen(_command(share, index, setup), start_new_session=True) for index, share in enumerate(shares)
+    ]
     try:
         for command in commands:
             command.wait()
     except KeyboardInterrupt:
-        # They got the signal too, and save a checkpoint each.
+        setup.log("waiting for the runs to save their checkpoints")
+        for command in commands:
+            command.send_signal(signal.SIGINT)
         for command in commands:
             command.wait()
         raise
@@ -165,22 +176,19 @@ def final_checkpoint(plan: Plan, setup: Setup) -> pathlib.Path | None:
 
 
 def score(plan: Plan, setup: Setup) -> None:
-    """Plays the final weights of a run, and writes `scores.json`: by the protocol, and in Atari with sticky actions.
-
-    Environments whose settings a checkpoint does not hold are left to the evaluations of training.
-    """
+    """Plays the final weights of a run, and writes `scores.json`: by the protocol, and in Atari with sticky actions."""
     trial, checkpoint = trial_of(plan, setup), final_checkpoint(plan, setup)
     assert trial is not None  # both are there, see `run`
     assert checkpoint is not None
-    if plan.suite not in ("atari", "dmc") or plan.episodes is None:
-        return
+    assert plan.episodes is not None
     policy = load_policy(checkpoint, device=setup.device)
     updates = int(policy.description["num_updates"])
     if _is_scored(trial, updates, plan.episodes):
         return
-    played = {STANDARD: _played(policy, plan.episodes)}
+    protocols: dict[str, dict[str, Any]] = {STANDARD: {}}
     if plan.suite == "atari":
-        played[STICKY] = _played(policy, plan.episodes, repeat_action_probability=STICKY_PROBABILITY)
+        protocols[STICKY] = {"repeat_action_probability": STICKY_PROBABILITY}
+    played = {name: _played(plan, policy, settings) for name, settings in protocols.items()}
     content = {
         names.NUM_UPDATES_LIFETIME: updates,
         "checkpoint": checkpoint.name,
@@ -201,9 +209,30 @@ def _is_scored(trial: pathlib.Path, updates: int, episodes: int) -> bool:
         return False
 
 
-def _played(policy: Policy, episodes: int, **settings: Any) -> dict[str, Any]:
-    returns, lengths = play_episodes(policy, environment_of(policy, "evaluation", **settings), episodes)
+def _played(plan: Plan, policy: Policy, settings: dict[str, Any]) -> dict[str, Any]:
+    episodes = plan.episodes or 0
+    envs = [_environment(plan, policy, settings) for _ in range(min(episodes, MAX_BATCH))]
+    try:
+        played = dict(play_episodes(policy, envs, range(episodes)))
+    finally:
+        for env in envs:
+            env.close()
+    in_order = [played[index] for index in range(episodes)]
+    returns, lengths = [episode.episode_return for episode in in_order], [episode.length for episode in in_order]
     return {"settings": settings, "returns": returns, "lengths": lengths}
+
+
+def _environment(plan: Plan, policy: Policy, settings: dict[str, Any]) -> gym.Env:
+    """As the checkpoint describes it; an environment that modules of the suite register, as its runs make it."""
+    spec = train_spec(plan)
+    if "imports" not in spec:
+        return make_environment(policy, env_config=settings)
+    # Imports ray, where such environments are registered.
+    from rllib_efficientzero.env.making import env_maker
+
+    for module in spec["imports"]:
+        importlib.import_module(module)
+    return adapt(env_maker(spec["env"], spec["config"]["environment"]["env_config"])())
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ the trajectory's age with it. The truth is what the final policy earns when it p
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from rllib_efficientzero.analysis import reference
 from rllib_efficientzero.analysis.document import Block, Table, Text
 from rllib_efficientzero.analysis.measurement import Log, Measured, Measurement
-from rllib_efficientzero.analysis.play import MAX_BATCH, Player, discounted_returns, environment_of
+from rllib_efficientzero.analysis.play import MAX_BATCH, Player, discounted_returns, training_environment
 from rllib_efficientzero.models import observation_planes
 from rllib_efficientzero.policy import Policy, load_policy
 from rllib_efficientzero.targets.returns import bootstrap_times, dynamic_horizon, n_step_targets
@@ -62,7 +63,7 @@ def measure(
     """
     final = load_policy(checkpoints[VARIANT], device=device)
     total = int(final.description["num_interactions"])
-    make = environment_of(final, "training")
+    make = functools.partial(training_environment, final)
     td_steps, tau = int(parameters.get("td_steps", 5)), float(parameters.get("off_policy_tau", 0.3))
     found = []
     for stage, checkpoint in stage_checkpoints(checkpoints[VARIANT], parameters["stages"]):

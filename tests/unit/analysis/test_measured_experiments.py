@@ -14,7 +14,7 @@ from torch import nn
 from rllib_efficientzero.analysis import fixed_replay
 from rllib_efficientzero.analysis.experiments import decoder, value_targets
 from rllib_efficientzero.analysis.experiments.value_prefix import reward_sums
-from rllib_efficientzero.analysis.play import Player, discounted_returns, play_episodes
+from rllib_efficientzero.analysis.play import Player, discounted_returns
 from rllib_efficientzero.replay import PrioritizedReplay
 from rllib_efficientzero.replay.episode import POSITIONS, REWARDS
 from rllib_efficientzero.replay.windows import WindowShape
@@ -73,11 +73,6 @@ def test_a_player_goes_on_from_a_saved_state() -> None:
     assert other.stacked.tolist() == [[4.0], [5.0]]
     assert [other.step(1) for _ in range(7)][-1] == (11.0, True)
     assert player.stacked.tolist() == [[4.0], [5.0]]  # the state was copied
-
-
-def test_whole_episodes_are_counted() -> None:
-    returns, lengths = play_episodes(AlwaysOne(), Corridor, 3)  # type: ignore[arg-type]
-    assert (returns, lengths) == ([66.0] * 3, [12] * 3)
 
 
 def test_discounted_returns_are_the_true_values() -> None:
