@@ -117,6 +117,8 @@ class ReanalyzedBatches:
         self._num_copies: int | None = None  # copies of the target network that the published weights stand for
         self._num_inline = 0
         self._lag = 0
+        # One that is still starting would be taken for one that hangs.
+        actors.foreach_actor(PING, timeout_seconds=config.env_runner_restore_timeout_s)
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 

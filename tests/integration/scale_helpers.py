@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
-
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
-
-HERE = pathlib.Path(__file__).parent
-RUNTIME_ENV = {"env_vars": {"PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE / "faults", HERE.parents[1])))}}
-"""Lets Ray's processes import what is defined here and in `tests`."""
 
 NETWORK = {
     "latent_size": 8,
@@ -26,10 +18,6 @@ NETWORK = {
     "predictor_hidden": 4,
     "support_size": 20,
 }
-
-
-def start_ray(num_cpus: int = 6) -> None:
-    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, runtime_env=RUNTIME_ENV)
 
 
 def tiny_config(**training: Any) -> EfficientZeroConfig:

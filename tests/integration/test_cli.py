@@ -8,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -67,14 +66,9 @@ def newest_checkpoint(directory: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def cluster(shared_ray: None) -> str:
     """The address of a ray that runs already: it spares each command the start of its own."""
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    if started:
-        ray.shutdown()
+    return ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from scale_helpers import NETWORK, start_ray, tiny_config, train_until
+from scale_helpers import NETWORK, tiny_config, train_until
 
 from rllib_efficientzero import EfficientZero
 from rllib_efficientzero.actors.batches import InlineBatches
@@ -42,11 +40,7 @@ class GivenWindows:
         return self._windows
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    start_ray()
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def build(num_learners: int, *, fixed_statistics: bool) -> EfficientZero:

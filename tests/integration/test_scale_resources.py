@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Iterator
 
 import pytest
-import ray
 from ray import tune
-from scale_helpers import start_ray, tiny_config
+from scale_helpers import tiny_config
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero.actors.resources import InsufficientResourcesError, missing_resources, roles
 
 NUM_CPUS = 6
+"""Of the shared session."""
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    start_ray(num_cpus=NUM_CPUS)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def everything() -> EfficientZeroConfig:

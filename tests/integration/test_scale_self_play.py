@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import pytest
 import ray
-from scale_helpers import start_ray, tiny_config, train_until
+from scale_helpers import tiny_config, train_until
 
 from rllib_efficientzero import EfficientZeroConfig
 
@@ -26,11 +25,7 @@ class SlowForSome(gym.Wrapper):
         return self.env.step(action)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    start_ray()
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def asynchronous(**training: Any) -> EfficientZeroConfig:

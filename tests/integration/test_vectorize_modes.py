@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
-import ray
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode
 
@@ -15,12 +12,7 @@ from tests.integration.faults.env_faults import NETWORK, config
 
 SMALL_IMAGES = {"channels": 4, "reduced_channels": 2, "latent_side": 4}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def stored(algo: EfficientZero) -> list[np.ndarray]:

@@ -78,7 +78,7 @@ def fingerprint(algo: EfficientZero) -> dict[str, str]:
         "target weights": {name: value for name, value in weights.items() if name.startswith("target_network.")},
         "optimizer": optimizer,
         "replay": _replay(algo.local_replay_buffer),
-        "priorities": [algo.local_replay_buffer._used_priorities(), algo.local_replay_buffer._tree._nodes],
+        "priorities": [algo.local_replay_buffer._used_priorities(), algo.local_replay_buffer._priorities._tree._nodes],
         "counters": [algo.num_updates, algo.num_interactions, algo.iteration, learner._num_non_finite_in_a_row],
         "replay generator": algo.local_replay_buffer._rng.bit_generator.state,
         "process generators": [random.getstate(), np.random.get_state(), torch.get_rng_state()],  # noqa: NPY002

@@ -13,10 +13,6 @@ from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero.replay.episode import ACTIONS, POSITIONS, REWARDS, ROOT_VALUE, VISIT_POLICY
 from tests.faulty_envs import ScriptedEnv
 
-HERE = pathlib.Path(__file__).parent
-RUNTIME_ENV = {"env_vars": {"PYTHONPATH": os.pathsep.join(map(str, (HERE, *HERE.parents[2:3])))}}
-"""Lets Ray's processes import what is defined here and in `tests`."""
-
 NETWORK = {
     "latent_size": 8,
     "mlp_hidden": [8],

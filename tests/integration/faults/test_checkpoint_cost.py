@@ -8,8 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
-import ray
 from checkpoint_helpers import TINY_NETWORK, TINY_TRAINING
 from ray import tune
 
@@ -85,15 +83,8 @@ def _all_bytes(directory: pathlib.Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
-@pytest.fixture
-def ray_session() -> Any:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def test_links_survive_in_tunes_storage(
-    ray_session: None, tmp_path: pathlib.Path, measured: Callable[[str], None]
+    shared_ray: None, tmp_path: pathlib.Path, measured: Callable[[str], None]
 ) -> None:
     """Tune copies checkpoints from a temporary directory; a local storage gets them in place, with links, and the
     deletion of old ones leaves the new ones whole."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import ray
 from checkpoint_helpers import assert_equal, fingerprint, tiny_config, train
 
 from rllib_efficientzero.checkpoint.files import replaced_path, staging_path
@@ -22,12 +21,10 @@ KILLS = 50
 
 
 @pytest.fixture(scope="module")
-def algo() -> Iterator[Any]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+def algo(shared_ray: None) -> Iterator[Any]:
     algorithm = train(tiny_config().build_algo(), 20)
     yield algorithm
     algorithm.stop()
-    ray.shutdown()
 
 
 def in_child(work: Callable[[], object]) -> int:

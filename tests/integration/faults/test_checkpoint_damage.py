@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from checkpoint_helpers import assert_equal, fingerprint, tiny_config, train
 
 from rllib_efficientzero import EfficientZero
@@ -23,12 +22,10 @@ FLIPS = 1_000
 
 
 @pytest.fixture(scope="module")
-def algo() -> Iterator[Any]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+def algo(shared_ray: None) -> Iterator[Any]:
     algorithm = train(tiny_config().build_algo(), 10)
     yield algorithm
     algorithm.stop()
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 import torch
 from policy_helpers import write_tiny_policy
+from typer.testing import CliRunner
 
 from rllib_efficientzero.checkpoint import CheckpointError
 from rllib_efficientzero.checkpoint.manifest import MANIFEST, read_manifest, seal_json, verify, write_manifest
+from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.policy import load_policy
 
 LIMIT = 1 << 20
@@ -73,8 +75,11 @@ def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("something was unpickled")
 
-    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+    # A class, since torch may derive its own from it.
+    locked = type("Locked", (pickle.Unpickler,), {"__init__": refuse})
+    for module, name in ((pickle, "load"), (pickle, "loads"), (torch, "load")):
         monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(pickle, "Unpickler", locked)
 
 
 def canaries(path: pathlib.Path) -> Iterator[bytes]:
@@ -122,6 +127,23 @@ def test_canaries_are_never_run(
     # The canary works where pickle is used.
     pickle._Unpickler(io.BytesIO(next(canaries(tmp_path / "executed")))).load()
     assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("evaluate", "--env", "CartPole-v1", "--episodes", "1", "--num-simulations", "0"), ("export", "exported")],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_run_no_canary(
+    checkpoint: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """All files of the checkpoint but its policy are canaries."""
+    write_tiny_policy(checkpoint / "policy", num_actions=2)
+    monkeypatch.chdir(tmp_path)
+    command, *rest = arguments
+    done = CliRunner().invoke(app, [command, str(checkpoint), *rest])
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "executed").exists()
 
 
 def describe(checkpoint: pathlib.Path, **changes: Any) -> None:

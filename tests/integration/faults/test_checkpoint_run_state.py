@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import ray
 from checkpoint_helpers import tiny_config, train
 
 from rllib_efficientzero import run_state
@@ -41,7 +40,7 @@ SAVED_BY_US = {
     "PrioritizedReplay": {
         "_rng",
         "_codec",
-        "_num_actions",
+        "_actions",
         "_has_action_mask",
         "_episodes",
         "_ongoing",
@@ -100,9 +99,9 @@ DERIVED = {
     },
     "PrioritizedReplay": {
         "capacity", "priority_exponent", "pin_memory", "_window_shape", "_num_bytes", "_episode_of_slot",
-        "_time_of_slot", "_tree", "_segment_files",
+        "_time_of_slot", "_segment_files",
     },
-    "StoredEpisode": {"codec", "num_actions", "num_live", "_frame_bytes"},
+    "StoredEpisode": {"codec", "actions", "num_live", "_frame_bytes"},
 }  # fmt: skip
 # Of torch's modules, and RLlib's time series for Prometheus.
 IGNORED_PREFIXES = ("_metrics_",)
@@ -111,12 +110,10 @@ IGNORED = {"_non_persistent_buffers_set", "_is_full_backward_hook"}
 
 
 @pytest.fixture(scope="module")
-def algo() -> Iterator[Any]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+def algo(shared_ray: None) -> Iterator[Any]:
     algorithm: Any = tiny_config().evaluation(evaluation_interval=2, evaluation_duration=2).build_algo()
     yield train(algorithm, 8)
     algorithm.stop()
-    ray.shutdown()
 
 
 def owners(algo: Any) -> list[Any]:

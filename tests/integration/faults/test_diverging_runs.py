@@ -6,23 +6,17 @@ That one update of this kind changes nothing at all is tested in `tests/unit/tes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import ray
 import torch
 
 from rllib_efficientzero.efficientzero_learner import DivergedError
-from tests.integration.scale_helpers import start_ray, tiny_config, train_until
+from tests.integration.scale_helpers import tiny_config, train_until
 
 IN_A_ROW = 10
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    start_ray(num_cpus=3)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 @pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.long)])

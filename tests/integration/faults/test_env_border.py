@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 from env_faults import CountedEnv, assert_replay_is_whole, config, steps_taken, train_until
 
 from rllib_efficientzero.env.guard import BadEnvStepError, EnvFailedError
@@ -19,12 +18,7 @@ from tests.faulty_envs import SPACE, ScriptedEnv, crash, explode, hang, once
 
 NAN = {"observation": np.array([0, np.nan], np.float32)}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def last_episodes(episode: int) -> bool:

@@ -6,7 +6,7 @@ import gc
 import os
 import pathlib
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,9 @@ def test_searches_leave_nothing_behind(measured: Callable[[str], None]) -> None:
     assert growth < 0.02
 
 
-@pytest.fixture
-def ray_session() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_training_does_not_grow(ray_session: None, measured: Callable[[str], None]) -> None:
+def test_training_does_not_grow(shared_ray: None, measured: Callable[[str], None]) -> None:
     """200,000 steps; the replay is full after 20,000, and is measured from 40,000 on."""
     config = tiny_config("CartPole-v1").training(
         num_simulations=2,
@@ -92,7 +85,7 @@ def test_training_does_not_grow(ray_session: None, measured: Callable[[str], Non
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_the_object_store_does_not_fill(ray_session: None, measured: Callable[[str], None]) -> None:
+def test_the_object_store_does_not_fill(shared_ray: None, measured: Callable[[str], None]) -> None:
     """Episodes and weights that travel between processes are freed."""
     config = tiny_config("CartPole-v1", num_env_runners=1).training(num_simulations=2, replay_ratio=0.02)
     config.env_runners(num_envs_per_env_runner=16, rollout_fragment_length=20)

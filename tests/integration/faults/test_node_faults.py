@@ -12,7 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from rllib_efficientzero import EfficientZero
-from tests.integration.scale_helpers import RUNTIME_ENV, tiny_config, train_until
+from tests.integration.scale_helpers import tiny_config, train_until
 
 FALL_BACK_S = 60.0
 """Within which the run goes on: Ray takes some time to find a node dead."""
@@ -21,6 +21,7 @@ FALL_BACK_S = 60.0
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head that runs nothing but the driver, and two nodes with room for all other processes each."""
+    ray.shutdown()
     # A place of its own, or whoever calls `ray.init()` on this host meanwhile would join this cluster.
     directory = tempfile.mkdtemp(prefix="ray")
     monkeypatch.setenv("RAY_TMPDIR", directory)
@@ -29,7 +30,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     )
     for _ in range(2):
         cluster.add_node(num_cpus=3)
-    ray.init(address=cluster.address, log_to_driver=False, runtime_env=RUNTIME_ENV)
+    ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
     cluster.shutdown()

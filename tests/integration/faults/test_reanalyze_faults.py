@@ -6,24 +6,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
-from tests.integration.scale_helpers import start_ray, tiny_config, train_until
+from tests.integration.scale_helpers import tiny_config, train_until
 
 FALL_BACK_S = 5.0
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    start_ray()
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 class Watched:
@@ -106,7 +100,8 @@ def hang(actor: Any) -> None:
 def test_the_only_actor_hangs(measured: Callable[[str], None]) -> None:
     """As long as it is away, the run is one without actors."""
     watched = Watched(tiny_config().reanalyze(num_actors=1, timeout_s=3))
-    watched.algo.batches._manager.foreach_actor_async(hang)
+    (actor,) = watched.algo.batches._manager.actors().values()
+    actor.apply.remote(hang)
     num_before = watched.algo.num_updates
     result = watched.train_until_all_are_back(1)
     assert result["num_updates_lifetime"] > num_before

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import pathlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from checkpoint_helpers import assert_equal, fingerprint, tiny_config, train
 from tiny_pixels import TinyPixels
 
 from rllib_efficientzero import EfficientZeroConfig
 from rllib_efficientzero.env.env_runner import EfficientZeroEnvRunner
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    env_vars = {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": env_vars})
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 class SharedGenerator(TinyPixels):

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import ray
 from checkpoint_helpers import assert_equal, fingerprint, tiny_config, train
 from tiny_pixels import TinyPixels, Unsaveable
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    # Remote runners must find the environments beside this file.
-    env_vars = {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": env_vars})
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def with_evaluation() -> EfficientZeroConfig:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import ray
 from checkpoint_helpers import assert_equal, fingerprint
 from command import Command, experiment
 from processes import descendants, still_alive, title
@@ -37,36 +36,33 @@ def fingerprint_of(checkpoint: pathlib.Path) -> dict[str, str]:
     ],
 )
 def test_killed_and_resumed_equals_straight(
-    tmp_path: pathlib.Path, measured: Callable[[str], None], env: str, half: int
+    shared_ray: None, tmp_path: pathlib.Path, measured: Callable[[str], None], env: str, half: int
 ) -> None:
     arguments = ["--checkpoint-freq", str(half), "--stop", f'{{"training_iteration": {2 * half}}}']
-    ends = {}
+    commands = {}
     for name in ("straight", "killed"):
         directory = tmp_path / name
         directory.mkdir()
-        file = experiment(directory, env=env)
-        command = Command(directory, file, *arguments)
-        if name == "killed":
-            command.wait_for(f"[tiny] iter {half + half // 2} ")
-            # Ray's two agents look once a minute whether they are still needed.
-            started = {pid for pid in descendants(command.process.pid) if "Agent" not in title(pid)}
-            os.kill(command.process.pid, signal.SIGKILL)
-            killed_at = time.monotonic()
-            assert command.end() == -signal.SIGKILL
-            assert still_alive(started, timeout_s=60) == set()
-            measured(f"{len(started)} processes gone {time.monotonic() - killed_at:.0f} s after kill -9 of the driver")
-            command = Command(directory, file, *arguments, "--resume")
+        commands[name] = Command(directory, experiment(directory, env=env), *arguments)
+    command = commands["killed"]
+    command.wait_for(f"[tiny] iter {half + half // 2} ")
+    # Ray's two agents look once a minute whether they are still needed.
+    started = {pid for pid in descendants(command.process.pid) if "Agent" not in title(pid)}
+    os.kill(command.process.pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    assert command.end() == -signal.SIGKILL
+    assert still_alive(started, timeout_s=60) == set()
+    measured(f"{len(started)} processes gone {time.monotonic() - killed_at:.0f} s after kill -9 of the driver")
+    commands["killed"] = Command(command.directory, command.directory / "tiny.yaml", *arguments, "--resume")
+    ends = {}
+    for name, command in commands.items():
         assert command.end() == 0, command.output
         newest = find_newest(command.trial)
         assert newest is not None
         assert read_manifest(newest)["counters"]["training_iteration"] == 2 * half
         ends[name] = newest
     assert f"starting from {command.trial}/checkpoint_000000" in command.output.replace("\n", " ")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        straight, killed = fingerprint_of(ends["straight"]), fingerprint_of(ends["killed"])
-    finally:
-        ray.shutdown()
+    straight, killed = fingerprint_of(ends["straight"]), fingerprint_of(ends["killed"])
     assert_equal(killed, straight)
     measured(f"{env}: {2 * half} iterations straight, and {half} + kill -9 + {half}: {len(killed)} hashes are equal")
 

@@ -7,11 +7,10 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import ray
 from checkpoint_helpers import tiny_config, train
 from command import Command, experiment
 from processes import descendants, still_alive
@@ -78,14 +77,7 @@ class SlowEnv(TinyPixels):
 """
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def test_an_iteration_is_cut_between_updates(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_iteration_is_cut_between_updates(shared_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what was owed comes before anything else is sampled."""
     algo: Any = train(tiny_config().build_algo(), 20)
     before = algo.num_updates
@@ -100,7 +92,7 @@ def test_an_iteration_is_cut_between_updates(ray_session: None, monkeypatch: pyt
     algo.stop()
 
 
-def test_an_evaluation_that_is_cut_short_is_not_counted(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_is_cut_short_is_not_counted(shared_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config().evaluation(evaluation_interval=2, evaluation_duration=4)
     algo: Any = train(config.build_algo(), 4)
     recorded = json.loads((algo.run_directory / "evaluation.json").read_text())["evaluations"]

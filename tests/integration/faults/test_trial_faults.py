@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from ray import tune
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero.efficientzero_learner import EfficientZeroLearner
-from tests.integration.scale_helpers import start_ray, tiny_config
+from tests.integration.scale_helpers import tiny_config
 
 STEPS, FATAL_UPDATE = 240, 33
 
@@ -46,11 +46,7 @@ class LosesItsReplay(EfficientZero):
         super().training_step()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    start_ray()
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 @pytest.fixture
