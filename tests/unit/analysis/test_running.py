@@ -1,0 +1,125 @@
+"""Which runs an experiment needs, what is trained of them, and what `rllib paper` answers to wrong input."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import pytest
+import yaml
+from synthetic_runs import write_run
+from typer.testing import CliRunner
+
+from rllib_efficientzero.analysis import experiments, reference, running
+from rllib_efficientzero.analysis.experiments import Plan
+from rllib_efficientzero.analysis.runs import Label
+from rllib_efficientzero.cli.experiment import Overrides, load_experiments
+from rllib_efficientzero.cli.main import app
+
+BUDGETS = ("smoke", "small", "full")
+
+
+def paper(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["paper", *arguments])
+    return result.exit_code, result.output
+
+
+def plan(seed: int) -> Plan:
+    return Plan(Label("smoke", "Pong", "efficientzero", seed), "atari", None, keep_all_checkpoints=False)
+
+
+def test_the_full_budget_is_the_papers() -> None:
+    counts = {experiment.name: len(experiment.plans("full")) for experiment in experiments.load_all()}
+    assert counts["atari100k"] == 26 * 3 * 2
+    assert counts["dmc100k"] == 3 * 3
+    assert counts["ablations"] == 26 * 3 * 5
+    assert experiments.load("atari100k").content["episodes"]["full"] == 32
+
+
+def test_experiments_share_runs() -> None:
+    for budget in BUDGETS:
+        table_1 = {plan.name for plan in experiments.load("atari100k").plans(budget)}
+        assert table_1 & {plan.name for plan in experiments.load("value-prefix").plans(budget)}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_run_is_an_experiment_that_can_be_prepared(budget: str, tmp_path: pathlib.Path) -> None:
+    from rllib_efficientzero.cli.algorithms import prepare
+
+    kinds = {
+        (plan.suite, plan.label.variant): plan
+        for experiment in experiments.load_all()
+        for plan in experiment.plans(budget)
+    }
+    specs = {plan.name: experiments.train_spec(plan) for plan in kinds.values()}
+    for spec in specs.values():
+        spec.pop("imports", None)  # what they register needs packages that are not installed everywhere
+    file = tmp_path / "experiments.yaml"
+    file.write_text(yaml.safe_dump(specs))
+    labels = {plan.name: plan.label for plan in kinds.values()}
+    for experiment in load_experiments(file, Overrides()):
+        if experiment.config["env"] == "minigrid-pixels":
+            continue
+        config, label = prepare(experiment).config, labels[experiment.name]
+        with_consistency = ("efficientzero", "without-value-prefix", "without-correction")
+        assert config.use_consistency == (label.variant in with_consistency)
+        assert config.seed == label.seed
+        if budget == "full" and label.task in reference.atari_games():
+            assert (config.total_env_steps, config.updates_at_end(), config.num_simulations) == (100_000, 120_000, 50)
+
+
+def test_only_unfinished_runs_are_trained_and_failures_are_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = running.Setup(tmp_path, "smoke", jobs=2)
+    write_run(tmp_path, plan(0).label, [1.0])
+    asked: list[list[str]] = []
+
+    def command(plans: list[Plan], number: int, setup: running.Setup) -> list[str]:
+        asked.append([plan.name for plan in plans])
+        # Seed 1 comes to its end, seed 2 does not.
+        for trained in plans:
+            write_run(tmp_path, trained.label, [2.0], done=trained.label.seed == 1)
+        return [sys.executable, "-c", ""]
+
+    monkeypatch.setattr(running, "_command", command)
+    failures = running.train([plan(0), plan(1), plan(2)], setup)
+    assert asked == [["Pong_efficientzero_seed-1"], ["Pong_efficientzero_seed-2"]]
+    assert failures == ["Pong_efficientzero_seed-2 did not reach its end"]
+
+
+def test_a_missing_checkpoint_fails_its_experiment_only(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "train", lambda plans, setup: [])
+    failures = running.run(
+        [experiments.load("decoder"), experiments.load("value-prefix")], running.Setup(tmp_path, "smoke")
+    )
+    assert len(failures) == 2
+    assert all("there is no checkpoint of Pong_efficientzero_seed-0" in failure for failure in failures)
+
+
+def test_the_list_names_every_experiment() -> None:
+    code, output = paper("list")
+    assert code == 0
+    assert all(f"{name}:" in output for name in experiments.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "table-9", "--budget", "smoke"], "unknown experiment 'table-9'; there are atari100k"),
+        (["run", "decoder", "--budget", "huge"], "unknown budget 'huge'; there are smoke, small, full"),
+        (["run", "decoder", "--budget", "smoke", "--checkpoint", "nonsense"], "write VARIANT=PATH"),
+        (["run", "decoder", "--budget", "smoke", "--checkpoint", "efficientzero=/nowhere"], "write VARIANT=PATH"),
+        (["report", "/nowhere", "-o", "report"], "there is no directory /nowhere"),
+    ],
+)
+def test_wrong_input_is_answered_by_a_sentence(
+    arguments: list[str], expected: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = paper(*arguments)
+    assert code == 2
+    assert expected in output
+    assert not list(tmp_path.iterdir())
