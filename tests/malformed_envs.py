@@ -58,6 +58,9 @@ class TextObservations(Walk):
         self.observation_space = Text(5)
 
 
+gym.register("Texts-v0", TextObservations)
+
+
 class MaskOfWrongLength(Walk):
     def __init__(self, env_config: Any = None) -> None:
         super().__init__()

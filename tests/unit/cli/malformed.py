@@ -77,16 +77,16 @@ MALFORMED = [
     Malformed("Atari without its module", experiment(env="Pong-v4"), 3, ("did you mean 'ale_py:Pong-v4'",)),
     Malformed("missing env module", experiment(env="no_such_module:Env-v0"), 3, ("pip install no_such_module",)),
     Malformed(
-        "unsupported action space",
-        experiment(run="EfficientZero", env="Pendulum-v1", config="num_simulations: 4"),
+        "unsupported observation space",
+        experiment(run="EfficientZero", env="tests.malformed_envs:Texts-v0", config="num_simulations: 4"),
         3,
-        ("cannot act in the action space Box", "Supported are Discrete"),
+        ("cannot read observations of Text", "Supported are"),
     ),
     Malformed(
         "env that cannot be made",
         experiment(run="EfficientZero", config="{num_simulations: 4, env_config: {speed: 3}}"),
         3,
-        ("the environment 'CartPole-v1' cannot be made", "'speed'"),
+        ("'CartPole-v1' cannot be trained on: the environment cannot be made", "'speed'"),
     ),
     Malformed(
         "unknown DMControl task",

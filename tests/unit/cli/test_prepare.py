@@ -19,6 +19,7 @@ from ray import tune
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from tests.malformed_envs import TextObservations
 
 class MyConfig(PPOConfig):
     def __init__(self, algo_class=None):
@@ -37,11 +38,14 @@ class MyRunner(SingleAgentEnvRunner):
     pass
 
 tune.register_env("registered", lambda config: gymnasium.make("CartPole-v1"))
-tune.register_env("continuous", lambda config: gymnasium.make("Pendulum-v1"))
+tune.register_env("texts", lambda config: TextObservations())
 tune.register_env("elsewhere", lambda config: 1 / config.worker_index)
 
-def Continuous(config):
-    return gymnasium.make("Pendulum-v1")
+def Texts(config):
+    return TextObservations()
+
+def CartPole(config):
+    return gymnasium.make("CartPole-v1", **config)
 """
 
 
@@ -71,8 +75,8 @@ def experiment(run: str = "PPO", env: str = "CartPole-v1", config: str = "{}", i
         (experiment(imports="[no_such_module]"), 4, ("'imports'", "no_such_module")),
         (experiment(env="my_module.NoEnv"), 3, ("'env'", "'NoEnv'")),
         (experiment(env="regstered", imports="[my_module]"), 3, ("unknown environment 'regstered'",)),
-        (experiment("EfficientZero", "continuous", imports="[my_module]"), 3, ("cannot act in", "Supported are")),
-        (experiment("EfficientZero", "my_module.Continuous"), 3, ("cannot act in", "Supported are")),
+        (experiment("EfficientZero", "texts", imports="[my_module]"), 3, ("cannot read", "Supported are")),
+        (experiment("EfficientZero", "my_module.Texts"), 3, ("cannot read", "Supported are")),
         (experiment(config="{env_runner_cls: my_module.Nope}"), 5, ("'env_runner_cls'", "'Nope'")),
         (experiment(config="{minibatch_size: 100, train_batch_size_per_learner: 10}"), 5, ("`minibatch_size` (100)",)),
         (experiment(config="{lr: {grid_search: [0.1]}, minibatch_size: 9999}"), 5, ("`minibatch_size` (9999)",)),
@@ -103,6 +107,13 @@ def test_own_classes_and_registered_envs(directory: pathlib.Path) -> None:
     assert plan["env_runner_cls"] == "my_module.MyRunner"
     assert plan["callbacks"] == "my_module.MyCallback"
     assert result.stderr == "warning: 'num_workers' is now called 'num_env_runners'\n"
+
+
+def test_a_function_that_makes_an_environment_goes_by_its_path(directory: pathlib.Path) -> None:
+    config = "{env_config: {max_episode_steps: 30}}"
+    result = dry_run(experiment("EfficientZero", "my_module.CartPole", config))
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load(result.stdout)["x"]["config"]["env"] == "my_module.CartPole"
 
 
 def test_an_environment_that_only_other_machines_can_make_is_left_to_them(directory: pathlib.Path) -> None:
