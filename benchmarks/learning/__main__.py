@@ -73,7 +73,10 @@ def plot(name: str, results: dict[str, Any], path: pathlib.Path) -> None:
         records = run["evaluations"]
         steps = [record["num_interactions_lifetime"] for record in records]
         axes.plot(steps, [record["mean_return"] for record in records], marker=".", label=f"seed {seed}")
-    axes.set(xlabel="environment steps", ylabel="evaluation return", title=name)
+    protocol = next(iter(results["seeds"].values()))["protocol"]
+    repeat = protocol.get("total_raw_env_steps", 0) // protocol["total_env_steps"]
+    label = f"decisions, of {repeat} environment steps each" if repeat > 1 else "environment steps"
+    axes.set(xlabel=label, ylabel="evaluation return", title=name)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
