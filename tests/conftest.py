@@ -9,6 +9,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray would join a cluster that somebody else on this host has started, another run of these tests for instance, and
 # refuse to be told how many CPUs there are.
 os.environ.setdefault("RAY_ADDRESS", "local")
-# Ray would start its processes with a niceness of 15: where cores are few, what a test waits for would hardly run beside
-# a test that trains meanwhile.
+# Ray would start its processes with a niceness of 15: where cores are few, what a test waits for would hardly run
+# beside a test that trains meanwhile.
 os.environ.setdefault("RAY_worker_niceness", "0")
