@@ -29,7 +29,7 @@ class _Representation(nn.Module):
 
 
 class _Dynamics(nn.Module):
-    """latent, LSTM state `[B, 2H]`, action `[B]` int64 -> next latent, next LSTM state, value prefix `[B]`."""
+    """latent, LSTM state `[B, 2H]`, action i64`[B]` or f32`[B, D]` -> next latent, next LSTM state, value prefix `[B]`."""
 
     def __init__(self, network: EfficientZeroNetwork) -> None:
         super().__init__()
@@ -75,6 +75,8 @@ def export_onnx(policy: Policy, directory: pathlib.Path) -> list[pathlib.Path]:
     latent = network.represent(planes)
     hidden = network.initial_reward_hidden(latent)
     action = torch.zeros(2, dtype=torch.int64, device=policy.device)
+    if policy.network.distribution is not None:
+        action = torch.zeros(2, policy.network.distribution.action_size, device=policy.device)
     return [
         _write(directory / "representation.onnx", _Representation(network), (planes,), ("planes",), ("latent",)),
         _write(

@@ -249,13 +249,13 @@ def _watching(video: pathlib.Path | None, fps: float, step: int, tree_file: path
 
 def _draw_tree(moment: Moment, file: pathlib.Path) -> None:
     from rllib_efficientzero.playing import SearchTree
-    from rllib_efficientzero.playing.environment import action_names
+    from rllib_efficientzero.playing.environment import names_at
     from rllib_efficientzero.playing.tree_drawing import tree_html, tree_svg
 
     if not moment.result.visit_counts.any():
         raise InputError("there is no tree without a search: --num-simulations must not be 0", "--tree")
-    tree = SearchTree.of_last_search(moment.policy, moment.row, int(moment.result.action[moment.row]))
-    names = action_names(moment.env, moment.result.policy.shape[1])
+    tree = SearchTree.of_last_search(moment.policy, moment.row, int(moment.result.index[moment.row]))
+    names = names_at(moment.env, moment.result, moment.row)
     draw = tree_svg if file.suffix == ".svg" else tree_html
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(draw(tree, names, f"Search at step {moment.step}"), encoding="utf-8")

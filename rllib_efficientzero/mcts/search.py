@@ -34,6 +34,7 @@ class SearchResult:
     """What a search found at its B roots (numpy)."""
 
     action: np.ndarray  # to act with: [B] int64, or [B, D] of the space's dtype
+    index: np.ndarray  # [B] int64: its number among the A actions
     visit_counts: np.ndarray  # [B, A] int32
     policy: np.ndarray  # [B, A] float32: the policy target; sums to 1
     root_value: np.ndarray  # [B] float32
@@ -273,6 +274,7 @@ class Searcher:
             action = joined(lambda tree: tree.selected_actions()).astype(np.int64)
         return SearchResult(
             action=action,
+            index=action,
             visit_counts=visit_counts,
             policy=joined(lambda tree: tree.improved_policy()),
             root_value=joined(lambda tree: tree.root_values()),
@@ -326,13 +328,15 @@ def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | N
     started = time.perf_counter()
     statistics, candidates = _on_host(root), None
     prior = _masked_softmax(statistics["policy_logits"], legal_actions)
-    action = prior.argmax(axis=1).astype(np.int64)
+    action = index = prior.argmax(axis=1).astype(np.int64)
     if (distribution := _distribution_of(model)) is not None:
         no_noise = torch.zeros(len(action), 1, distribution.noise_size, device=root.policy_logits.device)
         candidates = distribution.sample(root.policy_logits, no_noise, 1.0).cpu().numpy()
-        prior, action = np.ones_like(prior[:, :1]), candidates[:, 0].astype(distribution.dtype)
+        prior, index = np.ones_like(prior[:, :1]), np.zeros_like(index)
+        action = chosen(candidates, index, distribution.dtype)
     return SearchResult(
         action=action,
+        index=index,
         visit_counts=np.zeros(prior.shape, np.int32),
         policy=prior,
         root_value=statistics["value"],
@@ -352,7 +356,7 @@ def _among(sampled: SampledRoots | None, result: SearchResult, distribution: Act
     """A result with actions in the place of their numbers."""
     assert sampled is not None
     candidates = sampled.candidates.cpu().numpy()
-    action = chosen(candidates, result.action, distribution.dtype)
+    action = chosen(candidates, result.index, distribution.dtype)
     return dataclasses.replace(result, action=action, candidates=candidates)
 
 

@@ -16,6 +16,7 @@ from rllib_efficientzero.env.spaces import UnsupportedSpaceError, adapt
 from rllib_efficientzero.playing.frame_stack import OBSERVATIONS
 
 if TYPE_CHECKING:
+    from rllib_efficientzero.mcts import SearchResult
     from rllib_efficientzero.policy import Policy
 
 TRUSTED_MODULES = ("ale_py", "minigrid")
@@ -49,7 +50,8 @@ def make_environment(policy: Policy, *, env: str | None = None, env_config: Mapp
     try:
         settings = {**_settings(name, protocol, policy.description.get("env_config")), **(env_config or {})}
         maker = named_maker(name)
-        made = adapt(_make(name, settings) if maker is None else maker(settings))
+        representation = "enumerated" if isinstance(policy.action_space, gym.spaces.Discrete) else "sampled"
+        made = adapt(_make(name, settings) if maker is None else maker(settings), representation)
     except UnsupportedSpaceError as error:
         raise PlayError(str(error)) from error
     except Exception as error:
@@ -73,6 +75,13 @@ def raw_picture(env: gym.Env, observation: Any) -> np.ndarray:
         if drawn.ndim == 3 and drawn.shape[2] == 3 and drawn.dtype == np.uint8:
             return drawn
     return _picture_of(observation)
+
+
+def names_at(env: gym.Env, result: SearchResult, row: int) -> list[str]:
+    """Names of the A actions that a search chose between: those of the environment, or what sampled ones are."""
+    if result.candidates is None:
+        return action_names(env, result.policy.shape[1])
+    return [" ".join(f"{number:.3g}" for number in candidate) for candidate in result.candidates[row]]
 
 
 def action_names(env: gym.Env, num_actions: int) -> list[str]:

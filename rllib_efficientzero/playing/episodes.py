@@ -62,7 +62,7 @@ class _Slot:
         observation, _ = self.env.reset(seed=seed)
         self._see(observation)
 
-    def step(self, action: int) -> Episode | None:
+    def step(self, action: Any) -> Episode | None:
         """The episode, if it ended."""
         observation, reward, terminated, truncated, _ = self.env.step(action)
         self.length += 1
@@ -113,7 +113,8 @@ def play_episodes(
                     slot.index, slot.length, slot.env, slot.observation, row, result, policy, slot.episode_return
                 )
                 on_decision(moment)
-            episode = slot.step(int(result.action[row]))
+            action = result.action[row]
+            episode = slot.step(action if action.ndim else int(action))
             if episode is not None:
                 yield slot.index, episode
             if episode is None or _begin_next(slot, waiting):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from rllib_efficientzero.playing.environment import PlayError, action_names, raw_picture
+from rllib_efficientzero.playing.environment import PlayError, names_at, raw_picture
 from rllib_efficientzero.playing.episodes import Moment
 
 SMALLEST_HEIGHT = 320
@@ -73,7 +73,7 @@ def annotated_frame(moment: Moment) -> np.ndarray:
 def _draw_panel(panel: np.ndarray, moment: Moment) -> None:
     """Writes into a view of the canvas: the numbers, and one bar of visits (and a thin one of priors) per action."""
     result, row = moment.result, moment.row
-    action, names = int(result.action[row]), action_names(moment.env, result.policy.shape[1])
+    action, names = int(result.index[row]), names_at(moment.env, result, row)
     drawing = np.ascontiguousarray(panel)
     lines = (
         f"step {moment.step}   return {moment.episode_return:g}",

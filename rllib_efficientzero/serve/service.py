@@ -82,7 +82,7 @@ class PolicyService:
         self._searching = threading.Lock()
         self._source = pathlib.Path(checkpoint)
         self.loaded_from = newest_policy(self._source)
-        self._policy = load_policy(self.loaded_from, device=device)
+        self._policy = _load_servable(self.loaded_from, device)
 
     @property
     def policy(self) -> Policy:
@@ -96,7 +96,7 @@ class PolicyService:
             CheckpointError: there is none, or it was trained on other observations or actions; the old one stays.
         """
         path = newest_policy(pathlib.Path(checkpoint))
-        new = load_policy(path, device=self._device)
+        new = _load_servable(path, self._device)
         old = self._policy
         if (new.observation_space, new.action_space) != (old.observation_space, old.action_space):
             raise CheckpointError(f"{path} was trained on other observations or actions than the policy in service.")
@@ -124,6 +124,7 @@ class PolicyService:
         space = policy.observation_space
         box = space[OBSERVATIONS] if isinstance(space, gym.spaces.Dict) else space
         assert isinstance(box, gym.spaces.Box)
+        assert isinstance(policy.action_space, gym.spaces.Discrete)  # see _load_servable
         described = policy.description
         protocol = described.get("protocol")
         metadata = {
@@ -215,6 +216,16 @@ def _search_together(policy: Policy, queries: list[Query]) -> list[Answer]:
             )
         )
     return answers
+
+
+def _load_servable(path: pathlib.Path, device: str) -> Policy:
+    policy = load_policy(path, device=device)
+    if not isinstance(policy.action_space, gym.spaces.Discrete):
+        raise CheckpointError(
+            f"{path} acts in {policy.action_space}; only policies of Discrete actions are served so far (load_policy, "
+            "rllib evaluate and exports take any)."
+        )
+    return policy
 
 
 def _model_id(policy: Policy) -> str:
