@@ -46,13 +46,13 @@ CASES = {
     "CartPole": Case("CartPole-v1", SHORT),
     "Acrobot": Case("Acrobot-v1", SHORT, is_long=True),
     "MountainCar": Case("MountainCar-v0", SHORT, is_long=True),
-    "FrozenLake": Case("FrozenLake-v1", SHORT, is_long=True),
+    "FrozenLake": Case("FrozenLake-v1", SHORT),
     "Taxi": Case("Taxi-v3", SHORT, is_long=True),
     "CliffWalking": Case("CliffWalking-v1", SHORT, is_long=True),
     "Blackjack": Case("Blackjack-v1", {}),
     "LunarLander": Case("LunarLander-v3", SHORT, "Box2D", is_long=True),
     "LunarLander, continuous": Case("LunarLander-v3", {**SHORT, "continuous": True}, "Box2D"),
-    "Pendulum": Case("Pendulum-v1", SHORT, is_long=True),
+    "Pendulum": Case("Pendulum-v1", SHORT),
     "MountainCar, continuous": Case("MountainCarContinuous-v0", SHORT, is_long=True),
     "MiniGrid, what it sees": Case("minigrid-image", {"max_steps": 15}, "minigrid", is_long=True),
     "MiniGrid, in pixels": Case("minigrid-pixels", {"max_steps": 15}, "minigrid", is_long=True),
@@ -118,7 +118,7 @@ def test_trains_saves_loads_and_evaluates(case: Case, tmp_path: pathlib.Path) ->
     found = weights(loaded)
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
     evaluation = loaded.evaluate()["env_runners"]
-    assert evaluation["num_episodes"] == 2
+    assert evaluation["num_episodes"] >= 2
     assert np.isfinite(evaluation["episode_return_mean"])
     loaded.stop()
 
