@@ -34,7 +34,7 @@ from rllib_efficientzero.env.sampling import take_sample
 NUM_RUNNERS, NUM_LEARNERS = (1, 2, 8, 64, 512), (1, 2, 4, 8)
 REANALYZE_ACTORS_PER_LEARNER = 4
 REPETITIONS = 7
-SIMULATED_STEPS = 100_000
+SIMULATED_STEPS, ANSWERS_EACH = 100_000, 50
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------
@@ -205,6 +205,17 @@ def predict(times: ServiceTimes, base: Pipeline) -> list[dict[str, Any]]:
     return rows
 
 
+def predict_self_play(times: ServiceTimes, base: Pipeline) -> list[dict[str, Any]]:
+    """A row per number of EnvRunners, if nothing had to be learned from what they play."""
+    rows = []
+    for num_runners in NUM_RUNNERS:
+        pipeline = dataclasses.replace(base, num_runners=num_runners, replay_ratio=0.0, asynchronous=True)
+        outcome = Simulation(times, pipeline).run(ANSWERS_EACH * pipeline.fragment * num_runners)
+        rate, limit = round(outcome.steps_per_s, 1), outcome.limited_by
+        rows.append({"runners": num_runners, "env_steps_per_s": rate, "limited_by": limit})
+    return rows
+
+
 def base_pipeline(example: str) -> Pipeline:
     """One process each, with the example's numbers."""
     config = load_config(example, {})
@@ -246,12 +257,13 @@ def main() -> None:
         ray.shutdown()
     else:
         earlier = json.loads(arguments.predict.read_text())
-        result["measured_runners"] = earlier["measured_runners"]
+        result["conditions"], result["measured_runners"] = earlier["conditions"], earlier["measured_runners"]
         times = ServiceTimes(**earlier["service_s"])
     result["service_s"] = dataclasses.asdict(times)
     base = base_pipeline(arguments.example)
     result["pipeline"] = dataclasses.asdict(base)
     result["predicted"] = predict(times, base)
+    result["predicted_self_play"] = predict_self_play(times, base)
     result[reports.SUMMARY] = summarise(result)
     reports.write(arguments.out, result)
     for what, figure in result[reports.SUMMARY].items():
