@@ -36,6 +36,9 @@ class RaisesWhenMade(Walk):
 
 
 class NoEnv:
+    def __init__(self, env_config: Any = None) -> None:
+        """Takes what environments take."""
+
     def step(self, action: Any) -> None:
         """Nothing."""
 

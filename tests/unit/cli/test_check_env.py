@@ -1,8 +1,7 @@
-"""`rllib check-env`, and the same before training: findings, sentences, exit codes, time."""
+"""`rllib check-env`: findings, sentences, exit codes, time."""
 
 from __future__ import annotations
 
-import pathlib
 import subprocess
 import sys
 
@@ -16,12 +15,6 @@ from tests import malformed_envs
 
 def check(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["check-env", *arguments])
-
-
-def before_training(directory: pathlib.Path, env: str, config: str = "{}") -> Result:
-    file = directory / "x.yaml"
-    file.write_text(f"x:\n  run: EfficientZero\n  env: {env}\n  stop: {{training_iteration: 1}}\n  config: {config}\n")
-    return CliRunner().invoke(app, ["train", "file", str(file), "--dry-run"])
 
 
 @pytest.mark.parametrize(
@@ -96,33 +89,6 @@ def test_ray_is_not_needed() -> None:
         "assert not {'ray', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
-
-
-# --- Before training -------------------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_played_is_refused_before_training(tmp_path: pathlib.Path) -> None:
-    result = before_training(tmp_path, "tests.malformed_envs.NanReward")
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(f"error: {tmp_path}/x.yaml:3: the environment ")
-    assert "cannot be trained on: the reward is nan in step 1" in line
-
-
-def test_what_the_run_is_told_to_live_with_is_only_warned_of(tmp_path: pathlib.Path) -> None:
-    result = before_training(tmp_path, "tests.malformed_envs.NanReward", "{on_bad_env_step: drop_episode}")
-    assert result.exit_code == 0, result.output
-    assert "warning: the environment" in result.stderr
-    result = before_training(tmp_path, "tests.malformed_envs.TextObservations", "{on_bad_env_step: drop_episode}")
-    assert result.exit_code == 2, result.output
-
-
-def test_warnings_are_given_before_training(tmp_path: pathlib.Path) -> None:
-    config = "{rl_module: {model_config: {support_size: 2}}}"
-    result = before_training(tmp_path, "CartPole-v1", config)
-    assert result.exit_code == 0, result.output
-    assert "more than the networks can express (8 with a support_size of 2)" in result.stderr
-    assert "warning" not in before_training(tmp_path, "CartPole-v1").stderr
 
 
 def test_every_malformed_environment_is_named_here() -> None:
