@@ -36,9 +36,9 @@ def new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1) 
 
 
 def png(figure: Any, note: str = "") -> bytes:
-    """The figure as a file. A `note`, such as that the numbers mean nothing, goes into its corner."""
+    """The figure as a file. A `note`, such as that the numbers mean nothing, goes below it."""
     if note:
-        figure.text(0.995, 0.005, note, ha="right", va="bottom", fontsize=8, color="firebrick")
+        figure.supxlabel(note, fontsize=8, color="firebrick")
     buffer = io.BytesIO()
     # Without the date and the version of matplotlib equal data give equal files.
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -56,8 +56,8 @@ def bars(values: Mapping[str, Mapping[str, Interval]], *, note: str = "") -> byt
     for axis, (name, methods) in zip(np.atleast_1d(axes), values.items(), strict=True):
         heights = [interval.value for interval in methods.values()]
         errors = [
-            [0.0 if v.low is None else v.value - v.low for v in methods.values()],
-            [0.0 if v.high is None else v.high - v.value for v in methods.values()],
+            [np.nan if v.low is None else v.value - v.low for v in methods.values()],
+            [np.nan if v.high is None else v.high - v.value for v in methods.values()],
         ]
         colours = ["tab:orange" if method.startswith("this package") else "tab:blue" for method in methods]
         axis.bar(range(len(methods)), heights, yerr=errors, color=colours, capsize=3)

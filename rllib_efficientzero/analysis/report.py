@@ -116,7 +116,7 @@ def _made_from(one: measurement.Measurement) -> str:
     )
     return (
         f"Measured in {about['seconds']:.0f} s ({about['cpu_seconds']:.0f} s of CPU) on {about['device']} with "
-        f"{about['parameters']}, from {made}."
+        f"{_settings_text(about['parameters'])}; from {made}."
     )
 
 

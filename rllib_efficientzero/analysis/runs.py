@@ -60,7 +60,7 @@ class Run:
     """of `evaluation.json`"""
     last_result: Mapping[str, Any]
     returns: Mapping[str, np.ndarray]
-    """protocol -> `[episodes]` returns of the final weights"""
+    """protocol -> `[episodes]` returns of the final weights; empty if these never played"""
 
     @property
     def score(self) -> float:
@@ -84,11 +84,14 @@ class Runs:
     left_out: list[LeftOut] = field(default_factory=list)
 
     def of(self, *, budget: str, variant: str | None = None, task: str | None = None) -> list[Run]:
-        """The runs of a budget, and of a variant and a task if given, by seed."""
+        """The runs with scores of a budget, and of a variant and a task if given, by seed."""
         found = [
             run
             for run in self.runs
-            if run.label.budget == budget and variant in (None, run.label.variant) and task in (None, run.label.task)
+            if run.returns
+            and run.label.budget == budget
+            and variant in (None, run.label.variant)
+            and task in (None, run.label.task)
         ]
         return sorted(found, key=lambda run: run.label.seed)
 
@@ -112,6 +115,9 @@ def read_runs(*roots: pathlib.Path) -> Runs:
             found.left_out.append(LeftOut(directory, reason))
             continue
         kept[run.label] = run
+        if not run.returns:
+            reason = "its final weights were not evaluated: it counts for costs and settings, not for scores"
+            found.left_out.append(LeftOut(directory, reason))
     found.runs = list(kept.values())
     return found
 
@@ -120,7 +126,7 @@ def read_run(directory: pathlib.Path) -> Run:
     """One run.
 
     Raises:
-        UnusableRunError: a file is missing or damaged, the run did not end, or its final weights were not evaluated.
+        UnusableRunError: a file is missing or damaged, or the run did not end.
     """
     protocol = _read_json(directory / PROTOCOL_FILE)
     result = _last_result(directory)
@@ -204,8 +210,6 @@ def _final_returns(directory: pathlib.Path, evaluations: list[dict[str, Any]], u
         scores = _read_json(directory / SCORES_FILE)
         if scores[names.NUM_UPDATES_LIFETIME] == updates:
             found |= {name: np.array(played["returns"], float) for name, played in scores["protocols"].items()}
-    if STANDARD not in found:
-        raise UnusableRunError(f"its final weights (after {updates} updates) were not evaluated")
     if any(returns.ndim != 1 or not len(returns) or not np.isfinite(returns).all() for returns in found.values()):
         raise UnusableRunError("its returns are not a list of numbers")
     return found

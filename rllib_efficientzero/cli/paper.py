@@ -122,17 +122,19 @@ def _given(options: list[str]) -> dict[str, pathlib.Path]:
 
 
 def _print_plan(chosen: list[Experiment], setup: Setup) -> None:
-    """Each run with its state and, from a few timed network calls, how long it would take on this machine."""
+    """Runs by kind, with their state and, from a few timed network calls, how long they would take on this machine."""
     from rllib_efficientzero import cost
     from rllib_efficientzero.analysis import estimates, running
 
     plans = {plan.name: plan for experiment in chosen for plan in experiment.plans(setup.budget)}
-    waiting = [plan for plan in plans.values() if not running.is_finished(plan, setup)]
-    total, known = 0.0, estimates.Estimates()
+    kinds: dict[tuple[str, str, float], list[bool]] = {}
+    known = estimates.Estimates()
     for plan in plans.values():
-        seconds = known.seconds(plan)
-        if plan in waiting:
-            total += seconds
-        state = f"about {cost.describe(seconds)}" if plan in waiting else "finished"
-        say(f"{plan.name}: {state}")
-    say(f"{len(waiting)} of {len(plans)} runs to be trained, about {cost.describe(total)} of this machine one by one")
+        kind = (plan.suite, plan.label.variant, known.seconds(plan))
+        kinds.setdefault(kind, []).append(running.is_finished(plan, setup))
+    total = 0.0
+    for (suite, variant, seconds), finished in kinds.items():
+        waiting = finished.count(False)
+        total += waiting * seconds
+        say(f"{suite}, {variant}: {waiting} of {len(finished)} runs to be trained, each about {cost.describe(seconds)}")
+    say(f"all of them one by one: about {cost.describe(total)} at the speed that this machine has now")

@@ -198,7 +198,12 @@ def present(measurement: Measurement, note: str) -> list[Block]:
         if series:
             png = plots.curves(series, x_label="updates", y_label="error of reward sums (L1)", title=title, note=note)
             blocks.append(Figure(f"Figure 9, {title}", png))
-    rows = [[name, *(f"{curve[name][-1]:.4f}" for curve in curves.values())] for name in tests]
+    rows = [[_readable(name), *(f"{curve[name][-1]:.4f}" for curve in curves.values())] for name in tests]
     caption = f"Mean absolute error of the sums of the next 1 to {UNROLL_STEPS} rewards, in reward units. One seed."
     blocks.append(Table("Errors after training", ["positions", *curves], rows, caption))
     return blocks
+
+
+def _readable(test: str) -> str:
+    split, comma, rest = test.partition(",")
+    return SPLITS[split] + comma + rest

@@ -266,6 +266,7 @@ def present(measurement: Measurement, note: str) -> list[Block]:
             f"{stage['stage']:,}",
             *(_with_error(stage["errors"][name]) for name in CORRECTIONS),
             f"{stage['horizons']['with']} / {stage['horizons']['without']}",
+            f"{stage['mean_true_value']:.3f}",
             str(stage["positions"]),
         ]
         for stage in stages
@@ -274,7 +275,8 @@ def present(measurement: Measurement, note: str) -> list[Block]:
         "Mean absolute error over the position and the five after it, plus or minus its standard error over positions; "
         f"clipped rewards. {note}"
     )
-    columns = ["stage (steps)", "without correction", "with correction", "horizon with / without", "positions"]
+    columns = ["stage (steps)", "without correction", "with correction", "horizon with / without", "mean true value"]
+    columns.append("positions")
     detail = [
         [f"{name} correction", *(f"{stages[0]['errors'][name][key]:.3f}" for key in ("current", "next", "all"))]
         for name in CORRECTIONS

@@ -60,7 +60,10 @@ def test_an_evaluation_of_earlier_weights_is_no_score(tmp_path: pathlib.Path) ->
     evaluation = json.loads((directory / "evaluation.json").read_text())
     evaluation["evaluations"][0]["num_updates_lifetime"] = 100
     (directory / "evaluation.json").write_text(json.dumps(evaluation))
-    assert "final weights" in reason(read_runs(tmp_path))
+    runs = read_runs(tmp_path)
+    assert "not for scores" in reason(runs)
+    assert not runs.of(budget="full")
+    assert len(runs.runs) == 1  # it has cost something all the same
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,6 @@ def test_an_evaluation_of_earlier_weights_is_no_score(tmp_path: pathlib.Path) ->
         ("result.json", None, "ended before its first iteration"),
         ("result.json", '{"a": 1}', "no config"),
         ("evaluation.json", '{"evaluations": [{}]}', "damaged: KeyError"),
-        ("evaluation.json", None, "were not evaluated"),
         ("scores.json", '{"num_updates_lifetime": 120, "protocols": {"standard": {"returns": ["x"]}}}', "damaged"),
         ("scores.json", '{"num_updates_lifetime": 120, "protocols": {"standard": {"returns": []}}}', "not a list of"),
     ],
