@@ -8,15 +8,17 @@ torch, so that the command line can check a file at once and `EfficientZeroConfi
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rllib_efficientzero.search_space import BadSearchSpaceError, is_search_space, normalise_space
+
 Path = tuple[str | int, ...]
 """Where a value stands in a nested config: keys and list indices from the top."""
 
-GRID_SEARCH = "grid_search"
 
 RENAMED_KEYS = {
     "num_workers": "num_env_runners",
@@ -210,8 +212,11 @@ def normalise_value(key: str, value: Any, types: str) -> Any:
     accepted = set(types.split("|"))
     if "any" in accepted or value is None:
         return value
-    if isinstance(value, Mapping) and set(value) == {GRID_SEARCH}:
-        return {GRID_SEARCH: _normalise_grid(key, value[GRID_SEARCH], types)}
+    if is_search_space(value):
+        try:
+            return normalise_space(key, value, types, functools.partial(normalise_value, key, types=types))
+        except BadSearchSpaceError as error:
+            raise WrongTypeError(str(error)) from error
     if _has_type(value, accepted):
         result = float(value) if isinstance(value, int) and accepted & {"int", "float"} == {"float"} else value
         return _in_range(key, result)
@@ -236,13 +241,6 @@ def describe_types(types: str) -> str:
     if "float" in accepted and "int" in accepted:
         accepted.remove("int")
     return " or ".join(names[name] for name in accepted)
-
-
-def has_grid_search(value: Any) -> bool:
-    """Whether a config holds a grid search anywhere."""
-    if isinstance(value, Mapping):
-        return set(value) == {GRID_SEARCH} or any(has_grid_search(inner) for inner in value.values())
-    return isinstance(value, list) and any(has_grid_search(inner) for inner in value)
 
 
 def _entries(
@@ -294,13 +292,6 @@ def _gather_multi_agent(config: dict[str, Any]) -> dict[str, Any]:
         return config
     rest = {key: value for key, value in config.items() if key not in gathered}
     return {**rest, "multiagent": {**rest.get("multiagent", {}), **gathered}}
-
-
-def _normalise_grid(key: str, values: Any, types: str) -> list[Any]:
-    """Every value of a grid search, checked like a single one."""
-    if not isinstance(values, list) or not values:
-        raise WrongTypeError(f"'grid_search' of {key!r} must be a list of at least one value")
-    return [normalise_value(key, value, types) for value in values]
 
 
 def _has_type(value: Any, accepted: set[str]) -> bool:

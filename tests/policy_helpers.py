@@ -9,10 +9,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rllib_efficientzero.checkpoint.policy_files import write_policy
+from rllib_efficientzero.checkpoint.policy_files import read_description, write_policy
 from rllib_efficientzero.checkpoint.spaces import space_to_json
 from rllib_efficientzero.mcts import SearchConfig
 from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, build_network
+from rllib_efficientzero.policy import load_policy
 
 VECTORS = gym.spaces.Box(-np.inf, np.inf, (2, 4), np.float32)
 IMAGES = gym.spaces.Box(0, 255, (2, 8, 8, 3), np.uint8)
@@ -54,3 +55,13 @@ def write_tiny_policy(
         protocol={"env": env},
     )
     return network
+
+
+def write_policy_with_other_weights(directory: pathlib.Path) -> str:
+    """Over the one that is there; returns the weights' hash."""
+    state = load_policy(directory).network.state_dict()
+    weights = {name: tensor + 0.01 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    content = read_description(directory).content
+    told = {key: content[key] for key in content if key not in ("format_version", "versions", "weights", "sha256")}
+    write_policy(directory, weights, **told)
+    return read_description(directory).content["weights"]["sha256"]

@@ -17,7 +17,8 @@ from rllib_efficientzero.cli.env_check import check_before_training
 from rllib_efficientzero.cli.environments import find_problem, is_class_path
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment
-from rllib_efficientzero.config_schema import ConfigError, has_grid_search, resolve_config
+from rllib_efficientzero.config_schema import ConfigError, resolve_config
+from rllib_efficientzero.search_space import has_search_space
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -36,7 +37,7 @@ class Prepared:
     experiment: Experiment
     algorithm: type[Algorithm]
     param_space: dict[str, Any]
-    """The flat config for Tune, grid searches included."""
+    """The flat config, search spaces included as the file writes them; `schedulers.tune_space` makes them Tune's."""
     config: AlgorithmConfig
     """The config of the first trial."""
     resources: list[dict[str, float]]
@@ -167,7 +168,7 @@ def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> Non
     env, env_config = param_space.get("env"), param_space.get("env_config") or {}
     is_registered = isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env)
     make = _global_registry.get(ENV_CREATOR, env) if is_registered else env
-    if not callable(make) or has_grid_search(env_config):
+    if not callable(make) or has_search_space(env_config):
         return
     try:
         made = make(EnvContext(env_config, worker_index=0))
@@ -179,10 +180,13 @@ def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> Non
 
 
 def _variants(param_space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every config the grid searches span."""
+    """Every config the grid searches span, with one draw from every other search space."""
+    import numpy as np
     from ray.tune.search.variant_generator import generate_variants
 
-    for _, variant in generate_variants(dict(param_space)):
+    from rllib_efficientzero.cli.schedulers import tune_space
+
+    for _, variant in generate_variants(tune_space(param_space), random_state=np.random.RandomState(0)):
         yield variant
 
 

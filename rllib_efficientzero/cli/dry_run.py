@@ -9,8 +9,8 @@ import yaml
 from rllib_efficientzero.cli.algorithms import Prepared, total_resources
 from rllib_efficientzero.cli.announce import announce, protocol
 from rllib_efficientzero.cli.console import say
-from rllib_efficientzero.config_schema import has_grid_search
 from rllib_efficientzero.known_keys import schema_of
+from rllib_efficientzero.search_space import has_search_space
 
 
 def print_plan(prepared: Prepared, all_keys: bool = False) -> None:
@@ -23,10 +23,13 @@ def print_plan(prepared: Prepared, all_keys: bool = False) -> None:
         "stop": experiment.stop,
         "checkpoint_config": experiment.checkpoint,
         "num_samples": experiment.num_samples,
+        "max_concurrent": experiment.search.max_concurrent,
+        "scheduler": {"name": experiment.search.scheduler, **experiment.search.scheduler_settings},
+        "metric": f"{experiment.search.mode} {experiment.search.metric}",
         "max_failures": experiment.max_failures,
         "time_budget_s": experiment.time_budget_s,
         "restore": experiment.restore,
-        "grid_search": {key: value for key, value in prepared.param_space.items() if has_grid_search(value)},
+        "search_space": {key: value for key, value in prepared.param_space.items() if has_search_space(value)},
         "resources_per_trial": {"total": total_resources(prepared.resources), "bundles": prepared.resources},
         "protocol": protocol(prepared.config),
         "config": _settings(prepared, all_keys),

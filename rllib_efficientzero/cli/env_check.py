@@ -16,7 +16,7 @@ from rllib_efficientzero.cli.console import say, say_error, say_warning
 from rllib_efficientzero.cli.environments import find_problem, is_class_path
 from rllib_efficientzero.cli.errors import ExitCode, InputError, exit_codes
 from rllib_efficientzero.cli.overrides import parse_json_option
-from rllib_efficientzero.config_schema import GRID_SEARCH, has_grid_search
+from rllib_efficientzero.search_space import LISTS, has_search_space, is_search_space
 
 if TYPE_CHECKING:
     from rllib_efficientzero.cli.experiment import Experiment
@@ -65,7 +65,13 @@ def check_env(experiment: Experiment) -> None:
     imported (`algorithms.check_env`).
     """
     env = experiment.config.get("env")
-    candidates = env[GRID_SEARCH] if isinstance(env, dict) and GRID_SEARCH in env else [env]
+    candidates = [env]
+    if isinstance(env, dict) and is_search_space(env):
+        ((kind, candidates),) = env.items()
+        if kind not in LISTS or not isinstance(candidates, list):
+            raise InputError(
+                "'env' can be searched by 'grid_search' and 'choice', with a list", experiment.place("env")
+            )
     for candidate in candidates:
         if not isinstance(candidate, str):
             if candidate is None:
@@ -76,7 +82,7 @@ def check_env(experiment: Experiment) -> None:
             if problem:
                 raise InputError(problem, experiment.place("env"))
             env_config = experiment.config.get("env_config") or {}
-            if experiment.run == "EfficientZero" and not has_grid_search(env_config):
+            if experiment.run == "EfficientZero" and not has_search_space(env_config):
                 check_before_training(experiment, candidate, gymnasium_maker(candidate, env_config))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rllib_efficientzero import known_keys, metrics
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.overrides import merge_deep
+from rllib_efficientzero.cli.search_settings import SEARCH_KEYS, SearchSettings, resolve_search
 from rllib_efficientzero.cli.stopping import resolve_stop
 from rllib_efficientzero.cli.yaml_source import LocatedData, load_yaml
 from rllib_efficientzero.config_schema import (
@@ -45,6 +46,7 @@ EXPERIMENT_KEYS = {
     "restore": "str",
     "resources_per_trial": "dict|str",
     "imports": "list",
+    **SEARCH_KEYS,
 }
 """Key of an experiment -> its type."""
 
@@ -90,6 +92,7 @@ class Experiment:
     time_budget_s: float | None = None
     restore: str | None = None
     imports: list[str] = field(default_factory=list)
+    search: SearchSettings = field(default_factory=SearchSettings)
     warnings: list[str] = field(default_factory=list)
     where: str = ""
     """`file:line` of the experiment, for mistakes that only show once ray is imported."""
@@ -192,6 +195,7 @@ def _parse(name: Any, spec: Any, place: _Place, overrides: Overrides) -> Experim
         time_budget_s=values.get("time_budget_s"),
         restore=values.get("restore"),
         imports=_imports(values, place),
+        search=_search(values, place, warnings),
         warnings=warnings,
         where=place(),
         places={**places, "run": place("run"), "imports": place("imports"), "restore": place("restore")},
@@ -350,6 +354,13 @@ def _checkpoint(values: Mapping[str, Any], place: _Place, overrides: Overrides, 
     if values.get("resources_per_trial") is not None:
         warnings.append("'resources_per_trial' is ignored: RLlib asks for what the config needs")
     return {"checkpoint_at_end": True, **settings, **overrides.checkpoint}
+
+
+def _search(values: Mapping[str, Any], place: _Place, warnings: list[str]) -> SearchSettings:
+    try:
+        return resolve_search(values, warnings)
+    except ConfigError as error:
+        raise InputError(error.message, place(*error.path)) from error
 
 
 def _imports(values: Mapping[str, Any], place: _Place) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from rllib_efficientzero.cli.errors import InputError
-from rllib_efficientzero.config_schema import GRID_SEARCH
+from rllib_efficientzero.search_space import is_search_space
 
 
 def parse_json_option(text: str, option: str) -> dict[str, Any]:
@@ -40,11 +40,11 @@ def _unique(pairs: list[tuple[str, Any]], option: str) -> dict[str, Any]:
 
 
 def _is_nested(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(value, Mapping) and GRID_SEARCH not in value
+    return isinstance(value, Mapping) and not is_search_space(value)
 
 
 def merge_deep(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins; mappings are merged key by key, everything else (lists, grid searches) is replaced whole."""
+    """`over` wins; mappings are merged key by key, everything else (lists, search spaces) is replaced whole."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)

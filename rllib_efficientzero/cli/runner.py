@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import signal
 from dataclasses import dataclass
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 
 from rllib_efficientzero.cli.algorithms import Prepared
 from rllib_efficientzero.cli.checkpoints import check_nothing_is_lost, newest_checkpoints
 from rllib_efficientzero.cli.console import out, say, say_warning
 from rllib_efficientzero.cli.errors import ExitCode
 from rllib_efficientzero.cli.progress_callback import ProgressCallback
-from rllib_efficientzero.cli.signals import PausingScheduler, StopCallback, signals_caught
+from rllib_efficientzero.cli.schedulers import make_scheduler, tune_space
+from rllib_efficientzero.cli.signals import StopCallback, signals_caught
 from rllib_efficientzero.cli.stopping import is_met
 
 
@@ -67,8 +70,11 @@ def run_experiment(prepared: Prepared, resume: bool, trusted: bool, verbosity: i
         say(f"{experiment.name}: nothing to resume in {experiment.path}; starting afresh")
     checkpoints = newest_checkpoints(saved, experiment, trusted)
     callback = _callback(prepared, checkpoints, verbosity)
+    # A trial's metric may be missing before its first episode has ended; Tune would end the run.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     with signals_caught() as stop:
-        run = _Run(prepared, [callback, StopCallback(stop)], PausingScheduler(stop), verbosity)
+        scheduler = make_scheduler(experiment.search, prepared.param_space, stop)
+        run = _Run(prepared, [callback, StopCallback(stop)], scheduler, verbosity)
         try:
             if saved:
                 _warn_of_changes(saved, prepared, checkpoints)
@@ -86,7 +92,7 @@ class _Run:
 
     prepared: Prepared
     callbacks: list[tune.Callback]
-    scheduler: PausingScheduler
+    scheduler: TrialScheduler
     verbosity: int
 
 
@@ -108,9 +114,14 @@ def _start(run: _Run) -> None:
     experiment = prepared.experiment
     tuner = tune.Tuner(
         prepared.algorithm,
-        param_space=prepared.param_space,
+        param_space=tune_space(prepared.param_space),
         tune_config=tune.TuneConfig(
-            num_samples=experiment.num_samples, time_budget_s=experiment.time_budget_s, scheduler=run.scheduler
+            metric=experiment.search.metric,
+            mode=experiment.search.mode,
+            num_samples=experiment.num_samples,
+            max_concurrent_trials=experiment.search.max_concurrent,
+            time_budget_s=experiment.time_budget_s,
+            scheduler=run.scheduler,
         ),
         run_config=tune.RunConfig(
             name=experiment.name,
@@ -143,8 +154,11 @@ def _resume(run: _Run, saved: list[Trial]) -> None:
         prepared.algorithm,
         name=experiment.name,
         storage_path=_storage_path(prepared),
-        config=prepared.param_space,
+        config=tune_space(prepared.param_space),
         stop=experiment.stop,
+        metric=experiment.search.metric,
+        mode=experiment.search.mode,
+        max_concurrent_trials=experiment.search.max_concurrent,
         time_budget_s=experiment.time_budget_s,
         checkpoint_config=tune.CheckpointConfig(**experiment.checkpoint),
         max_failures=experiment.max_failures,

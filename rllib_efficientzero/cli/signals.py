@@ -11,7 +11,6 @@ from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from rllib_efficientzero import interruption
 from rllib_efficientzero.cli.console import say_warning
@@ -54,20 +53,6 @@ def signals_caught() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class PausingScheduler(FIFOScheduler):
-    """Tune's default scheduler; once it is to stop, trials are paused, which saves them, and none is started."""
-
-    def __init__(self, stop: Stop) -> None:
-        super().__init__()
-        self.stop = stop
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        return TrialScheduler.PAUSE if self.stop else super().on_trial_result(tune_controller, trial, result)
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        return None if self.stop else super().choose_trial_to_run(tune_controller)
 
 
 class StopCallback(Callback):

@@ -134,6 +134,33 @@ def interrupt_after(directory: pathlib.Path, sign: str, *arguments: str) -> int:
     return process.returncode
 
 
+SEARCH = """
+search:
+  run: PPO
+  env: CartPole-v1
+  stop: {training_iteration: 6}
+  num_samples: 4
+  max_concurrent: 2
+  scheduler: {name: asha, grace_period: 1, max_t: 6, reduction_factor: 2}
+  config:
+    env_runners: {num_env_runners: 0}
+    training: {lr: {loguniform: [1e-5, 1e-2]}, train_batch_size_per_learner: 100, minibatch_size: 50, num_epochs: 1}
+"""
+
+
+@pytest.mark.long
+def test_a_search_ends_bad_trials_early(tmp_path: pathlib.Path, cluster: str) -> None:
+    (tmp_path / "search.yaml").write_text(SEARCH)
+    done = run(tmp_path, "search.yaml", "--ray-address", cluster)
+    assert done.returncode == 0, done.stderr
+    files = list(tmp_path.glob("results/*/*/result.json"))
+    trials = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    assert len({trial[0]["config"]["lr"] for trial in trials}) == 4
+    lengths = [len(trial) for trial in trials]
+    assert max(lengths) == 6
+    assert min(lengths) < 6, "ASHA ended none"
+
+
 def test_failed_trial_ends_with_one(tmp_path: pathlib.Path, cluster: str) -> None:
     (tmp_path / "exploding.py").write_text(EXPLODING_ENV)
     (tmp_path / "ppo.yaml").write_text(PPO.replace("CartPole-v1", "exploding.Exploding"))

@@ -17,7 +17,7 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from policy_helpers import IMAGES, write_tiny_policy
+from policy_helpers import IMAGES, write_policy_with_other_weights, write_tiny_policy
 
 pytest.importorskip("fastapi")
 from serve_helpers import make_app, make_service, talk
@@ -281,19 +281,6 @@ def test_the_policy_is_exchanged_without_losing_a_request(tmp_path: pathlib.Path
     with pytest.raises(CheckpointError, match="other observations or actions"):
         service.load(_other_actions(tmp_path / "other"))
     assert service.loaded_from == tmp_path / "new"
-
-
-def write_policy_with_other_weights(directory: pathlib.Path) -> str:
-    """Over the one that is there; returns the weights' hash."""
-    from rllib_efficientzero.checkpoint.policy_files import read_description, write_policy
-    from rllib_efficientzero.policy import load_policy
-
-    state = load_policy(directory).network.state_dict()
-    weights = {name: tensor + 0.01 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    content = read_description(directory).content
-    told = {key: content[key] for key in content if key not in ("format_version", "versions", "weights", "sha256")}
-    write_policy(directory, weights, **told)
-    return read_description(directory).content["weights"]["sha256"]
 
 
 def _other_actions(directory: pathlib.Path) -> pathlib.Path:

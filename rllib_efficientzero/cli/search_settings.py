@@ -1,0 +1,141 @@
+"""How an experiment's trials compete: scheduler, metric, concurrency; checked without ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rllib_efficientzero.cli.stopping import EPISODE_RETURN, resolve_stop
+from rllib_efficientzero.config_schema import (
+    ConfigError,
+    Path,
+    WrongTypeError,
+    check_known_keys,
+    nearest,
+    normalise_value,
+)
+from rllib_efficientzero.search_space import BadSearchSpaceError, is_search_space, normalise_space
+
+SEARCH_KEYS = {"scheduler": "str|dict", "metric": "str", "mode": "str", "max_concurrent": "int"}
+"""Keys of an experiment that say how its trials compete -> type."""
+
+SCHEDULERS: dict[str, dict[str, str]] = {
+    "fifo": {},
+    "asha": {
+        "time_attr": "str",
+        "max_t": "int",
+        "grace_period": "int",
+        "reduction_factor": "float",
+        "brackets": "int",
+        "stop_last_trials": "bool",
+    },
+    "median": {
+        "time_attr": "str",
+        "grace_period": "float",
+        "min_samples_required": "int",
+        "min_time_slice": "int",
+        "hard_stop": "bool",
+    },
+    "pbt": {
+        "time_attr": "str",
+        "perturbation_interval": "float",
+        "burn_in_period": "float",
+        "quantile_fraction": "float",
+        "resample_probability": "float",
+        "perturbation_factors": "list",
+        "hyperparam_mutations": "dict",
+        "synch": "bool",
+    },
+}
+"""Scheduler -> its settings, those of Tune's class, and their types."""
+
+ALIASES = {
+    "asynchyperband": "asha",
+    "async_hyperband": "asha",
+    "median_stopping_rule": "median",
+    "medianstopping": "median",
+    "populationbasedtraining": "pbt",
+}
+"""Tune's own names -> ours."""
+
+
+@dataclass
+class SearchSettings:
+    """Of one experiment."""
+
+    scheduler: str = "fifo"
+    scheduler_settings: dict[str, Any] = field(default_factory=dict)
+    metric: str = EPISODE_RETURN
+    mode: str = "max"
+    max_concurrent: int | None = None
+
+
+def resolve_search(values: Mapping[str, Any], warnings: list[str]) -> SearchSettings:
+    """The settings of an experiment's values, of which those in `SEARCH_KEYS` are looked at.
+
+    Raises:
+        ConfigError: with the path of what is wrong.
+    """
+    name, settings = _scheduler(values.get("scheduler") or "fifo")
+    mode = values.get("mode") or "max"
+    if mode not in ("max", "min"):
+        raise WrongTypeError(f"'mode' must be 'max' or 'min', not {mode!r}", ("mode",))
+    concurrent = values.get("max_concurrent")
+    if concurrent is not None and concurrent < 1:
+        raise WrongTypeError(f"'max_concurrent' must be at least 1, not {concurrent}", ("max_concurrent",))
+    return SearchSettings(name, settings, _metric(values.get("metric"), warnings), mode, concurrent)
+
+
+def _scheduler(given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`asha`, or `{name: asha, max_t: 100}`."""
+    settings: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
+    written = settings.pop("name", None)
+    if not isinstance(written, str):
+        raise WrongTypeError("'scheduler' needs a name: {name: asha, max_t: 100}", ("scheduler",))
+    name = ALIASES.get(written.lower(), written.lower())
+    if name not in SCHEDULERS:
+        near = nearest(name, [*SCHEDULERS, *ALIASES])
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(SCHEDULERS)}"
+        raise WrongTypeError(f"unknown scheduler {written!r}; {hint}", ("scheduler", "name"))
+    types = SCHEDULERS[name]
+    try:
+        check_known_keys(settings, types, f"scheduler {name!r}", private=False)
+        for key, value in settings.items():
+            is_mutations = key == "hyperparam_mutations"
+            settings[key] = _mutations(value) if is_mutations else normalise_value(key, value, types[key])
+    except ConfigError as error:
+        error.path = ("scheduler", *(error.path or (key,)))
+        raise
+    return name, settings
+
+
+def _mutations(given: Any) -> dict[str, Any]:
+    """PBT's: key of the config -> search space."""
+    path: Path = ("hyperparam_mutations",)
+    if not isinstance(given, Mapping) or not given:
+        raise WrongTypeError("'hyperparam_mutations' maps keys of the config to search spaces", path)
+    mutations = {}
+    for key, space in given.items():
+        space = {"choice": space} if isinstance(space, list) else space
+        if not is_search_space(space):
+            raise WrongTypeError(f"'hyperparam_mutations' of {key!r} must be a search space or a list", (*path, key))
+        try:
+            mutations[key] = normalise_space(key, space, "any", lambda value: value)
+        except BadSearchSpaceError as error:
+            raise WrongTypeError(str(error), (*path, key)) from error
+    return mutations
+
+
+def _metric(written: str | None, warnings: list[str]) -> str:
+    """Today's name of a metric; what no result carries is refused as in stop criteria."""
+    if written is None:
+        return EPISODE_RETURN
+    try:
+        (name,), told = resolve_stop({written: 0})
+    except ConfigError as error:
+        error.path = ("metric",)
+        error.message = error.message.replace("stop criterion", "metric")
+        raise
+    warnings.extend(warning.replace("stop criterion", "metric") for warning in told)
+    return name

@@ -1,0 +1,123 @@
+"""Search spaces and schedulers of experiment files: what they mean to Tune, and which mistakes in them are found."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import yaml
+
+from rllib_efficientzero.cli.errors import InputError
+from rllib_efficientzero.cli.experiment import Experiment, Overrides, load_experiments
+from rllib_efficientzero.search_space import has_search_space, is_search_space
+
+EXAMPLES = pathlib.Path(__file__).parents[3] / "tuned_examples"
+
+
+def load(directory: pathlib.Path, config: str = "{}", **keys: str) -> Experiment:
+    lines = ["search:", "  run: EfficientZero", "  env: CartPole-v1"]
+    lines += [f"  {key}: {value}" for key, value in keys.items()]
+    (directory / "search.yaml").write_text("\n".join([*lines, f"  config: {config}"]))
+    (experiment,) = load_experiments(directory / "search.yaml", Overrides())
+    return experiment
+
+
+def test_spaces_are_checked_value_by_value(tmp_path: pathlib.Path) -> None:
+    config = load(tmp_path, "{lr: {loguniform: ['1e-4', 1]}, num_simulations: {choice: [8, 16.0]}}").config
+    assert config["lr"] == {"loguniform": [1e-4, 1.0]}
+    assert config["num_simulations"] == {"choice": [8, 16]}
+    assert has_search_space(config)
+    assert not is_search_space({"uniform": [0, 1], "lr": 2})
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ("{lr: {uniform: 3}}", "'uniform' of 'lr' must be [low, high]"),
+        ("{lr: {uniform: [1, 0.5]}}", "must go upwards: 1.0 to 0.5"),
+        ("{lr: {loguniform: [0, 1]}}", "must begin above 0"),
+        ("{lr: {quniform: [0, 1]}}", "must be [low, high, step]"),
+        ("{lr: {choice: []}}", "at least one value"),
+        ("{lr: {choice: [1, fast]}}", "'lr' must be"),
+        ("{num_simulations: {uniform: [4, 8]}}", "takes whole numbers: use 'randint'"),
+        ("{num_simulations: {randint: [4, eight]}}", "'num_simulations' must be a whole number"),
+        ("{num_simulations: {randint: [-4, 8]}}", "'num_simulations' must be at least"),
+    ],
+)
+def test_bad_spaces_are_refused_with_their_line(tmp_path: pathlib.Path, config: str, complaint: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        load(tmp_path, config)
+    assert complaint in str(refusal.value)
+    assert refusal.value.where.endswith("search.yaml:4")
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"scheduler": "ashha"}, "unknown scheduler 'ashha'; did you mean 'asha'?"),
+        ({"scheduler": "{max_t: 3}"}, "'scheduler' needs a name"),
+        ({"scheduler": "{name: asha, maxt: 3}"}, "did you mean 'max_t'?"),
+        ({"scheduler": "{name: asha, max_t: long}"}, "'max_t' must be a whole number"),
+        ({"scheduler": "{name: pbt, hyperparam_mutations: {lr: 3}}"}, "must be a search space or a list"),
+        ({"mode": "best"}, "'mode' must be 'max' or 'min'"),
+        ({"metric": "reward"}, "unknown metric 'reward'"),
+        ({"max_concurrent": "0"}, "'max_concurrent' must be at least 1"),
+    ],
+)
+def test_bad_schedulers_are_refused_with_their_line(
+    tmp_path: pathlib.Path, keys: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        load(tmp_path, **keys)
+    assert complaint in str(refusal.value)
+    assert refusal.value.where.endswith("search.yaml:4")
+
+
+def test_old_names_are_translated(tmp_path: pathlib.Path) -> None:
+    experiment = load(tmp_path, scheduler="AsyncHyperBand", metric="episode_reward_mean")
+    assert experiment.search.scheduler == "asha"
+    assert experiment.search.metric == "env_runners/episode_return_mean"
+    assert any("episode_reward_mean" in warning for warning in experiment.warnings)
+
+
+def test_tune_draws_from_what_the_file_says() -> None:
+    """Imports ray, and starts none."""
+    from rllib_efficientzero.cli.algorithms import _variants
+    from rllib_efficientzero.cli.schedulers import make_scheduler, tune_space
+    from rllib_efficientzero.cli.search_settings import SearchSettings
+    from rllib_efficientzero.cli.signals import Stop
+
+    space = {
+        "lr": {"loguniform": [1e-4, 1e-2]},
+        "num_simulations": {"grid_search": [4, 8]},
+        "td_steps": {"qrandint": [5, 15, 5]},
+        "nested": {"inner": {"choice": [7]}},
+        "gamma": 0.9,
+    }
+    drawn = list(_variants(space))
+    assert [variant["num_simulations"] for variant in drawn] == [4, 8]
+    for variant in drawn:
+        assert 1e-4 <= variant["lr"] <= 1e-2
+        assert variant["td_steps"] in (5, 10, 15)
+        assert variant["nested"] == {"inner": 7}
+    for name in ("fifo", "asha", "median", "pbt"):
+        stop = Stop()
+        scheduler = make_scheduler(SearchSettings(scheduler=name), space, stop)
+        assert scheduler.set_search_properties("a", "max")
+        assert scheduler.choose_trial_to_run.__name__ == "choose_trial_to_run"
+        stop.handle(2, None)
+        assert scheduler.on_trial_result(None, None, {}) == "PAUSE"
+        assert scheduler.choose_trial_to_run(None) is None
+    assert set(make_scheduler(SearchSettings(scheduler="pbt"), space, stop)._hyperparam_mutations) >= {"lr", "td_steps"}
+    assert tune_space(space)["gamma"] == 0.9
+
+
+@pytest.mark.parametrize("name", ["cartpole-ez-tune", "pong-ez-tune"])
+def test_examples_of_searches(name: str) -> None:
+    (experiment,) = load_experiments(EXAMPLES / f"{name}.yaml", Overrides())
+    assert experiment.num_samples == 8
+    assert has_search_space(experiment.config)
+    assert (
+        experiment.search.scheduler
+        == yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())[name]["scheduler"]["name"]
+    )
