@@ -29,7 +29,7 @@ class _Representation(nn.Module):
 
 
 class _Dynamics(nn.Module):
-    """latent, LSTM state `[B, 2H]`, action i64`[B]` or f32`[B, D]` -> next latent, next LSTM state, value prefix `[B]`."""
+    """latent, LSTM state `[B, 2H]`, action i64`[B]` or f32`[B, D]` -> the next latent and LSTM state, value prefix."""
 
     def __init__(self, network: EfficientZeroNetwork) -> None:
         super().__init__()
