@@ -98,6 +98,9 @@ def check_before_training(experiment: Experiment, env: Any, make: Callable[[], A
     from rllib_efficientzero.env.diagnosis import examine
 
     config = experiment.config
+    vectorize = str(config.get("gym_env_vectorize_mode", "")).lower()
+    if "vector_entry_point" in vectorize and not (isinstance(env, str) and _is_ours(env)):
+        return  # It makes vectors, which are checked step by step only.
     sizes = config.get("_model_config")
     support_size = sizes.get("support_size", 300) if isinstance(sizes, Mapping) else 300
     examination = examine(

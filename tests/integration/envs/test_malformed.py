@@ -49,5 +49,10 @@ def test_warnings_are_given_before_training(tmp_path: pathlib.Path) -> None:
     assert "warning" not in before_training(tmp_path, "CartPole-v1").stderr
 
 
+def test_what_makes_vectors_is_left_to_the_run(tmp_path: pathlib.Path) -> None:
+    config = "{env_runners: {gym_env_vectorize_mode: vector_entry_point}}"
+    assert before_training(tmp_path, "tests.malformed_envs.NanReward", config).exit_code == 0
+
+
 def test_there_are_as_many_as_promised() -> None:
     assert len(REFUSED) >= 15
