@@ -86,7 +86,8 @@ def assert_ended_as_if_nothing_had_happened(metrics: dict[str, Any], marker: pat
         assert metrics[counter] == expected[counter], counter
 
 
-@pytest.mark.parametrize("how", ["killed", pytest.param("raised", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["killed", "raised"])
 def test_the_learner_dies(how: str, marker: pathlib.Path, measured: Callable[[str], None]) -> None:
     metrics = fit(EfficientZero, config(marker, how, num_learners=1), marker.parent / "failing")
     assert_ended_as_if_nothing_had_happened(metrics, marker)
