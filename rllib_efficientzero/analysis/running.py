@@ -2,7 +2,7 @@
 
 Below a directory of runs:
 
-    <budget>/experiments.yaml                     every run, as `rllib train file` takes it
+    <budget>/experiments-<n>.yaml                 the runs of a training command, as `rllib train file` takes them
     <budget>/<task>_<variant>_seed-<n>/           one run: `label.json`, and Tune's directory of its trial
     <budget>/measurement_<experiment>/            what was measured with trained networks
 
@@ -12,6 +12,7 @@ what was interrupted goes on.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -20,8 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -56,7 +56,7 @@ class RunningError(RuntimeError):
     """An experiment cannot be run; the message says why."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Setup:
     """Where and how experiments run."""
 
@@ -87,20 +87,34 @@ def run(experiments: Sequence[Experiment], setup: Setup, given: Mapping[str, pat
         Sentences about what failed; the rest was done all the same.
     """
     given = given or {}
-    plans = {
-        plan.name: plan
+    plans = shared_plans(
+        plan
         for experiment in experiments
         for plan in experiment.plans(setup.budget)
         if experiment.measure is None or plan.label.variant not in given
-    }
-    failures = train(list(plans.values()), setup)
-    for plan in plans.values():
+    )
+    failures = train(plans, setup)
+    for plan in plans:
         if plan.episodes is not None and final_checkpoint(plan, setup) is not None:
             failures += _attempt(f"scores of {plan.name}", functools.partial(score, plan, setup))
     for experiment in experiments:
         if experiment.measure is not None:
             failures += _attempt(f"measurement {experiment.name}", functools.partial(measure, experiment, setup, given))
     return failures
+
+
+def shared_plans(plans: Iterable[Plan]) -> list[Plan]:
+    """Each run once, with what all who want it want of it."""
+    found: dict[str, Plan] = {}
+    for plan in plans:
+        other = found.get(plan.name, plan)
+        episodes = [count for count in (plan.episodes, other.episodes) if count is not None]
+        found[plan.name] = dataclasses.replace(
+            plan,
+            episodes=max(episodes, default=None),
+            keep_all_checkpoints=plan.keep_all_checkpoints or other.keep_all_checkpoints,
+        )
+    return list(found.values())
 
 
 def _attempt(what: str, work: Callable[[], None]) -> list[str]:
@@ -202,9 +216,8 @@ def score(plan: Plan, setup: Setup) -> None:
 def _is_scored(trial: pathlib.Path, updates: int, episodes: int) -> bool:
     try:
         scores = json.loads((trial / SCORES_FILE).read_text())
-        return (
-            scores[names.NUM_UPDATES_LIFETIME] == updates and len(scores["protocols"][STANDARD]["returns"]) == episodes
-        )
+        returns = scores["protocols"][STANDARD]["returns"]
+        return bool(scores[names.NUM_UPDATES_LIFETIME] == updates and len(returns) >= episodes)
     except (OSError, ValueError, KeyError):
         return False
 

@@ -22,6 +22,8 @@ SCORES_FILE = "scores.json"
 """Games of the final weights: `{"num_updates_lifetime", "protocols": {name: {"returns", "lengths"}}, ...}`."""
 STANDARD, STICKY = "standard", "sticky"
 UNLABELLED = "unlabelled"
+TAIL_BYTES = 1 << 20
+"""Read of `result.json`, where every iteration adds tens of kilobytes: many times a line."""
 INGREDIENTS = ("use_consistency", "use_augmentation", "use_value_prefix", "use_off_policy_correction")
 VARIANT_OF = {
     (True, True, True, True): "efficientzero",
@@ -219,15 +221,17 @@ def _last_result(directory: pathlib.Path) -> dict[str, Any]:
     """The last whole line of `result.json`; a run that was killed may have left half a line."""
     file = directory / "result.json"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - TAIL_BYTES))
+            lines = opened.read().splitlines()
     except FileNotFoundError:
         raise UnusableRunError("there is no result.json: the run ended before its first iteration") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UnusableRunError(f"result.json cannot be read: {error}") from error
     for line in reversed(lines):
         try:
             result = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             continue
         if isinstance(result, dict):
             return result

@@ -126,10 +126,10 @@ def _print_plan(chosen: list[Experiment], setup: Setup) -> None:
     from rllib_efficientzero import cost
     from rllib_efficientzero.analysis import estimates, running
 
-    plans = {plan.name: plan for experiment in chosen for plan in experiment.plans(setup.budget)}
+    plans = running.shared_plans(plan for experiment in chosen for plan in experiment.plans(setup.budget))
     kinds: dict[tuple[str, str, float], list[bool]] = {}
     known = estimates.Estimates()
-    for plan in plans.values():
+    for plan in plans:
         kind = (plan.suite, plan.label.variant, known.seconds(plan))
         kinds.setdefault(kind, []).append(running.is_finished(plan, setup))
     total = 0.0

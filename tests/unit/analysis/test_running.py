@@ -42,6 +42,15 @@ def test_experiments_share_runs() -> None:
         assert table_1 & {plan.name for plan in experiments.load("value-prefix").plans(budget)}
 
 
+def test_a_shared_run_does_what_all_who_want_it_want() -> None:
+    names = ("atari100k", "ablations", "value-targets", "decoder")
+    plans = running.shared_plans(plan for name in names for plan in experiments.load(name).plans("smoke"))
+    assert len(plans) == len({plan.name for plan in plans}) == 6
+    (full,) = [plan for plan in plans if plan.label.variant == "efficientzero"]
+    assert (full.episodes, full.keep_all_checkpoints) == (2, True)
+    assert "num_to_keep" not in experiments.train_spec(full)["checkpoint_config"]
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_every_run_is_an_experiment_that_can_be_prepared(budget: str, tmp_path: pathlib.Path) -> None:
     from rllib_efficientzero.cli.algorithms import prepare
