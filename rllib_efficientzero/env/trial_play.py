@@ -17,6 +17,8 @@ from rllib_efficientzero.env.spaces import UnsupportedSpaceError, View, action_v
 SEED = 17
 REPLAYED_STEPS = 20
 """So many steps are played twice from one seed."""
+FEWEST_STEPS = 5
+"""However long they take."""
 LONGEST_EPISODE = 2_000
 LARGEST_IMAGE_FLOAT = 10.0
 """Images of floats are meant to be about 0 to 1."""
@@ -115,7 +117,8 @@ class Player:
         observation = self._reset(seed)
         history: list[Any] = [(_copied(observation), 0.0)]
         total, length, done = 0.0, 0, False
-        while not done and length < min(max_steps, LONGEST_EPISODE) and time.monotonic() < deadline:
+        most = min(max_steps, LONGEST_EPISODE)
+        while not done and length < most and (length < FEWEST_STEPS or time.monotonic() < deadline):
             observation, reward, terminated, truncated = self._step(observation, length + 1)
             total, length, done = total + reward, length + 1, terminated or truncated
             history.append((_copied(observation), reward))

@@ -104,6 +104,7 @@ def test_play_and_own_time_are_bounded() -> None:
     assert own < 0.5
     begun = time.monotonic()
     assert 0 < examine(envs.Slow, seconds=0.2).steps < 20
+    assert examine(envs.Slow, seconds=0.0).steps >= 5
     assert time.monotonic() - begun < 5
 
 
