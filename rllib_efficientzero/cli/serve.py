@@ -78,7 +78,7 @@ def serve(
 ) -> None:
     """Serve a policy over HTTP with Ray Serve: /v1/act, /v1/act_batch, /v1/metadata, /healthz, OpenAPI and a page.
 
-    Needs the extra [serve]; the checkpoint need not be trusted.
+    Needs the extra [serve-ray], with --local only [serve]; the checkpoint need not be trusted.
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
@@ -103,7 +103,11 @@ def serve(
         from rllib_efficientzero.cli.ray_session import RayOptions, ray_session, set_verbosity
 
         set_verbosity(0)
-        from rllib_efficientzero.serve.app import run_on_ray
+        try:
+            from rllib_efficientzero.serve.app import run_on_ray
+        except ImportError as error:
+            cure = "pip install 'rllib_efficientzero[serve-ray]', or serve from one process by --local"
+            raise InputError(f"Ray Serve cannot be imported ({error}): {cure}") from error
 
         arguments: dict[str, Any] = {
             "checkpoint": str(checkpoint.absolute()),
