@@ -28,7 +28,7 @@ def check(*arguments: str) -> Result:
     ],
 )
 def test_what_is_in_order_gets_its_description_and_0(arguments: list[str], words: tuple[str, ...]) -> None:
-    result = check(*arguments, "--seconds", "0.2")
+    result = check(*arguments, "--seconds", "0.5")
     assert result.exit_code == 0, result.output
     for word in (*words, "steps/s", "fine: nothing to be said against it"):
         assert word in result.stdout
@@ -46,7 +46,7 @@ def test_what_is_in_order_gets_its_description_and_0(arguments: list[str], words
     ],
 )
 def test_findings_are_sentences_and_1(name: str, kind: str, words: str) -> None:
-    result = check(f"tests.malformed_envs.{name}", "--seconds", "0.2")
+    result = check(f"tests.malformed_envs.{name}", "--seconds", "2")
     assert result.exit_code == 1, result.output
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"{kind}: ")
@@ -55,8 +55,8 @@ def test_findings_are_sentences_and_1(name: str, kind: str, words: str) -> None:
 
 
 def test_rewards_are_compared_with_the_support_that_is_given() -> None:
-    assert check("CartPole-v1", "--support-size", "2", "--seconds", "0.1").exit_code == 1
-    assert check("CartPole-v1", "--support-size", "30", "--seconds", "0.1").exit_code == 0
+    assert check("CartPole-v1", "--support-size", "2", "--seconds", "0.5").exit_code == 1
+    assert check("CartPole-v1", "--support-size", "30", "--seconds", "0.5").exit_code == 0
 
 
 @pytest.mark.parametrize(

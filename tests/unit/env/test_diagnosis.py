@@ -56,7 +56,8 @@ WARNINGS = {
 
 
 def one_finding(name: str) -> Any:
-    examination = examine(getattr(envs, name), seconds=0.4, max_steps=2_500 if name == "Endless" else 300)
+    seconds = 0.4 if name == "Slow" else 20.0
+    examination = examine(getattr(envs, name), seconds=seconds, max_steps=2_500 if name == "Endless" else 300)
     assert len(examination.findings) == 1, examination.findings
     return examination.findings[0]
 
