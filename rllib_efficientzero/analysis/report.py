@@ -81,7 +81,7 @@ def _sections(experiment: Experiment, runs: Runs, roots: Sequence[pathlib.Path])
                 blocks += [*experiment.present(one, note), Text(_made_from(one))]
             is_there = bool(found or problems)
         else:
-            is_there = any(runs.of(budget=budget, variant=variant) for variant in experiment.variants)
+            is_there = _has_scores(experiment, runs, budget)
             if is_there or budget == FULL:
                 blocks += experiment.present(runs, experiment, budget, note)
         if budget == FULL and not is_there:
@@ -89,6 +89,11 @@ def _sections(experiment: Experiment, runs: Runs, roots: Sequence[pathlib.Path])
         if is_there or budget == FULL:
             sections.append(Section(title, blocks))
     return sections
+
+
+def _has_scores(experiment: Experiment, runs: Runs, budget: str) -> bool:
+    tasks = experiment.tasks(FULL if budget == UNLABELLED else budget)
+    return any(run.label.variant in experiment.variants and run.label.task in tasks for run in runs.of(budget=budget))
 
 
 def _measurements(

@@ -10,7 +10,7 @@ from rllib_efficientzero.analysis import plots, reference
 from rllib_efficientzero.analysis.aggregates import STATISTICS, Interval, estimate
 from rllib_efficientzero.analysis.document import Block, Figure, Table, Text
 from rllib_efficientzero.analysis.experiments import Experiment, variant_label
-from rllib_efficientzero.analysis.runs import STANDARD, STICKY, Run, Runs
+from rllib_efficientzero.analysis.runs import STANDARD, STICKY, UNLABELLED, Run, Runs
 
 BARS = ("mean", "median")
 MAX_NAMED = 3
@@ -119,7 +119,9 @@ def dmc100k(runs: Runs, experiment: Experiment, budget: str, note: str) -> list[
 def ablations(runs: Runs, experiment: Experiment, budget: str, note: str) -> list[Block]:
     """Table 3: aggregates where the tasks are the benchmark's games, and the score of every task."""
     published = reference.published_ablations()
-    tasks = experiment.tasks(budget)
+    planned = experiment.tasks("full" if budget == UNLABELLED else budget)
+    there = {run.label.task for run in runs.of(budget=budget)}
+    tasks = [task for task in planned if budget != UNLABELLED or task in there]
     found = {variant: runs.of(budget=budget, variant=variant) for variant in experiment.variants}
     rows = []
     for variant, of_variant in found.items():

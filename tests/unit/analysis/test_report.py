@@ -133,6 +133,19 @@ def test_the_default_config_is_the_papers() -> None:
     assert differing == {"Optimizer", "Optimizer's learning rate"}
 
 
+def test_runs_without_a_label_have_sections_of_their_own(tmp_path: pathlib.Path) -> None:
+    for variant in ("efficientzero", "without-correction"):
+        write_run(tmp_path / "runs", Label("x", "Pong", variant, 0), [3.5], labelled=False)
+    write_run(tmp_path / "runs", Label("small", "MiniGrid-Empty-Random-6x6-v0", "efficientzero", 0), [0.5])
+    files, _ = write_report([tmp_path / "runs"], tmp_path / "report")
+    headings = [line for line in files[1].read_text().splitlines() if line.startswith("## ")]
+    assert "## Table 3: Ablations (unlabelled)" in headings
+    assert "## Table 1 and Figure 1: Atari 100k (unlabelled)" in headings
+    assert "## Table 3: Ablations (small)" in headings
+    # A grid world is no game of the benchmark.
+    assert "## Table 1 and Figure 1: Atari 100k (small)" not in headings
+
+
 def test_a_report_is_one_file_and_says_what_it_left_out(tmp_path: pathlib.Path) -> None:
     root, out = tmp_path / "runs", tmp_path / "report"
     write_run(root, Label("smoke", "Pong", "efficientzero", 0), [7.5], sticky=[6.5])
