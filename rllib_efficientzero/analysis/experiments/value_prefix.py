@@ -198,7 +198,9 @@ def present(measurement: Measurement, note: str) -> list[Block]:
             if split + ending in curve
         }
         if series:
-            png = plots.curves(series, x_label="updates", y_label="squared error of reward sums", title=title, note=note)
+            png = plots.curves(
+                series, x_label="updates", y_label="squared error of reward sums", title=title, note=note
+            )
             blocks.append(Figure(f"Figure 9, {title}", png))
     rows = [[_readable(name), *(f"{curve[name][-1]:.4f}" for curve in curves.values())] for name in tests]
     caption = f"Mean squared error of the sums of the next 1 to {UNROLL_STEPS} rewards. One seed."
