@@ -43,7 +43,9 @@ def test_a_bad_step_ends_the_run_in_a_sentence_and_nothing_of_it_is_stored(mode:
 def test_bad_episodes_are_dropped_and_counted(mode: str, fault: dict[str, Any], tmp_path: pathlib.Path) -> None:
     count_file = tmp_path / "steps"
     settings = {"break_at": {7: fault}, "in_episodes": last_episodes, "count_file": str(count_file)}
-    algo = config(**settings).env_runners(gym_env_vectorize_mode=mode)
+    # Several samples per iteration, since RLlib's work between iterations takes longer than these.
+    algo = config(**settings).reporting(min_sample_timesteps_per_iteration=40)
+    algo = algo.env_runners(gym_env_vectorize_mode=mode)
     algo = algo.fault_tolerance(on_bad_env_step="drop_episode").build_algo()
     result = train_until(algo, 1000)
     runners = result["env_runners"]
@@ -85,7 +87,9 @@ def test_an_environment_that_raises_now_and_then_costs_its_own_fragments_only(
     """p = 1e-3 would be one in a thousand steps; here it is one in 87, and still 80 % of the steps are kept."""
     count_file = tmp_path / "steps"
     settings = {"break_at": {7: explode}, "in_episodes": lambda episode: episode == 4, "count_file": str(count_file)}
-    algo = config(**settings).env_runners(gym_env_vectorize_mode=mode)
+    # Several samples per iteration, since RLlib's work between iterations takes longer than these.
+    algo = config(**settings).reporting(min_sample_timesteps_per_iteration=40)
+    algo = algo.env_runners(gym_env_vectorize_mode=mode)
     algo = algo.fault_tolerance(restart_failed_sub_environments=True).build_algo()
     result = train_until(algo, 1000)
     runners = result["env_runners"]

@@ -40,10 +40,12 @@ def test_killed_and_resumed_equals_straight(
 ) -> None:
     arguments = ["--checkpoint-freq", str(half), "--stop", f'{{"training_iteration": {2 * half}}}']
     commands = {}
-    for name in ("straight", "killed"):
+    for name in ("killed", "straight"):
         directory = tmp_path / name
         directory.mkdir()
         commands[name] = Command(directory, experiment(directory, env=env), *arguments)
+        if name == "killed":
+            commands[name].wait_for("[tiny] iter 1 ")  # two Rays that start at once may take too long for either
     command = commands["killed"]
     command.wait_for(f"[tiny] iter {half + half // 2} ")
     # Ray's two agents look once a minute whether they are still needed.
@@ -61,6 +63,7 @@ def test_killed_and_resumed_equals_straight(
         assert newest is not None
         assert read_manifest(newest)["counters"]["training_iteration"] == 2 * half
         ends[name] = newest
+    command = commands["killed"]
     assert f"starting from {command.trial}/checkpoint_000000" in command.output.replace("\n", " ")
     straight, killed = fingerprint_of(ends["straight"]), fingerprint_of(ends["killed"])
     assert_equal(killed, straight)
