@@ -72,7 +72,7 @@ def _examples() -> dict[str, pathlib.Path]:
     package = pathlib.Path(__file__).parents[1]
     for directory in (package / "tuned_examples", package.parent / "tuned_examples"):
         if directory.is_dir():
-            return {file.stem: file for file in sorted(directory.glob("*.yaml"))}
+            return {file.stem: file for file in sorted(directory.glob("*.yaml"), key=lambda file: file.stem)}
     raise InputError("the examples were not installed with this package")
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 import random
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -317,6 +318,28 @@ def test_sessions_are_forgotten() -> None:
     now[0] = 11.0
     assert store.find("a") is None
     assert len(store) == 0
+
+
+def test_the_command_refuses_in_a_sentence(service: PolicyService, tmp_path: pathlib.Path) -> None:
+    from typer.testing import CliRunner
+
+    from rllib_efficientzero.cli.main import app
+
+    directory = str(service.loaded_from)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, complaint in (
+            (["play", str(tmp_path)], "no policy and no whole checkpoint"),
+            (["play", directory, "--env", "Acrobot-v1"], "has observations of"),
+            (["play", directory, "--port", port], f"cannot listen at 127.0.0.1:{port}"),
+            (["serve", directory, "--local", "--port", port], f"cannot listen at 127.0.0.1:{port}"),
+            (["serve", directory, "--env-config", "x"], "--env-config: not valid JSON"),
+        ):
+            done = CliRunner().invoke(app, arguments)
+            assert done.exit_code == 2, done.output
+            assert complaint in " ".join(done.stderr.split())
 
 
 # --- Mutated requests ------------------------------------------------------------------------------------------------

@@ -1,0 +1,171 @@
+"""The service on Ray Serve: replicas that search, and in front of them one that speaks HTTP.
+
+`serve run rllib_efficientzero.serve.app:build checkpoint=results/.../checkpoint_000010`, or `rllib serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.schema import LoggingConfig
+
+from rllib_efficientzero.playing import make_environment
+from rllib_efficientzero.serve.application import create_app
+from rllib_efficientzero.serve.batcher import OverloadedError
+from rllib_efficientzero.serve.service import Answer, PolicyService, Query
+
+APP_NAME = "efficientzero"
+POLICY = "policy"
+FOLLOW_SECONDS = 5.0
+MAX_ATTEMPTS = 6
+"""A replica that ends while it searches takes its queries with it; they are asked again, elsewhere."""
+REPLICA_GONE = (DeploymentUnavailableError, ReplicaUnavailableError, RayActorError)
+
+
+class ServeArguments(BaseModel):
+    """What `build` takes; of `serve run`, all of them strings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: str
+    replicas: int = Field(1, ge=1)
+    gpus_per_replica: float = Field(0.0, ge=0)
+    cpus_per_replica: float = Field(1.0, ge=0)
+    max_batch_size: int = Field(32, ge=1)
+    batch_wait_s: float = Field(0.005, ge=0)
+    max_queued: int = Field(256, ge=1)
+    token: str | None = None
+    env: str | None = None
+    env_config: dict[str, Any] = Field(default_factory=dict)
+    follow: bool = False
+    app_name: str = APP_NAME
+    """Of the application on Ray Serve, by which its parts find each other."""
+
+
+class PolicyReplica:
+    """One policy on one device."""
+
+    def __init__(self, gpus: float, max_batch_size: int, batch_wait_s: float) -> None:
+        self._device = "cuda" if gpus > 0 else "cpu"
+        self._service: PolicyService | None = None
+        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._watcher: asyncio.Task[None] | None = None
+        self._search_batch.set_max_batch_size(max_batch_size)
+        self._search_batch.set_batch_wait_timeout_s(batch_wait_s)
+
+    async def reconfigure(self, settings: dict[str, Any]) -> None:
+        """Loads the checkpoint; called at the start, and when the application is deployed with another one."""
+        if self._service is None:
+            self._service = PolicyService(settings["checkpoint"], device=self._device)
+        else:
+            await asyncio.to_thread(self._service.load, settings["checkpoint"])
+        if settings["follow"] and self._watcher is None:
+            self._watcher = asyncio.create_task(self._follow())
+
+    async def act(self, query: Query) -> Answer:
+        """One answer; concurrent calls share a search."""
+        return await self._search_batch(query)
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
+    async def _search_batch(self, queries: list[Query]) -> list[Answer]:
+        assert self._service is not None
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._service.search, queries)
+
+    async def _follow(self) -> None:
+        while self._service is not None:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            await asyncio.to_thread(self._service.load_newer)
+
+
+class ServeBatcher:
+    """Asks the replicas; see `batcher.Batcher`."""
+
+    def __init__(self, app_name: str) -> None:
+        self._app_name = app_name
+        self._handle: Any = None
+
+    async def act(self, query: Query) -> Answer:
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(POLICY, app_name=self._app_name)
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                return await self._handle.act.remote(query)
+            except BackPressureError as error:
+                raise OverloadedError(str(error)) from error
+            except REPLICA_GONE as error:
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise OverloadedError(str(error)) from error
+                await asyncio.sleep(0.1 * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def build(arguments: ServeArguments) -> Any:
+    """The application for `serve run` and `serve.run`, whose name must be `arguments.app_name`.
+
+    Args:
+        arguments: or a dict of them.
+    """
+    given = arguments if isinstance(arguments, ServeArguments) else ServeArguments(**arguments)
+    policy = serve.deployment(
+        PolicyReplica,
+        name=POLICY,
+        num_replicas=given.replicas,
+        ray_actor_options={"num_gpus": given.gpus_per_replica, "num_cpus": given.cpus_per_replica},
+        max_ongoing_requests=2 * given.max_batch_size,
+        max_queued_requests=given.max_queued,
+        user_config={"checkpoint": given.checkpoint, "follow": given.follow},
+        graceful_shutdown_timeout_s=10,
+        health_check_period_s=2,
+    ).bind(given.gpus_per_replica, given.max_batch_size, given.batch_wait_s)
+    # The application finds the replicas by name; they are bound to it so that Ray Serve deploys them.
+    front = serve.deployment(
+        serve.ingress(functools.partial(_make_application, given.model_dump()))(_Front),
+        name="front",
+        # Sessions and games live in it, so that there is one.
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        # The application's own limit answers with Retry-After; this one only keeps memory bounded.
+        max_ongoing_requests=4 * given.max_queued,
+    )
+    return front.bind(policy)
+
+
+class _Front:
+    """Speaks HTTP; what it says is the application's affair."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+
+def _make_application(values: dict[str, Any]) -> Any:
+    given = ServeArguments(**values)
+    service = PolicyService(given.checkpoint)
+    return create_app(
+        ServeBatcher(given.app_name),
+        service.facts(),
+        make_env=lambda: make_environment(service.policy, env=given.env, env_config=given.env_config),
+        token=given.token,
+    )
+
+
+def run_on_ray(
+    arguments: dict[str, Any], host: str, port: int, on_ready: Callable[[str, int, str | None], None]
+) -> None:
+    """Deploys on the Ray of this process and waits until interrupted; then everything is taken down."""
+    serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(log_level="WARNING"))
+    try:
+        serve.run(build(ServeArguments(**arguments)), name=APP_NAME, route_prefix="/")
+        on_ready(host, port, arguments.get("token"))
+        while True:
+            time.sleep(1)
+    finally:
+        serve.shutdown()

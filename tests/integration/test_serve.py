@@ -1,0 +1,103 @@
+"""The service on Ray Serve: it answers, survives the loss of a replica, and exchanges its policy under load."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import ray
+from policy_helpers import write_policy_with_other_weights, write_tiny_policy
+
+pytest.importorskip("fastapi")
+pytest.importorskip("ray.serve", exc_type=ImportError)
+httpx = pytest.importorskip("httpx")
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+OBSERVATION = {"observation": [0.1, 0.2, 0.3, 0.4], "num_simulations": 2}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("policy")
+    write_tiny_policy(directory, num_actions=2, env="CartPole-v1")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint: pathlib.Path) -> Iterator[str]:
+    """Two replicas on a Ray of their own."""
+    from ray import serve
+
+    from rllib_efficientzero.serve.app import APP_NAME, build
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build({"checkpoint": str(checkpoint), "replicas": 2}), name=APP_NAME)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def under_load(address: str, count: int, meanwhile: Callable[[], Awaitable[None]]) -> list[Any]:
+    """Answers to `count` requests, some of them on their way when something happens."""
+
+    async def run() -> list[Any]:
+        limits = httpx.Limits(max_connections=20)
+        async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
+            asked = [asyncio.create_task(client.post("/v1/act", json=OBSERVATION)) for _ in range(count)]
+            while sum(task.done() for task in asked) < count // 4:
+                await asyncio.sleep(0.02)
+            await meanwhile()
+            return await asyncio.gather(*asked)
+
+    return asyncio.run(run())
+
+
+def test_it_answers_and_plays(address: str) -> None:
+    with httpx.Client(base_url=address, timeout=60) as client:
+        answer = client.post("/v1/act", json=OBSERVATION)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["action"] in (0, 1)
+        assert client.post("/v1/act", json={"observation": "x"}).status_code == 422
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert "<title>EfficientZero" in client.get("/").text
+        game = client.post("/v1/games", json={"seed": 1}).json()
+        after = client.post(f"/v1/games/{game['id']}/step", json={}).json()
+        assert after["step"] == 1
+
+
+def test_no_request_is_lost_with_a_replica(address: str) -> None:
+    async def kill_one() -> None:
+        from ray.util.state import list_actors
+
+        replicas = [actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "policy" in (actor.name or "")]
+        assert replicas
+        ray.kill(ray.get_actor(replicas[0].name, namespace="serve"))
+
+    answers = under_load(address, 400, kill_one)
+    assert [answer.status_code for answer in answers if answer.status_code != 200] == []
+
+
+def test_the_policy_is_exchanged_under_load(address: str, tmp_path: pathlib.Path) -> None:
+    from ray import serve
+
+    from rllib_efficientzero.serve.app import APP_NAME, build
+
+    write_tiny_policy(tmp_path, num_actions=2, env="CartPole-v1")
+    model = write_policy_with_other_weights(tmp_path)[:12]
+
+    async def exchange() -> None:
+        await asyncio.to_thread(serve.run, build({"checkpoint": str(tmp_path), "replicas": 2}), name=APP_NAME)
+
+    answers = under_load(address, 400, exchange)
+    assert {answer.status_code for answer in answers} == {200}
+    assert httpx.post(f"{address}/v1/act", json=OBSERVATION, timeout=60).json()["model"] == model
