@@ -39,31 +39,27 @@ def test_killed_and_resumed_equals_straight(
     shared_ray: None, tmp_path: pathlib.Path, measured: Callable[[str], None], env: str, half: int
 ) -> None:
     arguments = ["--checkpoint-freq", str(half), "--stop", f'{{"training_iteration": {2 * half}}}']
-    commands = {}
-    for name in ("killed", "straight"):
+    ends = {}
+    for name in ("straight", "killed"):
         directory = tmp_path / name
         directory.mkdir()
-        commands[name] = Command(directory, experiment(directory, env=env), *arguments)
+        file = experiment(directory, env=env)
+        command = Command(directory, file, *arguments)
         if name == "killed":
-            commands[name].wait_for("[tiny] iter 1 ")  # two Rays that start at once may take too long for either
-    command = commands["killed"]
-    command.wait_for(f"[tiny] iter {half + half // 2} ")
-    # Ray's two agents look once a minute whether they are still needed.
-    started = {pid for pid in descendants(command.process.pid) if "Agent" not in title(pid)}
-    os.kill(command.process.pid, signal.SIGKILL)
-    killed_at = time.monotonic()
-    assert command.end() == -signal.SIGKILL
-    assert still_alive(started, timeout_s=60) == set()
-    measured(f"{len(started)} processes gone {time.monotonic() - killed_at:.0f} s after kill -9 of the driver")
-    commands["killed"] = Command(command.directory, command.directory / "tiny.yaml", *arguments, "--resume")
-    ends = {}
-    for name, command in commands.items():
+            command.wait_for(f"[tiny] iter {half + half // 2} ")
+            # Ray's two agents look once a minute whether they are still needed.
+            started = {pid for pid in descendants(command.process.pid) if "Agent" not in title(pid)}
+            os.kill(command.process.pid, signal.SIGKILL)
+            killed_at = time.monotonic()
+            assert command.end() == -signal.SIGKILL
+            assert still_alive(started, timeout_s=60) == set()
+            measured(f"{len(started)} processes gone {time.monotonic() - killed_at:.0f} s after kill -9 of the driver")
+            command = Command(directory, file, *arguments, "--resume")
         assert command.end() == 0, command.output
         newest = find_newest(command.trial)
         assert newest is not None
         assert read_manifest(newest)["counters"]["training_iteration"] == 2 * half
         ends[name] = newest
-    command = commands["killed"]
     assert f"starting from {command.trial}/checkpoint_000000" in command.output.replace("\n", " ")
     straight, killed = fingerprint_of(ends["straight"]), fingerprint_of(ends["killed"])
     assert_equal(killed, straight)
