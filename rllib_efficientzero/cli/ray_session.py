@@ -57,7 +57,8 @@ def ray_session(options: RayOptions) -> Iterator[None]:
             ray.init(address=options.address, **common)
         else:
             ray.init(num_cpus=options.num_cpus, num_gpus=options.num_gpus, include_dashboard=False, **common)
-    except (ConnectionError, ValueError) as error:
+    except Exception as error:
+        # Where its processes are not up within 30 s, Ray raises the base class itself.
         raise InputError(f"ray does not start: {error}", "--ray-address" if options.address else "") from error
     # Ray's own handler ends the process with an exit code of its own.
     signal.signal(signal.SIGTERM, on_sigterm)
