@@ -38,7 +38,7 @@ class Finding:
     """whether it was met while playing; else the environment cannot be made, or has unsupported spaces"""
 
     def __str__(self) -> str:
-        return f"{self.problem}: {self.cure}."
+        return f"{self.problem}{'' if self.problem.endswith('?') else ':'} {self.cure}."
 
 
 @dataclasses.dataclass

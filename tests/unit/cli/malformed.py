@@ -104,7 +104,7 @@ MALFORMED = [
         "typo in Atari settings",
         experiment(run="EfficientZero", env="ALE/Pong-v5", config="{env_config: {frame_skp: 3}}"),
         3,
-        ("'ale_py:ALE/Pong-v5' cannot be made", 'did you mean "frame_skip"'),
+        ("'ale_py:ALE/Pong-v5' cannot be trained on: the environment cannot be made", 'did you mean "frame_skip"'),
     ),
     Malformed("env is a number", experiment(env="1"), 3, ("'env' must be a string", "1")),
     Malformed("unknown experiment key", experiment("num_sample: 2"), 4, ("did you mean 'num_samples'",)),

@@ -143,7 +143,7 @@ def test_dry_run_shows_what_would_run(directory: pathlib.Path) -> None:
     result = dry_run(experiment(config=config), "--stop", '{"timesteps_total": 1e4}', "--seed", "5")
     plan = yaml.safe_load(result.stdout)["x"]
     assert plan["stop"] == {"num_env_steps_sampled_lifetime": 1e4}
-    assert plan["grid_search"] == {"gamma": {"grid_search": [0.9, 0.99]}}
+    assert plan["search_space"] == {"gamma": {"grid_search": [0.9, 0.99]}}
     assert plan["resources_per_trial"] == {"total": {"CPU": 4}, "bundles": [{"CPU": 1}] * 4}
     assert plan["config"]["seed"] == 5
     assert "sample_timeout_s" not in plan["config"]

@@ -193,7 +193,7 @@ def test_a_module_that_has_acted_can_be_copied(duplicate: Callable[[Any], Any]) 
 
 def test_other_action_spaces_are_refused_in_a_sentence() -> None:
     spec = EfficientZeroConfig().get_default_rl_module_spec()
-    spec.observation_space, spec.action_space = FRAMES, gym.spaces.Box(-1, 1, (2,))
+    spec.observation_space, spec.action_space = FRAMES, gym.spaces.Box(-2, 2, (2,))
     spec.model_config = EfficientZeroConfig().model_config
-    with pytest.raises(ValueError, match="Discrete action space"):
+    with pytest.raises(ValueError, match=r"Discrete, MultiDiscrete, or Box\(-1, 1\) of one axis, not Box\(-2"):
         spec.build()

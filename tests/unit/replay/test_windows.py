@@ -103,7 +103,8 @@ def test_shapes_and_dtypes() -> None:
         "steps_left": ((8,), np.int64),
         "terminated": ((8,), np.bool_),
     }
-    assert {f.name for f in fields(Windows)} == {*expected, "num_added", "seed"}
+    assert {f.name for f in fields(Windows)} == {*expected, "num_added", "seed", "sampled_actions"}
+    assert windows.sampled_actions is None
     for name, (shape, dtype) in expected.items():
         assert getattr(windows, name).shape == shape, name
         assert getattr(windows, name).dtype == dtype, name
@@ -152,7 +153,7 @@ def test_split() -> None:
     assert len({shard.seed for shard in shards} | {windows.seed}) == 4
     assert [shard.seed for shard in shards] == [shard.seed for shard in windows.split(3)]
     for field in fields(Windows):
-        if field.name not in ("seed", "num_added"):
+        if field.name not in ("seed", "num_added", "sampled_actions"):
             joined = np.concatenate([getattr(shard, field.name) for shard in shards])
             np.testing.assert_array_equal(joined, getattr(windows, field.name))
     assert windows.split(1) == [windows]
