@@ -25,6 +25,7 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
+from rllib_efficientzero.env.checks import ACTION_MASK, OBSERVATIONS
 from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, sample_action
 from rllib_efficientzero.models import (
     ConsistencyHeads,
@@ -45,9 +46,6 @@ ROOT_VALUE = "root_value"
 VISIT_POLICY = "visit_policy"
 SAMPLED_ACTIONS = "sampled_actions"
 """Extra model outputs that acting leaves in the episode: `[]`, `[A]` and, of sampled actions, `[A, D]` per step."""
-
-MASKED_OBSERVATION, ACTION_MASK = "observations", "action_mask"
-"""Keys of RLlib's convention for observations that come with the legal actions."""
 
 
 class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
@@ -198,7 +196,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
 
 def _observation_shape(space: gym.Space) -> tuple[int, ...]:
     if isinstance(space, gym.spaces.Dict):
-        space = space[MASKED_OBSERVATION]
+        space = space[OBSERVATIONS]
     return tuple(space.shape)
 
 
@@ -210,7 +208,7 @@ def _split(observation: Any) -> tuple[Tensor, np.ndarray | None]:
     if not isinstance(observation, dict):
         return observation, None
     legal_actions = np.asarray(observation[ACTION_MASK].cpu()).astype(bool)
-    return observation[MASKED_OBSERVATION], legal_actions | ~legal_actions.any(axis=1, keepdims=True)
+    return observation[OBSERVATIONS], legal_actions | ~legal_actions.any(axis=1, keepdims=True)
 
 
 def _to_columns(

@@ -18,6 +18,7 @@ import torch
 from rllib_efficientzero.checkpoint.manifest import CheckpointError
 from rllib_efficientzero.checkpoint.policy_files import PolicyFiles, read_description, read_weights
 from rllib_efficientzero.checkpoint.spaces import space_from_json
+from rllib_efficientzero.env.checks import OBSERVATIONS
 from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, prior_alone
 from rllib_efficientzero.models import (
     Actions,
@@ -37,7 +38,6 @@ MAX_LAYERS = 32
 MAX_ACTION_SIZE = 1 << 10
 """Most numbers in an action vector."""
 MAX_SEARCHERS = 4
-OBSERVATIONS = "observations"
 
 
 @dataclasses.dataclass

@@ -11,6 +11,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from rllib_efficientzero.env.named import named_protocol
 from rllib_efficientzero.playing.environment import make_environment
+from rllib_efficientzero.playing.frame_stack import FrameStack
 from rllib_efficientzero.policy import Policy
 
 MAX_BATCH = 64
@@ -24,25 +25,22 @@ class Player:
         # Saving and restoring is written for vectors; this one has a single environment, and is never stepped itself.
         self._vector = SyncVectorEnv([make])
         self._env = self._vector.envs[0]
-        self._frame_stack = frame_stack
-        self._frames: list[np.ndarray] = []
-        self.is_over = True
-
-    @property
-    def stacked(self) -> np.ndarray:
+        self._frames = FrameStack(frame_stack)
+        self.stacked = np.empty(0)
         """`[S, ...]`, oldest first."""
-        return np.stack(self._frames)
+        self.is_over = True
 
     def reset(self, seed: int | None = None) -> None:
         """Begins an episode; its first frame fills the stack."""
         observation, _ = self._env.reset(seed=seed)
-        self._frames = [np.asarray(observation)] * self._frame_stack
+        self._frames.reset()
+        self.stacked = self._frames.push(np.asarray(observation))
         self.is_over = False
 
     def step(self, action: int) -> tuple[float, bool]:
         """Returns the reward, and whether the episode terminated; `is_over` also says if it was truncated."""
         observation, reward, terminated, truncated, _ = self._env.step(action)
-        self._frames = [*self._frames[1:], np.asarray(observation)]
+        self.stacked = self._frames.push(np.asarray(observation))
         self.is_over = bool(terminated or truncated)
         return float(reward), bool(terminated)
 
@@ -57,13 +55,13 @@ class Player:
         state = capture(self._vector)
         if state is None:
             raise ValueError(f"the state of {self._env} cannot be saved")
-        return pickle.dumps((state, self._frames, self.is_over))
+        return pickle.dumps((state, self._frames, self.stacked, self.is_over))
 
     def restore(self, saved: bytes) -> None:
         """Puts back what `save` of a player of the same environment returned."""
         from rllib_efficientzero.env.env_state import restore
 
-        state, self._frames, self.is_over = pickle.loads(saved)
+        state, self._frames, self.stacked, self.is_over = pickle.loads(saved)
         restore(self._vector, state)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 
-from rllib_efficientzero.efficientzero_rl_module import MASKED_OBSERVATION
+from rllib_efficientzero.env.checks import OBSERVATIONS
 
 
 class StackFrames(ConnectorV2):
@@ -36,7 +36,7 @@ class StackFrames(ConnectorV2):
     ) -> gym.Space:
         if isinstance(input_observation_space, gym.spaces.Dict):
             spaces = dict(input_observation_space.spaces)
-            spaces[MASKED_OBSERVATION] = self._stacked_space(spaces[MASKED_OBSERVATION])
+            spaces[OBSERVATIONS] = self._stacked_space(spaces[OBSERVATIONS])
             return gym.spaces.Dict(spaces)
         return self._stacked_space(input_observation_space)
 
@@ -56,8 +56,8 @@ class StackFrames(ConnectorV2):
     def _stack(self, recent: list[Any]) -> Any:
         recent = [recent[0]] * (self.frame_stack - len(recent)) + list(recent)
         if isinstance(recent[-1], dict):
-            frames = np.stack([observation[MASKED_OBSERVATION] for observation in recent])
-            return {**recent[-1], MASKED_OBSERVATION: frames}
+            frames = np.stack([observation[OBSERVATIONS] for observation in recent])
+            return {**recent[-1], OBSERVATIONS: frames}
         return np.stack(recent)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-OBSERVATIONS, ACTION_MASK = "observations", "action_mask"
+from rllib_efficientzero.env.checks import ACTION_MASK, OBSERVATIONS
 
 
 class FrameStack:

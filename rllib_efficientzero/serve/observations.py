@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rllib_efficientzero.playing.frame_stack import ACTION_MASK, OBSERVATIONS
+from rllib_efficientzero.env.checks import ACTION_MASK, OBSERVATIONS
 from rllib_efficientzero.serve.service import PolicyFacts
 
 ENCODINGS = ("png", "npy")

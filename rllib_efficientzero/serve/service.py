@@ -14,7 +14,7 @@ import numpy as np
 
 from rllib_efficientzero.checkpoint.manifest import CheckpointError, find_newest
 from rllib_efficientzero.checkpoint.spaces import space_to_json
-from rllib_efficientzero.playing.frame_stack import OBSERVATIONS
+from rllib_efficientzero.env.checks import OBSERVATIONS
 from rllib_efficientzero.playing.search_tree import SearchTree
 from rllib_efficientzero.policy import Policy, load_policy
 

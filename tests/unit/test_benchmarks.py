@@ -110,17 +110,6 @@ def test_search_benchmark_runs(network: str) -> None:
     assert search.summary(rows)
 
 
-TINY_IMAGE_NETWORK = {
-    "channels": 4,
-    "reduced_channels": 2,
-    "lstm_hidden": 8,
-    "support_size": 5,
-    "projector_hidden": 8,
-    "projector_out": 8,
-    "predictor_hidden": 8,
-}
-
-
 @pytest.fixture
 def own_ray() -> Iterator[None]:
     """What a benchmark starts of Ray is shut down, unless it ran before."""
@@ -132,7 +121,7 @@ def own_ray() -> Iterator[None]:
 
 @pytest.mark.usefixtures("own_ray")
 def test_lightzero_settings_benchmark_runs() -> None:
-    tiny = {"model_config": TINY_IMAGE_NETWORK, "num_simulations": 2, "train_batch_size_per_learner": 8}
+    tiny = {"model_config": gpu.QUICK_NETWORK, "num_simulations": 2, "train_batch_size_per_learner": 8}
     result = lightzero_settings.run(1, tiny)
     measured = result["measured"]
     assert measured["updates"] == 1
@@ -181,7 +170,7 @@ def test_what_overlaps_is_counted_once() -> None:
 @pytest.mark.usefixtures("own_ray")
 def test_loop_benchmark_runs_and_its_phases_sum_to_the_wall_clock() -> None:
     overrides = {
-        "model_config": TINY_IMAGE_NETWORK,
+        "model_config": gpu.QUICK_NETWORK,
         "num_simulations": 2,
         "reanalyze_ratio": 0.5,
         "train_batch_size_per_learner": 8,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import views
 from ray.tune.registry import register_env
+from scale_helpers import NETWORK
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 
@@ -20,19 +21,7 @@ MADE_BY = {"minigrid-image": views.minigrid_image, "minigrid-pixels": views.mini
 """Functions; RLlib takes classes and names only."""
 GAME = {"screen_size": 32, "grayscale": True, "max_frames": 60}
 TASK = {"action_repeat": 100}
-NETWORK = {
-    "latent_size": 8,
-    "mlp_hidden": [8],
-    "head_hidden": [8],
-    "lstm_hidden": 8,
-    "support_size": 20,
-    "projector_hidden": 8,
-    "projector_out": 8,
-    "predictor_hidden": 4,
-    "channels": 4,
-    "reduced_channels": 2,
-    "latent_side": 4,
-}
+IMAGE_NETWORK = NETWORK | {"channels": 4, "reduced_channels": 2, "latent_side": 4}
 
 
 class Case(NamedTuple):
@@ -89,7 +78,7 @@ def config(case: Case) -> EfficientZeroConfig:
         .env_runners(num_env_runners=0, num_envs_per_env_runner=2, rollout_fragment_length=8)
         .evaluation(evaluation_duration=2)
         .learners(num_gpus_per_learner=0)
-        .rl_module(model_config=NETWORK)
+        .rl_module(model_config=IMAGE_NETWORK)
     )
 
 

@@ -8,21 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scale_helpers import NETWORK
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero.replay.episode import ACTIONS, POSITIONS, REWARDS, ROOT_VALUE, VISIT_POLICY
 from tests.faulty_envs import ScriptedEnv
-
-NETWORK = {
-    "latent_size": 8,
-    "mlp_hidden": [8],
-    "head_hidden": [8],
-    "lstm_hidden": 8,
-    "projector_hidden": 8,
-    "projector_out": 8,
-    "predictor_hidden": 4,
-    "support_size": 20,
-}
 
 
 class CountedEnv(ScriptedEnv):
