@@ -53,6 +53,7 @@ RANGES = {
     "reanalyze_ratio": (0.0, 1.0),
     "root_noise_fraction": (0.0, 1.0),
     "dirichlet_alpha": (1e-6, math.inf),
+    "gumbel_min_q_range": (1e-8, math.inf),
     "widened_action_share": (0.0, 1.0),
     "widened_action_scale": (1.0, math.inf),
     "entropy_loss_coeff": (0.0, math.inf),

@@ -86,6 +86,7 @@ class EfficientZeroConfig(ScaleOutConfig):
         self.root_noise_fraction = 0.25
         self.first_visit = "uniform"
         self.max_considered_actions = 16
+        self.gumbel_min_q_range = 0.01
         # --- Sampled actions ---
         self.action_representation = "auto"
         self.num_sampled_actions = 16
@@ -139,6 +140,7 @@ class EfficientZeroConfig(ScaleOutConfig):
         root_noise_fraction: float | None = NotProvided,
         first_visit: str | None = NotProvided,
         max_considered_actions: int | None = NotProvided,
+        gumbel_min_q_range: float | None = NotProvided,
         action_representation: str | None = NotProvided,
         num_sampled_actions: int | None = NotProvided,
         num_sampled_leaf_actions: int | None = NotProvided,
@@ -191,6 +193,9 @@ class EfficientZeroConfig(ScaleOutConfig):
             first_visit: "uniform": the first action below an unvisited node is random, as in the paper's code;
                 "prior": it is the most likely one.
             max_considered_actions: actions with which sequential halving begins in "gumbel", if they are enumerated.
+            gumbel_min_q_range: "gumbel" stretches the Q values of a node to one range, whatever theirs is, unless it is
+                less than this (EfficientZero V2: 0.01). Raise it to the size of the noise in Q values, where policy
+                targets (`policy_entropy`) are much narrower than the policy ever becomes (`prior_entropy`).
             action_representation: how actions are searched: "enumerated", each a number of its own; "sampled", drawn
                 from the policy (Box of any dimension, MultiDiscrete factor by factor, EfficientZero V2); "auto":
                 enumerated if there are at most 1,024 of them.
@@ -282,6 +287,7 @@ class EfficientZeroConfig(ScaleOutConfig):
             dirichlet_alpha=self.dirichlet_alpha,
             root_noise_fraction=self.root_noise_fraction,
             max_considered_actions=self.max_considered_actions,
+            gumbel_min_q_range=self.gumbel_min_q_range,
             num_sampled_actions=self.num_sampled_actions,
             num_sampled_leaf_actions=self.num_sampled_leaf_actions,
             widened_action_share=self.widened_action_share,
