@@ -10,23 +10,20 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rllib_efficientzero import cost
 from rllib_efficientzero.config_schema import resolve_config
 from rllib_efficientzero.config_validation import problems
-from rllib_efficientzero.env.named import Protocol, named_protocol
 from rllib_efficientzero.known_keys import schema_of
 from rllib_efficientzero.mcts.config import SearchConfig
-from rllib_efficientzero.models import ModelConfig, build_network
+from rllib_efficientzero.run_description import RunDescription
 from rllib_efficientzero.scale_out_config import ScaleOutConfig
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
 SET_BY_VALIDATE = ("simple_optimizer",)
 """Attributes that RLlib's `validate` adds to a config; they are in validated configs and nowhere else."""
-LONG_RUN_SECONDS = 6 * 3600.0
 REPLAY_DEFAULTS: dict[str, Any] = {"capacity": 1_000_000, "alpha": 0.6, "beta": (0.4, 1.0), "placement": "driver"}
 
 
-class EfficientZeroConfig(ScaleOutConfig):
+class EfficientZeroConfig(RunDescription, ScaleOutConfig):
     """Configuration of `EfficientZero`; the defaults are the paper's for Atari 100k (Table 6).
 
     Example:
@@ -47,38 +44,7 @@ class EfficientZeroConfig(ScaleOutConfig):
             algo_class = EfficientZero
         super().__init__(algo_class=algo_class)
 
-        from rllib_efficientzero.env.env_runner import EfficientZeroEnvRunner
-
-        # --- RLlib's own parameters with other defaults ---
-        self.gamma = 0.997**4
-        self.lr = 0.2
-        self.grad_clip = 5.0
-        self.grad_clip_by = "global_norm"
-        self.train_batch_size_per_learner = 256
-        self.optimizer: dict[str, Any] = {"type": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
-        self.env_runner_cls = EfficientZeroEnvRunner
-        # The main process trains on a GPU where there is one; say 0 to train without.
-        self.num_gpus_per_learner = int(torch.cuda.is_available())
-        self.num_env_runners = 0
-        self.num_envs_per_env_runner = 4
-        self.rollout_fragment_length = 5
-        # Searching is slow and evaluation episodes are long; the defaults would throw results away with a warning.
-        self.sample_timeout_s = 1800.0
-        self.evaluation_sample_timeout_s = 24 * 3600.0
-        # Self-play goes on with the others while an EnvRunner starts again; RLlib would wait 30 s in each step.
-        # What one failed of is told before it ends, so that no pause is needed to save its log.
-        self.env_runner_health_probe_timeout_s = 1.0
-        self.env_runner_restore_timeout_s = 180.0
-        self.delay_between_env_runner_restarts_s = 1.0
-        self.on_bad_env_step: str | None = "raise"
-        self.evaluation_duration = 32
-        self.evaluation_config = {"explore": False}
-        # The environment's own bounds are the border's affair (`env.spaces`).
-        self.normalize_actions = False
-        # The train batch is made of windows by one piece of our own; the default pieces would flatten the unroll.
-        self.add_default_connectors_to_learner_pipeline = False
-        self.replay_buffer_config: dict[str, Any] = dict(REPLAY_DEFAULTS)
-
+        self._set_other_defaults_of_rllib()
         # --- Search ---
         self.search = "puct"
         self.num_simulations = 50
@@ -98,6 +64,8 @@ class EfficientZeroConfig(ScaleOutConfig):
         self.num_search_threads = 1
         self.temperature_schedule: list[tuple[int, float]] = [(0, 1.0), (50_000, 0.5), (75_000, 0.25)]
         # --- Data ---
+        self.on_bad_env_step: str | None = "raise"
+        self.replay_buffer_config: dict[str, Any] = dict(REPLAY_DEFAULTS)
         self.frame_stack = 4
         self.total_env_steps = 100_000
         self.total_updates: int | None = 120_000
@@ -129,6 +97,36 @@ class EfficientZeroConfig(ScaleOutConfig):
         self.mixed_precision = True
         self.compiled_inference = True
         self.max_consecutive_non_finite_updates = 10
+
+    def _set_other_defaults_of_rllib(self) -> None:
+        from rllib_efficientzero.env.env_runner import EfficientZeroEnvRunner
+
+        self.gamma = 0.997**4
+        self.lr = 0.2
+        self.grad_clip = 5.0
+        self.grad_clip_by = "global_norm"
+        self.train_batch_size_per_learner = 256
+        self.optimizer: dict[str, Any] = {"type": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
+        self.env_runner_cls = EfficientZeroEnvRunner
+        # The main process trains on a GPU where there is one; say 0 to train without.
+        self.num_gpus_per_learner = int(torch.cuda.is_available())
+        self.num_env_runners = 0
+        self.num_envs_per_env_runner = 4
+        self.rollout_fragment_length = 5
+        # Searching is slow and evaluation episodes are long; the defaults would throw results away with a warning.
+        self.sample_timeout_s = 1800.0
+        self.evaluation_sample_timeout_s = 24 * 3600.0
+        # Self-play goes on with the others while an EnvRunner starts again; RLlib would wait 30 s in each step.
+        # What one failed of is told before it ends, so that no pause is needed to save its log.
+        self.env_runner_health_probe_timeout_s = 1.0
+        self.env_runner_restore_timeout_s = 180.0
+        self.delay_between_env_runner_restarts_s = 1.0
+        self.evaluation_duration = 32
+        self.evaluation_config = {"explore": False}
+        # The environment's own bounds are the border's affair (`env.spaces`).
+        self.normalize_actions = False
+        # The train batch is made of windows by one piece of our own; the default pieces would flatten the unroll.
+        self.add_default_connectors_to_learner_pipeline = False
 
     # `training` keeps RLlib's signature style: one keyword per parameter, NotProvided meaning "leave as it is".
     def training(
@@ -311,15 +309,6 @@ class EfficientZeroConfig(ScaleOutConfig):
             batch_size=self.search_batch_size,
         )
 
-    def updates_at_end(self) -> int:
-        """Updates of a whole run."""
-        owed = int(self.replay_ratio * self.total_env_steps)
-        return owed if self.total_updates is None else self.total_updates
-
-    def network_sizes(self) -> dict[str, Any]:
-        """What `rl_module(model_config=...)` says of the networks; see `ModelConfig`."""
-        return {key: value for key, value in self.model_config.items() if key not in self._model_config_auto_includes}
-
     def loss_coefficients(self, *, sampled_actions: bool = False) -> dict[str, float]:
         """Weight of each loss, by the names of `losses.losses`; policies of sampled actions have one more."""
         coefficients = {
@@ -329,59 +318,6 @@ class EfficientZeroConfig(ScaleOutConfig):
         }
         coefficients |= {"entropy": self.entropy_loss_coeff} if sampled_actions else {}
         return coefficients | ({"consistency": self.consistency_loss_coeff} if self.use_consistency else {})
-
-    # --- What is said before a run ---------------------------------------------------------------------------------
-
-    def describe_protocol(self) -> dict[str, Any]:
-        """How the environment is played in training and evaluation, and the budgets: what a score depends on."""
-        described: dict[str, Any] = {
-            "env": str(self.env),
-            "frame_stack": self.frame_stack,
-            "total_env_steps": self.total_env_steps,
-            "total_updates": self.updates_at_end(),
-            "evaluation_episodes": self.evaluation_duration,
-        }
-        protocol = self.env_protocol()
-        if protocol is not None:
-            raw_steps = self.total_env_steps * protocol.steps_per_decision
-            described |= {"total_raw_env_steps": raw_steps, "training": protocol.describe()}
-            evaluation = self.get_evaluation_config_object()
-            if evaluation is not None:
-                described |= {"evaluation": evaluation.env_protocol().describe()}
-        return described
-
-    def get_notices(self) -> list[str]:
-        """What a user should know before the run: without a GPU, how long it would take."""
-        protocol = self.env_protocol()
-        image = None if protocol is None else protocol.describe()["observation_shape"]
-        if image is None or torch.cuda.is_available():
-            return []
-        shape = (self.frame_stack, *image)
-        network = build_network(shape, 18, ModelConfig.from_dict(self.network_sizes()))
-        encode, simulate = cost.seconds_per_call(network, shape)
-        seconds = cost.run_seconds(
-            encode,
-            simulate,
-            self.reanalyze_config(),
-            batch_size=self.total_train_batch_size,
-            env_steps=self.total_env_steps,
-            updates=self.updates_at_end(),
-        )
-        notice = (
-            f"There is no GPU here. At this machine's speed the whole run would take about {cost.describe(seconds)}"
-        )
-        if seconds < LONG_RUN_SECONDS:
-            return [notice + "."]
-        return [notice + "; see which of tuned_examples/ are made for machines without one."]
-
-    def env_protocol(self) -> Protocol | None:
-        """How an environment of Atari or DMControl is played; None of any other."""
-        return named_protocol(self.env, self.env_config)
-
-    def steps_per_decision(self) -> int:
-        """Steps of the underlying environment per step of the agent: Atari's frame skip, DMControl's action repeat."""
-        protocol = self.env_protocol()
-        return 1 if protocol is None else protocol.steps_per_decision
 
     # --- RLlib's hooks ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,88 @@
+"""What a configuration says of the run it would make: how its environment is played, its budgets, its cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_efficientzero import cost
+from rllib_efficientzero.env.named import Protocol, named_protocol
+from rllib_efficientzero.models import ModelConfig, build_network
+from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
+
+LONG_RUN_SECONDS = 6 * 3600.0
+
+
+class RunDescription(AlgorithmConfig):
+    """What `EfficientZeroConfig` inherits: questions that a run, its files and the command line ask of it."""
+
+    frame_stack: int
+    total_env_steps: int
+    total_updates: int | None
+    replay_ratio: float
+
+    def reanalyze_config(self) -> ReanalyzeConfig:
+        """How train batches are made of windows."""
+        raise NotImplementedError
+
+    def updates_at_end(self) -> int:
+        """Updates of a whole run."""
+        owed = int(self.replay_ratio * self.total_env_steps)
+        return owed if self.total_updates is None else self.total_updates
+
+    def network_sizes(self) -> dict[str, Any]:
+        """What `rl_module(model_config=...)` says of the networks; see `ModelConfig`."""
+        return {key: value for key, value in self.model_config.items() if key not in self._model_config_auto_includes}
+
+    def env_protocol(self) -> Protocol | None:
+        """How an environment of Atari or DMControl is played; None of any other."""
+        return named_protocol(self.env, self.env_config)
+
+    def steps_per_decision(self) -> int:
+        """Steps of the underlying environment per step of the agent: Atari's frame skip, DMControl's action repeat."""
+        protocol = self.env_protocol()
+        return 1 if protocol is None else protocol.steps_per_decision
+
+    def describe_protocol(self) -> dict[str, Any]:
+        """How the environment is played in training and evaluation, and the budgets: what a score depends on."""
+        described: dict[str, Any] = {
+            "env": str(self.env),
+            "frame_stack": self.frame_stack,
+            "total_env_steps": self.total_env_steps,
+            "total_updates": self.updates_at_end(),
+            "evaluation_episodes": self.evaluation_duration,
+        }
+        protocol = self.env_protocol()
+        if protocol is not None:
+            raw_steps = self.total_env_steps * protocol.steps_per_decision
+            described |= {"total_raw_env_steps": raw_steps, "training": protocol.describe()}
+            evaluation = self.get_evaluation_config_object()
+            if evaluation is not None:
+                described |= {"evaluation": evaluation.env_protocol().describe()}
+        return described
+
+    def get_notices(self) -> list[str]:
+        """What a user should know before the run: without a GPU, how long it would take."""
+        protocol = self.env_protocol()
+        image = None if protocol is None else protocol.describe()["observation_shape"]
+        if image is None or torch.cuda.is_available():
+            return []
+        shape = (self.frame_stack, *image)
+        network = build_network(shape, 18, ModelConfig.from_dict(self.network_sizes()))
+        encode, simulate = cost.seconds_per_call(network, shape)
+        seconds = cost.run_seconds(
+            encode,
+            simulate,
+            self.reanalyze_config(),
+            batch_size=self.total_train_batch_size,
+            env_steps=self.total_env_steps,
+            updates=self.updates_at_end(),
+        )
+        notice = (
+            f"There is no GPU here. At this machine's speed the whole run would take about {cost.describe(seconds)}"
+        )
+        if seconds < LONG_RUN_SECONDS:
+            return [notice + "."]
+        return [notice + "; see which of tuned_examples/ are made for machines without one."]
