@@ -2,8 +2,9 @@
 
 Trains `tuned_examples/EXAMPLE.yaml` through the `rllib` command, one seed after the other, and keeps every evaluation
 with its per-episode scores, the config, the commit, the hardware and the wall clock in `<out-dir>/<name>.json`, and a
-plot beside it. Variants are the paper's ablations. With `--storage-path` the runs are kept, and the same command again
-goes on with them where they were interrupted.
+plot beside it. Variants are the paper's ablations, and EfficientZero V2's sampled actions in the place of DMControl's
+discretised ones. With `--storage-path` the runs are kept, and the same command again goes on with them where they were
+interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without-consistency": {"use_consistency": False},
     "without-value-prefix": {"use_value_prefix": False},
     "without-correction": {"use_off_policy_correction": False},
+    "sampled-actions": {
+        "search": "gumbel",
+        "num_sampled_actions": 8,
+        "entropy_loss_coeff": 0.05,
+        "environment": {"env_config": {"bins_per_dimension": None}},
+    },
 }
 
 
