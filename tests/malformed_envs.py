@@ -70,6 +70,15 @@ class MaskOfWrongLength(Walk):
         self.observation_space = Dict({"observations": self.observation_space, "action_mask": MultiBinary(2)})
 
 
+class MaskOfContinuousActions(Walk):
+    """A mask of factors, of actions that are too many to be enumerated."""
+
+    def __init__(self, env_config: Any = None) -> None:
+        super().__init__()
+        self.action_space = Box(-1, 1, (3,))
+        self.observation_space = Dict({"observations": self.observation_space, "action_mask": MultiBinary(3)})
+
+
 class OldReset(Walk):
     def reset(self) -> Any:
         return np.zeros(2, np.float32)

@@ -107,6 +107,7 @@ def check_before_training(experiment: Experiment, env: Any, make: Callable[[], A
         make,
         support_size=support_size if isinstance(support_size, int) and support_size > 0 else 300,
         has_time_limit=isinstance(env, str) and _is_ours(env),
+        representation=str(config.get("action_representation", "auto")),
         max_steps=STEPS_BEFORE_TRAINING,
         seconds=SECONDS_BEFORE_TRAINING,
     )

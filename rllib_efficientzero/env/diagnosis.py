@@ -30,6 +30,7 @@ def examine(
     *,
     support_size: int = 300,
     has_time_limit: bool = False,
+    representation: str = "auto",
     max_steps: int = 2_500,
     seconds: float = 1.0,
 ) -> Examination:
@@ -39,6 +40,7 @@ def examine(
         make: makes the environment.
         support_size: of the networks, which decides how large the rewards may be.
         has_time_limit: whether episodes are known to end.
+        representation: of its actions (`action_representation`).
         max_steps: steps to play at most.
         seconds: time to play, at most about.
     """
@@ -47,7 +49,7 @@ def examine(
     try:
         env = _make(make)
         limited = has_time_limit or getattr(getattr(env, "spec", None), "max_episode_steps", None) is not None
-        player = Player(env, examination, has_time_limit=limited)
+        player = Player(env, examination, has_time_limit=limited, representation=representation)
         player.play(max_steps, seconds)
         examination.findings += player.warnings
         examination.findings += _judge(examination, player.lengths, support_size)

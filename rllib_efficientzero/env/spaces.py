@@ -56,7 +56,7 @@ def adapt(env: gym.Env, representation: str = "auto") -> gym.Env:
     Raises:
         UnsupportedSpaceError: its spaces cannot be brought into that form.
     """
-    actions, observations = _views(env.action_space, env.observation_space, representation)
+    actions, observations = views(env.action_space, env.observation_space, representation)
     if observations.transform is not None:
         env = gym.wrappers.TransformObservation(env, observations.transform, observations.space)
     if actions.transform is not None:
@@ -67,7 +67,7 @@ def adapt(env: gym.Env, representation: str = "auto") -> gym.Env:
 def adapt_vector(env: gym.vector.VectorEnv, representation: str = "auto") -> gym.vector.VectorEnv:
     """`adapt` for an environment that is a vector by itself."""
     single = env.single_observation_space
-    actions, observations = _views(env.single_action_space, single, representation)
+    actions, observations = views(env.single_action_space, single, representation)
     if not observations.batched or actions.transform is not None:
         raise UnsupportedSpaceError(
             f"a vector environment with observations of {single} and actions of {env.single_action_space} can only be "
@@ -83,11 +83,18 @@ def adapt_vector(env: gym.vector.VectorEnv, representation: str = "auto") -> gym
     )
 
 
-def _views(actions: gym.Space, observations: gym.Space, representation: str) -> tuple[View, View]:
-    views = action_view(actions, representation), observation_view(observations, actions)
-    if isinstance(views[1].space, Dict) and not isinstance(views[0].space, Discrete):
-        raise UnsupportedSpaceError("an action_mask needs action_representation 'enumerated'")
-    return views
+def views(actions: gym.Space, observations: gym.Space, representation: str = "auto") -> tuple[View, View]:
+    """How actions and observations are played; `representation` as in `action_view`.
+
+    Raises:
+        UnsupportedSpaceError: they cannot be, or not with each other.
+    """
+    found = action_view(actions, representation), observation_view(observations, actions)
+    if isinstance(found[1].space, Dict) and not isinstance(found[0].space, Discrete):
+        raise UnsupportedSpaceError(
+            "an action_mask needs action_representation 'enumerated': sampled actions have none"
+        )
+    return found
 
 
 # --- Actions ---------------------------------------------------------------------------------------------------------
@@ -198,7 +205,7 @@ def _masked_view(space: Dict, action_space: gym.Space) -> View:
         raise UnsupportedSpaceError(
             f"EfficientZero cannot read a Dict observation with the keys {sorted(space.spaces)}"
         )
-    mask, num_actions = space.spaces[ACTION_MASK], action_view(action_space, "enumerated").space.n
+    mask, num_actions = space.spaces[ACTION_MASK], _number_of_masked(action_space)
     if not isinstance(mask, Box | MultiBinary) or mask.shape != (num_actions,):
         raise UnsupportedSpaceError(f"the action_mask {mask} does not have one entry for each of {num_actions} actions")
     inner = observation_view(space.spaces[others[0]], action_space)
@@ -206,6 +213,17 @@ def _masked_view(space: Dict, action_space: gym.Space) -> View:
     if view == space:
         return View(view, None)
     return View(view, functools.partial(_masked, key=others[0], transform=inner.transform), batched=inner.batched)
+
+
+def _number_of_masked(action_space: gym.Space) -> int:
+    """Of MultiDiscrete spaces so many combinations, each with an entry of its own in the mask."""
+    try:
+        return int(action_view(action_space, "enumerated").space.n)
+    except UnsupportedSpaceError as error:
+        raise UnsupportedSpaceError(
+            f"an action_mask has one entry for each action, of which {action_space} has too many; sampled actions have "
+            "no masks"
+        ) from error
 
 
 def _masked(observation: Any, *, key: str, transform: Transform | None) -> dict[str, Any]:

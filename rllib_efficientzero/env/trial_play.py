@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_efficientzero.env import checks
-from rllib_efficientzero.env.spaces import UnsupportedSpaceError, View, action_view, observation_view
+from rllib_efficientzero.env.spaces import UnsupportedSpaceError, View, views
 
 SEED = 17
 REPLAYED_STEPS = 20
@@ -76,13 +76,15 @@ class BrokenError(Exception):
 class Player:
     """Plays an environment as an EnvRunner would, and looks at all that it hands over."""
 
-    def __init__(self, env: gym.Env, examination: Examination, *, has_time_limit: bool) -> None:
-        """Raises BrokenError if the spaces are not supported."""
+    def __init__(
+        self, env: gym.Env, examination: Examination, *, has_time_limit: bool, representation: str = "auto"
+    ) -> None:
+        """`representation` is that of `spaces.action_view`. Raises BrokenError if the spaces are not supported."""
         self._env = env
         self._has_time_limit = has_time_limit
         self._examination = examination
         self._spaces = env.observation_space, env.action_space
-        self._actions, view = _views(env)
+        self._actions, view = _views(env, representation)
         self._check = checks.observation_check(env.observation_space)
         self._generator = np.random.default_rng(SEED)
         self.lengths: list[tuple[int, bool]] = []
@@ -235,9 +237,9 @@ class Player:
         self._warnings.setdefault(kind, Finding(problem, cure, is_error=False))
 
 
-def _views(env: gym.Env) -> tuple[View, View]:
+def _views(env: gym.Env, representation: str) -> tuple[View, View]:
     try:
-        return action_view(env.action_space), observation_view(env.observation_space, env.action_space)
+        return views(env.action_space, env.observation_space, representation)
     except UnsupportedSpaceError as error:
         problem, _, cure = str(error).partition(". ")
         raise BrokenError(problem, cure.rstrip("."), in_play=False) from error

@@ -20,6 +20,7 @@ ERRORS = {
     "SpaceIsAList": ("has a list for its action_space", "set self.action_space"),
     "TextObservations": ("cannot read observations of Text", "Supported are"),
     "MaskOfWrongLength": ("does not have one entry for each of 3 actions", "Supported are"),
+    "MaskOfContinuousActions": ("an action_mask has one entry for each action, of which Box(", "Supported are"),
     "OldReset": ("reset() raised TypeError", "reset(self, *, seed=None, options=None)"),
     "ResetWithoutInfo": ("reset() returned a ndarray", "return observation, {}"),
     "ChangingSpace": ("reset() changed the environment's spaces", "fix both spaces"),
@@ -53,6 +54,13 @@ WARNINGS = {
     "Slow": ("steps per second: 100,000 take", "gym_env_vectorize_mode"),
     "CannotClose": ("close() raised OSError: window is gone", "let it pass"),
 }
+
+
+def test_sampled_actions_have_no_masks() -> None:
+    assert examine(envs.Masked, representation="enumerated").findings[0].in_play
+    (finding,) = examine(envs.Masked, representation="sampled").findings
+    assert "an action_mask needs action_representation 'enumerated'" in str(finding)
+    assert not finding.in_play
 
 
 def one_finding(name: str) -> Any:

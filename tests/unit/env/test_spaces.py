@@ -159,6 +159,7 @@ class Puzzle(gym.Env):
             r"keys \['a', 'action_mask', 'b'\]",
         ),
         (Dict({"observations": floats(2), "action_mask": MultiBinary(3)}), TWO, "one entry for each of 2 actions"),
+        (Dict({"observations": floats(2), "action_mask": MultiBinary(66)}), MultiDiscrete([33, 33]), "too many"),
     ],
 )
 def test_what_cannot_be_played_is_refused_with_what_can(
