@@ -399,6 +399,9 @@ def test_each_ingredient_can_be_switched_off(switch: str, images: bool) -> None:
     assert (module_of(learner).consistency is None) == (switch == "use_consistency")
     horizon = module_of(learner).search_config.value_prefix_horizon
     assert horizon == (1 if switch == "use_value_prefix" else 5)
+    # One that has no gradient would end a run of several Learners, which wait for everyone's.
+    parameters = module_of(learner).named_parameters()
+    assert [name for name, parameter in parameters if parameter.requires_grad and parameter.grad is None] == []
 
 
 def forward_inputs(learner: EfficientZeroLearner, windows: Windows) -> dict[str, torch.Tensor]:
