@@ -65,6 +65,11 @@ class Policy:
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    @property
+    def samples_actions(self) -> bool:
+        """Whether the search chooses between actions drawn from the policy head's distribution."""
+        return self.network.distribution is not None
+
     def act(
         self,
         frames: np.ndarray,

@@ -12,7 +12,7 @@ import torch
 from rllib_efficientzero.checkpoint.policy_files import read_description, write_policy
 from rllib_efficientzero.checkpoint.spaces import space_to_json
 from rllib_efficientzero.mcts import SearchConfig
-from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, build_network
+from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, actions_of, build_network
 from rllib_efficientzero.policy import load_policy
 
 VECTORS = gym.spaces.Box(-np.inf, np.inf, (2, 4), np.float32)
@@ -34,11 +34,16 @@ SEARCH = SearchConfig(num_simulations=4)
 
 
 def write_tiny_policy(
-    directory: pathlib.Path, space: gym.spaces.Box = VECTORS, num_actions: int = 3, env: str | None = None
+    directory: pathlib.Path,
+    space: gym.spaces.Box = VECTORS,
+    num_actions: int = 3,
+    env: str | None = None,
+    action_space: gym.Space | None = None,
 ) -> EfficientZeroNetwork:
     """Writes `policy.json` and `policy.safetensors`, and returns the network that they hold."""
     torch.manual_seed(0)
-    network = build_network(space.shape, num_actions, SIZES).eval()
+    actions = action_space or gym.spaces.Discrete(num_actions)
+    network = build_network(space.shape, actions_of(actions), SIZES).eval()
     model = {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(SIZES).items()
     }
@@ -46,7 +51,7 @@ def write_tiny_policy(
         directory,
         network.state_dict(),
         observation_space=space_to_json(space),
-        action_space=space_to_json(gym.spaces.Discrete(num_actions)),
+        action_space=space_to_json(actions),
         model=model,
         search=dataclasses.asdict(SEARCH),
         mixed_precision=False,
@@ -55,6 +60,13 @@ def write_tiny_policy(
         protocol={"env": env},
     )
     return network
+
+
+def write_pendulum_policy(directory: pathlib.Path) -> EfficientZeroNetwork:
+    """One whose actions are sampled."""
+    observations = gym.spaces.Box(-np.inf, np.inf, (2, 3), np.float32)
+    actions = gym.spaces.Box(-1, 1, (1,), np.float32)
+    return write_tiny_policy(directory, observations, env="Pendulum-v1", action_space=actions)
 
 
 def write_policy_with_other_weights(directory: pathlib.Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -81,7 +81,12 @@ def names_at(env: gym.Env, result: SearchResult, row: int) -> list[str]:
     """Names of the A actions that a search chose between: those of the environment, or what sampled ones are."""
     if result.candidates is None:
         return action_names(env, result.policy.shape[1])
-    return [" ".join(f"{number:.3g}" for number in candidate) for candidate in result.candidates[row]]
+    return [vector_name(candidate) for candidate in result.candidates[row]]
+
+
+def vector_name(action: Iterable[float]) -> str:
+    """What an action of several numbers is called."""
+    return " ".join(f"{number:.3g}" for number in action)
 
 
 def action_names(env: gym.Env, num_actions: int) -> list[str]:

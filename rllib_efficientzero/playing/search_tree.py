@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,12 +42,19 @@ class SearchTree:
         discount: of each edge.
         horizon: value prefixes begin anew at every multiple of this depth.
         action: that was chosen; the principal line begins with it. None: with the most visited.
+        sampled: whether every node has actions of its own.
     """
 
     def __init__(
-        self, table: Mapping[str, np.ndarray], *, discount: float, horizon: int, action: int | None = None
+        self,
+        table: Mapping[str, np.ndarray],
+        *,
+        discount: float,
+        horizon: int,
+        action: int | None = None,
+        sampled: bool = False,
     ) -> None:
-        self.discount, self.horizon, self.action = discount, horizon, action
+        self.discount, self.horizon, self.action, self.sampled = discount, horizon, action, sampled
         columns = ("parent", "action", "depth", "visits", "value", "reward", "prior")
         rows = zip(*(table[name].tolist() for name in columns), strict=True)
         self.nodes = [Node(slot, *row) for slot, row in enumerate(rows)]
@@ -64,7 +71,18 @@ class SearchTree:
     def of_last_search(cls, policy: Policy, row: int, action: int) -> SearchTree:
         """The tree below one observation of the policy's last search, which chose `action` there."""
         config = policy.search_config
-        return cls(policy.node_table(row), discount=config.discount, horizon=config.value_prefix_horizon, action=action)
+        return cls(
+            policy.node_table(row),
+            discount=config.discount,
+            horizon=config.value_prefix_horizon,
+            action=action,
+            sampled=policy.samples_actions,
+        )
+
+    def name_of(self, node: Node, root_names: Sequence[str]) -> str:
+        """What the action that led to a node is called, given the names of the root's. Samples of other nodes are only
+        numbered."""
+        return f"sample {node.action}" if self.sampled and node.depth > 1 else root_names[node.action]
 
     def principal_line(self) -> list[Node]:
         """From the root's child down, always the most visited child."""
@@ -101,6 +119,7 @@ class SearchTree:
 def _described(node: Node, discount: float) -> dict[str, Any]:
     return {
         "action": node.action,
+        "depth": node.depth,
         "visits": node.visits,
         "prior": node.prior,
         "value": node.value,

@@ -58,13 +58,13 @@ def tree_svg(tree: SearchTree, action_names: Sequence[str], title: str = "") -> 
 def tree_html(tree: SearchTree, action_names: Sequence[str], title: str) -> str:
     """A page that needs nothing else: what the search says of the root's actions, and the drawing."""
     rows = "".join(
-        f"<tr><th>{escape(action_names[child.action])}</th><td>{child.visits}</td><td>{child.prior:.3f}</td>"
+        f"<tr><th>{escape(tree.name_of(child, action_names))}</th><td>{child.visits}</td><td>{child.prior:.3f}</td>"
         f"<td>{child.qvalue(tree.discount):.3f}</td><td>{child.reward:.3f}</td><td>{child.value:.3f}</td></tr>"
         for child in tree.root.children
     )
     line = tree.principal_line()
     told = " → ".join(
-        f"{escape(action_names[node.action])} ({prefix:+.2f})"
+        f"{escape(tree.name_of(node, action_names))} ({prefix:+.2f})"
         for node, prefix in zip(line, tree.value_prefixes(line), strict=True)
     )
     return (
@@ -123,7 +123,7 @@ def _node(spot: _Placed, tree: SearchTree, action_names: Sequence[str], total: i
     node = spot.node
     radius = 2.5 + 8 * math.sqrt(node.visits / total)
     kind = ' class="line"' if on_line else ""
-    name = escape(action_names[node.action]) if node.slot else "root"
+    name = escape(tree.name_of(node, action_names)) if node.slot else "root"
     q = node.qvalue(tree.discount) if node.slot else node.value
     hover = (
         f"{name}: N {node.visits}, Q {q:.3f}, prior {node.prior:.3f}, reward {node.reward:.3f}, value {node.value:.3f}"

@@ -216,13 +216,13 @@ def _routes(server: _Server) -> fastapi.APIRouter:
         told = {"max_simulations": MAX_SIMULATIONS, "max_batch": MAX_BATCH, "games": server.make_env is not None}
         return {**server.facts.metadata, **told, "max_body_bytes": server.limits.max_body_bytes}
 
-    @router.post("/v1/act", responses=PROBLEMS)
+    @router.post("/v1/act", responses=PROBLEMS, response_model_exclude_none=True)
     async def act(request: ActRequest) -> ActResponse:
         """Searches from one observation."""
         with server.admitted():
             return _response(await server.batcher.act(server.query(request)))
 
-    @router.post("/v1/act_batch", responses=PROBLEMS)
+    @router.post("/v1/act_batch", responses=PROBLEMS, response_model_exclude_none=True)
     async def act_batch(request: ActBatchRequest) -> ActBatchResponse:
         """Searches from several observations at once."""
 
@@ -269,9 +269,10 @@ def _response(answer: Answer) -> ActResponse:
     if answer.problem is not None:
         raise BadInputError(answer.problem)
     return ActResponse(
-        action=answer.action,
+        action=answer.action if answer.candidates is None else answer.candidates[answer.action],
         value=answer.value,
         visit_policy=answer.visit_policy,
+        candidates=answer.candidates,
         num_simulations=answer.num_simulations,
         model=answer.model,
     )

@@ -14,7 +14,7 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-from rllib_efficientzero.playing.environment import action_names, raw_picture
+from rllib_efficientzero.playing.environment import action_names, raw_picture, vector_name
 from rllib_efficientzero.playing.frame_stack import FrameStack, split_mask
 from rllib_efficientzero.serve.batcher import Batcher
 from rllib_efficientzero.serve.observations import BadInputError
@@ -35,9 +35,9 @@ class Game:
     def __init__(self, env: gym.Env, facts: PolicyFacts, executor: Executor) -> None:
         self.id = secrets.token_urlsafe(9)
         self.lock = asyncio.Lock()
-        self._env, self._facts, self._executor = env, facts, executor
+        self._env, self._executor = env, executor
         self._stack = FrameStack(facts.frame_stack)
-        self._names = action_names(env, facts.num_actions)
+        self._names = [] if facts.num_actions is None else action_names(env, facts.num_actions)
         self._frames: np.ndarray = np.empty(0)
         self._legal: np.ndarray | None = None
         self._picture = ""
@@ -57,10 +57,12 @@ class Game:
         """
         if self._done:
             raise BadInputError("the game is over: begin a new one")
-        chosen = self._answer.action if action is None else action
-        if chosen >= self._facts.num_actions or (self._legal is not None and not self._legal[chosen]):
+        answer = self._answer
+        chosen = answer.action if action is None else action
+        if chosen >= len(answer.visits) or (self._legal is not None and not self._legal[chosen]):
             raise BadInputError("there is no such legal action")
-        await self._call(self._take, chosen)
+        vectors, dtype = answer.candidates, self._env.action_space.dtype
+        await self._call(self._take, chosen if vectors is None else np.asarray(vectors[chosen], dtype))
         return await self.search(batcher, num_simulations)
 
     async def search(self, batcher: Batcher, num_simulations: int | None) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class Game:
         self._step, self._return, self._reward, self._done = 0, 0.0, 0.0, False
         self._see(observation)
 
-    def _take(self, action: int) -> None:
+    def _take(self, action: int | np.ndarray) -> None:
         observation, reward, terminated, truncated, _ = self._env.step(action)
         self._step += 1
         self._reward = float(reward)
@@ -104,8 +106,15 @@ class Game:
         self._frames = self._stack.push(frame)
         self._picture = _as_png(raw_picture(self._env, observation))
 
+    def _name_in_line(self, node: dict[str, Any], names: list[str]) -> str:
+        """Below the root sampled actions are others."""
+        is_named = self._answer.candidates is None or node["depth"] == 1
+        return names[node["action"]] if is_named else f"sample {node['action']}"
+
     def _state(self) -> dict[str, Any]:
         answer = self._answer
+        names = self._names if answer.candidates is None else [vector_name(one) for one in answer.candidates]
+        line = [] if answer.tree is None else answer.tree["principal_line"]
         return {
             "id": self.id,
             "frame": self._picture,
@@ -113,7 +122,7 @@ class Game:
             "reward": self._reward,
             "episode_return": self._return,
             "done": self._done,
-            "action_names": self._names,
+            "action_names": names,
             "legal": None if self._legal is None else self._legal.tolist(),
             "action": answer.action,
             "value": answer.value,
@@ -124,7 +133,7 @@ class Game:
             "qvalues": answer.qvalues,
             "num_simulations": answer.num_simulations,
             "model": answer.model,
-            "principal_line": [] if answer.tree is None else answer.tree["principal_line"],
+            "principal_line": [{**node, "name": self._name_in_line(node, names)} for node in line],
         }
 
 

@@ -55,6 +55,8 @@ def decode_legal_actions(given: Any, facts: PolicyFacts) -> np.ndarray | None:
     if given is None:
         return None
     actions = facts.num_actions
+    if actions is None:
+        raise BadInputError("this policy samples its actions: none of them can be called illegal")
     if not isinstance(given, list) or not given:
         raise BadInputError("legal_actions is a list of action numbers, or of one true or false per action")
     if all(isinstance(flag, bool) for flag in given):

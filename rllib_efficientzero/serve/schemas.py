@@ -35,9 +35,14 @@ class ActRequest(_Strict):
 class ActResponse(BaseModel):
     """What to do, and why."""
 
-    action: int
+    action: int | list[int | float] = Field(
+        description="Its number; or, where actions are sampled, its components as in the action_space of /v1/metadata.",
+    )
     value: float = Field(description="The search's value of the observation.")
     visit_policy: list[float] = Field(description="The search's policy; sums to 1.")
+    candidates: list[list[int | float]] | None = Field(
+        None, description="Where actions are sampled: those that visit_policy is about."
+    )
     num_simulations: int
     model: str = Field(description="Which weights answered: changes when the checkpoint is exchanged.")
 

@@ -40,6 +40,7 @@ class Answer:
     """What the search said, in plain numbers; or in `problem` why it could not."""
 
     action: int = 0
+    """Its number."""
     value: float = 0.0
     network_value: float = 0.0
     visit_policy: list[float] = dataclasses.field(default_factory=list)
@@ -51,6 +52,8 @@ class Answer:
     """The beginning of the weights' hash: changes when the checkpoint is exchanged."""
     tree: dict[str, Any] | None = None
     problem: str | None = None
+    candidates: list[list[float]] | None = None
+    """`[A, D]`, what the numbers stand for where actions are sampled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,8 @@ class PolicyFacts:
     frame_shape: tuple[int, ...]
     frame_dtype: str
     frame_stack: int
-    num_actions: int
+    num_actions: int | None
+    """None where they are sampled"""
     num_simulations: int
     metadata: dict[str, Any]
     """JSON-able; no paths"""
@@ -82,7 +86,7 @@ class PolicyService:
         self._searching = threading.Lock()
         self._source = pathlib.Path(checkpoint)
         self.loaded_from = newest_policy(self._source)
-        self._policy = _load_servable(self.loaded_from, device)
+        self._policy = load_policy(self.loaded_from, device=device)
 
     @property
     def policy(self) -> Policy:
@@ -96,7 +100,7 @@ class PolicyService:
             CheckpointError: there is none, or it was trained on other observations or actions; the old one stays.
         """
         path = newest_policy(pathlib.Path(checkpoint))
-        new = _load_servable(path, self._device)
+        new = load_policy(path, device=self._device)
         old = self._policy
         if (new.observation_space, new.action_space) != (old.observation_space, old.action_space):
             raise CheckpointError(f"{path} was trained on other observations or actions than the policy in service.")
@@ -121,10 +125,9 @@ class PolicyService:
     def facts(self) -> PolicyFacts:
         """Of the policy in service."""
         policy = self._policy
-        space = policy.observation_space
+        space, actions = policy.observation_space, policy.action_space
         box = space[OBSERVATIONS] if isinstance(space, gym.spaces.Dict) else space
         assert isinstance(box, gym.spaces.Box)
-        assert isinstance(policy.action_space, gym.spaces.Discrete)  # see _load_servable
         described = policy.description
         protocol = described.get("protocol")
         metadata = {
@@ -142,7 +145,7 @@ class PolicyService:
             frame_shape=tuple(box.shape[1:]),
             frame_dtype=str(box.dtype),
             frame_stack=box.shape[0],
-            num_actions=int(policy.action_space.n),
+            num_actions=int(actions.n) if isinstance(actions, gym.spaces.Discrete) else None,
             num_simulations=policy.search_config.num_simulations,
             metadata=metadata,
         )
@@ -193,9 +196,10 @@ def _search_together(policy: Policy, queries: list[Query]) -> list[Answer]:
         return [Answer(problem="the network has no finite answer to this observation")]
     wanted = queries[0].num_simulations
     simulations = policy.search_config.num_simulations if wanted is None else wanted
+    candidates = None if result.candidates is None else result.candidates.astype(policy.action_space.dtype)
     answers = []
     for row, query in enumerate(queries):
-        action = int(result.action[row])
+        action = int(result.index[row])
         numbers = (result.root_value[row], *result.policy[row], *result.qvalues[row], *result.prior[row])
         if not np.isfinite(numbers).all():
             answers.append(Answer(problem="the network has no finite answer to this observation"))
@@ -213,19 +217,10 @@ def _search_together(policy: Policy, queries: list[Query]) -> list[Answer]:
                 num_simulations=simulations,
                 model=_model_id(policy),
                 tree=None if tree is None else tree.as_json(),
+                candidates=None if candidates is None else candidates[row].tolist(),
             )
         )
     return answers
-
-
-def _load_servable(path: pathlib.Path, device: str) -> Policy:
-    policy = load_policy(path, device=device)
-    if not isinstance(policy.action_space, gym.spaces.Discrete):
-        raise CheckpointError(
-            f"{path} acts in {policy.action_space}; only policies of Discrete actions are served so far (load_policy, "
-            "rllib evaluate and exports take any)."
-        )
-    return policy
 
 
 def _model_id(policy: Policy) -> str:

@@ -194,7 +194,7 @@ function drawPrefixes() {
     const shape = { x: index * width + 2, y: top, width: width - 4, height: Math.max(1, bottom - top) };
     chart.append(element("rect", shape));
   });
-  const steps = line.map((node) => `${game.action_names[node.action]} ${node.value_prefix.toFixed(2)}`);
+  const steps = line.map((node) => `${node.name} ${node.value_prefix.toFixed(2)}`);
   byId("line").textContent = steps.length ? steps.join(" → ") : "no search, no line";
 }
 

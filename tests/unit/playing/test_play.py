@@ -11,10 +11,10 @@ import cv2
 import gymnasium as gym
 import numpy as np
 import pytest
-from policy_helpers import IMAGES, write_tiny_policy
+from policy_helpers import IMAGES, write_pendulum_policy, write_tiny_policy
 
 from rllib_efficientzero.playing import FrameStack, Moment, PlayError, SearchTree, make_environment, play_episodes
-from rllib_efficientzero.playing.environment import raw_picture
+from rllib_efficientzero.playing.environment import names_at, raw_picture
 from rllib_efficientzero.playing.tree_drawing import MAX_DRAWN, tree_html, tree_svg
 from rllib_efficientzero.playing.video import PANEL, VideoRecorder, annotated_frame
 from rllib_efficientzero.policy import Policy, load_policy
@@ -45,6 +45,28 @@ def test_one_whole_episode_per_seed(policy: Policy) -> None:
         assert episode.episode_return == episode.length > 1, "CartPole pays 1 a step"
     again = dict(play_episodes(policy, envs, [7, 8, 9]))
     assert again == played
+
+
+def test_sampled_actions_are_played_and_drawn(tmp_path: pathlib.Path) -> None:
+    write_pendulum_policy(tmp_path)
+    sampling = load_policy(tmp_path)
+    trees: list[str] = []
+
+    def watch(moment: Moment) -> None:
+        assert moment.env.action_space.contains(moment.result.action[moment.row])
+        annotated_frame(moment)
+        tree = SearchTree.of_last_search(moment.policy, moment.row, int(moment.result.index[moment.row]))
+        trees.append(tree_html(tree, names_at(moment.env, moment.result, moment.row), "t"))
+        assert {tree.name_of(node, ["of the root"] * 16) for node in tree.nodes[1:] if node.depth > 1} <= {
+            "sample 0",
+            "sample 1",
+        }
+
+    envs = [make_environment(sampling, env_config={"max_episode_steps": 6})]
+    ((_, episode),) = play_episodes(sampling, envs, [1], on_decision=watch, num_simulations=40)
+    assert (episode.length, episode.terminated, len(trees)) == (6, False, 6)
+    assert -100 < episode.episode_return < 0
+    assert any("sample 1" in tree for tree in trees)
 
 
 def test_the_environment_has_to_fit(policy: Policy) -> None:

@@ -18,7 +18,7 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from policy_helpers import IMAGES, write_policy_with_other_weights, write_tiny_policy
+from policy_helpers import IMAGES, write_pendulum_policy, write_policy_with_other_weights, write_tiny_policy
 
 pytest.importorskip("fastapi")
 from serve_helpers import make_app, make_service, talk
@@ -112,6 +112,43 @@ def test_only_legal_actions_are_taken(service: PolicyService) -> None:
         for answer in post(app, "/v1/act", *bodies):
             assert answer.json()["action"] == 1
             assert answer.json()["visit_policy"][0] == 0.0
+
+
+def test_sampled_actions_are_answered_by_their_components(tmp_path: pathlib.Path) -> None:
+    write_pendulum_policy(tmp_path)
+    service = PolicyService(tmp_path)
+    frame = [0.5, -0.5, 1.0]
+    expected = service.policy.act(np.array([[frame, frame]], np.float32))
+    app = make_app(service)
+    answer, without_search, with_mask = post(
+        app,
+        "/v1/act",
+        {"observation": frame},
+        {"observation": frame, "num_simulations": 0},
+        {"observation": frame, "legal_actions": [0]},
+    )
+    told = answer.json()
+    assert told["action"] == pytest.approx(expected.action[0].tolist())
+    np.testing.assert_allclose(told["candidates"], expected.candidates[0], atol=1e-6)
+    assert len(told["visit_policy"]) == len(told["candidates"]) > 1
+    assert without_search.json()["candidates"] == [without_search.json()["action"]]
+    assert (with_mask.status_code, "samples its actions" in with_mask.json()["detail"]) == (422, True)
+
+
+def test_games_of_sampled_actions_choose_among_those_searched(tmp_path: pathlib.Path) -> None:
+    write_pendulum_policy(tmp_path)
+
+    async def conversation(client: httpx.AsyncClient) -> None:
+        begun = (await client.post("/v1/games", json={"seed": 3, "num_simulations": 9})).json()
+        assert len(begun["action_names"]) == len(begun["visits"]) == 16
+        line = begun["principal_line"]
+        assert line[0]["name"] == begun["action_names"][begun["action"]]
+        assert all(node["name"] == f"sample {node['action']}" for node in line[1:])
+        after = (await client.post(f"/v1/games/{begun['id']}/step", json={"action": 15})).json()
+        assert (after["step"], after["reward"] < 0) == (1, True)
+        assert (await client.post(f"/v1/games/{begun['id']}/step", json={"action": 16})).status_code == 422
+
+    talk(make_app(PolicyService(tmp_path)), conversation)
 
 
 def test_one_bad_request_does_not_spoil_a_batch(service: PolicyService) -> None:
