@@ -26,6 +26,7 @@ def print_plan(prepared: Prepared, all_keys: bool = False) -> None:
         "max_concurrent": experiment.search.max_concurrent,
         "scheduler": {"name": experiment.search.scheduler, **experiment.search.scheduler_settings},
         "metric": f"{experiment.search.mode} {experiment.search.metric}",
+        "loggers": [logger.name for logger in experiment.loggers],
         "max_failures": experiment.max_failures,
         "time_budget_s": experiment.time_budget_s,
         "restore": experiment.restore,

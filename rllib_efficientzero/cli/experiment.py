@@ -6,14 +6,15 @@ import os
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from rllib_efficientzero import known_keys, metrics
 from rllib_efficientzero.cli.errors import InputError
+from rllib_efficientzero.cli.loggers import LoggerSettings, resolve_loggers
 from rllib_efficientzero.cli.overrides import merge_deep
 from rllib_efficientzero.cli.search_settings import SEARCH_KEYS, SearchSettings, resolve_search
 from rllib_efficientzero.cli.stopping import resolve_stop
-from rllib_efficientzero.cli.yaml_source import LocatedData, load_yaml
+from rllib_efficientzero.cli.yaml_source import LocatedData, load_yaml, read_text
 from rllib_efficientzero.config_schema import (
     ConfigError,
     KeySchema,
@@ -46,6 +47,7 @@ EXPERIMENT_KEYS = {
     "restore": "str",
     "resources_per_trial": "dict|str",
     "imports": "list",
+    "loggers": "list",
     **SEARCH_KEYS,
 }
 """Key of an experiment -> its type."""
@@ -93,6 +95,7 @@ class Experiment:
     restore: str | None = None
     imports: list[str] = field(default_factory=list)
     search: SearchSettings = field(default_factory=SearchSettings)
+    loggers: list[LoggerSettings] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     where: str = ""
     """`file:line` of the experiment, for mistakes that only show once ray is imported."""
@@ -122,10 +125,20 @@ class Overrides:
     checkpoint: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     local_mode: bool = False
+    scheduler: dict[str, Any] | None = None
+    loggers: list[Any] = field(default_factory=list)
 
 
-class _Place:
-    """Names `file:line` for paths below one experiment."""
+class Place(Protocol):
+    """Says where a part of an experiment was written: `file:line`, or an option."""
+
+    def __call__(self, *path: str | int) -> str:
+        """Of a path below the experiment; without one, of the experiment itself."""
+        ...
+
+
+class _FilePlace:
+    """`file:line` of paths below one experiment."""
 
     def __init__(self, file: str, located: LocatedData, name: str) -> None:
         self.file = file
@@ -149,30 +162,18 @@ def load_experiments(file: pathlib.Path, overrides: Overrides) -> list[Experimen
     if misplaced:
         where = f"{file}:{located.line((misplaced[0],))}"
         raise InputError(f"{misplaced[0]!r} belongs into an experiment; put a name above it and indent it", where)
-    return [_parse(name, value, _Place(str(file), located, name), overrides) for name, value in located.data.items()]
+    return [
+        parse_experiment(name, value, _FilePlace(str(file), located, name), overrides)
+        for name, value in located.data.items()
+    ]
 
 
-def read_text(file: pathlib.Path) -> str:
-    """The file's text; a missing file is answered with the nearest name beside it."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text (byte {error.start})", str(file)) from error
-    except OSError as error:
-        near = nearest(file.name, [entry.name for entry in _neighbours(file)])
-        hint = f"; did you mean {str(file.with_name(near))!r}?" if near else ""
-        raise InputError(f"cannot read the file: {error.strerror}{hint}", str(file)) from error
+def parse_experiment(name: Any, spec: Any, place: Place, overrides: Overrides) -> Experiment:
+    """One experiment with the command line's overrides on it.
 
-
-def _neighbours(file: pathlib.Path) -> list[pathlib.Path]:
-    try:
-        return [entry for entry in file.parent.iterdir() if entry.suffix in {".yaml", ".yml", ".py"}]
-    except OSError:
-        return []
-
-
-def _parse(name: Any, spec: Any, place: _Place, overrides: Overrides) -> Experiment:
-    """One experiment of the file with the command line's overrides on it."""
+    Raises:
+        InputError: at the first mistake, with its place.
+    """
     if not isinstance(name, str) or not name or name.startswith(".") or os.sep in name:
         raise InputError(f"experiment name {name!r} must be a string that can name a directory", place())
     if not isinstance(spec, Mapping):
@@ -195,14 +196,15 @@ def _parse(name: Any, spec: Any, place: _Place, overrides: Overrides) -> Experim
         time_budget_s=values.get("time_budget_s"),
         restore=values.get("restore"),
         imports=_imports(values, place),
-        search=_search(values, place, warnings),
+        search=_search(values, place, overrides, warnings),
+        loggers=_loggers(name, values, place, overrides),
         warnings=warnings,
         where=place(),
         places={**places, "run": place("run"), "imports": place("imports"), "restore": place("restore")},
     )
 
 
-def _check_spec(name: str, spec: Mapping[str, Any], place: _Place) -> dict[str, Any]:
+def _check_spec(name: str, spec: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """Keys and types of an experiment."""
     try:
         check_known_keys(spec, EXPERIMENT_KEYS, f"experiment {name!r}", private=False)
@@ -213,7 +215,7 @@ def _check_spec(name: str, spec: Mapping[str, Any], place: _Place) -> dict[str, 
     return _typed(spec, EXPERIMENT_KEYS, place, ())
 
 
-def _typed(spec: Mapping[str, Any], types: Mapping[str, str], place: _Place, prefix: Path) -> dict[str, Any]:
+def _typed(spec: Mapping[str, Any], types: Mapping[str, str], place: Place, prefix: Path) -> dict[str, Any]:
     """The values of a mapping as their keys' types."""
     values: dict[str, Any] = {}
     for key, value in spec.items():
@@ -226,7 +228,7 @@ def _typed(spec: Mapping[str, Any], types: Mapping[str, str], place: _Place, pre
     return values
 
 
-def _algorithm(values: Mapping[str, Any], place: _Place) -> str:
+def _algorithm(values: Mapping[str, Any], place: Place) -> str:
     """The checked `run`."""
     names = known_keys.algorithm_names()
     run = values.get("run")
@@ -243,7 +245,7 @@ def _config(
     run: str,
     schema: KeySchema | None,
     values: Mapping[str, Any],
-    place: _Place,
+    place: Place,
     overrides: Overrides,
     warnings: list[str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -278,7 +280,7 @@ def _resolve_layer(layer: dict[str, Any], run: str, schema: KeySchema | None) ->
     return resolve_config(layer, schema, f"the config of {run}")
 
 
-def _where(option: str, place: _Place, path: Path) -> str:
+def _where(option: str, place: Place, path: Path) -> str:
     if option.startswith("--"):
         return option
     return place("env") if option == "env" else place("config", *path)
@@ -293,14 +295,14 @@ def _explain(error: ConfigError, run: str) -> str:
     return f"{error.message}; it is a key of {', '.join(owners)}" if owners else error.message
 
 
-def _check_env(name: str, run: str, config: Mapping[str, Any], place: _Place) -> None:
+def _check_env(name: str, run: str, config: Mapping[str, Any], place: Place) -> None:
     if config.get("env") is None and not _OFFLINE_KEYS & set(config):
         raise InputError(f"experiment {name!r} has no environment: add `env: CartPole-v1`, say, or --env", place())
 
 
 def _stop(
     values: Mapping[str, Any],
-    place: _Place,
+    place: Place,
     overrides: Overrides,
     schema: KeySchema | None,
     warnings: list[str],
@@ -322,7 +324,7 @@ def _stop(
     return stop
 
 
-def _num_samples(values: Mapping[str, Any], place: _Place) -> int:
+def _num_samples(values: Mapping[str, Any], place: Place) -> int:
     number = values.get("num_samples")
     if number is not None and number < 1:
         raise InputError(f"'num_samples' must be at least 1, not {number}", place("num_samples"))
@@ -335,7 +337,7 @@ def _storage_path(values: Mapping[str, Any], overrides: Overrides, warnings: lis
     return overrides.storage_path or values.get("storage_path") or values.get("local_dir") or DEFAULT_STORAGE
 
 
-def _checkpoint(values: Mapping[str, Any], place: _Place, overrides: Overrides, warnings: list[str]) -> dict[str, Any]:
+def _checkpoint(values: Mapping[str, Any], place: Place, overrides: Overrides, warnings: list[str]) -> dict[str, Any]:
     """Arguments of `CheckpointConfig`: the old flat keys, then `checkpoint_config`, then the options."""
     given = values.get("checkpoint_config") or {}
     try:
@@ -343,10 +345,7 @@ def _checkpoint(values: Mapping[str, Any], place: _Place, overrides: Overrides, 
     except UnknownKeyError as error:
         raise InputError(error.message, place("checkpoint_config", *error.path)) from error
     settings = {new: values[old] for old, new in _OLD_CHECKPOINT_KEYS.items() if values.get(old) is not None}
-    score = values.get("checkpoint_score_attr")
-    if score:
-        settings["checkpoint_score_attribute"] = score.removeprefix("min-")
-        settings["checkpoint_score_order"] = "min" if score.startswith("min-") else "max"
+    settings.update(checkpoint_score(values.get("checkpoint_score_attr")))
     settings.update(_typed(given, CHECKPOINT_KEYS, place, ("checkpoint_config",)))
     if settings.get("checkpoint_score_order", "max") not in {"min", "max"}:
         where = place("checkpoint_config", "checkpoint_score_order")
@@ -356,14 +355,34 @@ def _checkpoint(values: Mapping[str, Any], place: _Place, overrides: Overrides, 
     return {"checkpoint_at_end": True, **settings, **overrides.checkpoint}
 
 
-def _search(values: Mapping[str, Any], place: _Place, warnings: list[str]) -> SearchSettings:
+def checkpoint_score(written: str | None) -> dict[str, str]:
+    """`checkpoint_score_attr`, whose prefix `min-` asks for the least, as arguments of `CheckpointConfig`."""
+    if not written:
+        return {}
+    order = "min" if written.startswith("min-") else "max"
+    return {"checkpoint_score_attribute": written.removeprefix("min-"), "checkpoint_score_order": order}
+
+
+def _search(values: Mapping[str, Any], place: Place, overrides: Overrides, warnings: list[str]) -> SearchSettings:
+    over = {} if overrides.scheduler is None else {"scheduler": overrides.scheduler}
     try:
-        return resolve_search(values, warnings)
+        return resolve_search({**values, **over}, warnings)
     except ConfigError as error:
-        raise InputError(error.message, place(*error.path)) from error
+        of_option = over and error.path[:1] == ("scheduler",)
+        raise InputError(error.message, "--scheduler" if of_option else place(*error.path)) from error
 
 
-def _imports(values: Mapping[str, Any], place: _Place) -> list[str]:
+def _loggers(name: str, values: Mapping[str, Any], place: Place, overrides: Overrides) -> list[LoggerSettings]:
+    """The file's, and those of the options."""
+    written = values.get("loggers") or []
+    try:
+        return resolve_loggers([*written, *overrides.loggers], name)
+    except ConfigError as error:
+        of_option = error.path[0] >= len(written)
+        raise InputError(error.message, "--wandb-*" if of_option else place("loggers", *error.path)) from error
+
+
+def _imports(values: Mapping[str, Any], place: Place) -> list[str]:
     modules = values.get("imports") or []
     for i, module in enumerate(modules):
         if not isinstance(module, str):

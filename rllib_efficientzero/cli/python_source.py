@@ -7,9 +7,12 @@ import runpy
 from typing import Any
 
 from rllib_efficientzero.cli.errors import InputError
-from rllib_efficientzero.cli.experiment import Experiment, Overrides, read_text
+from rllib_efficientzero.cli.experiment import Experiment, Overrides
+from rllib_efficientzero.cli.loggers import resolve_loggers
 from rllib_efficientzero.cli.overrides import merge_deep
+from rllib_efficientzero.cli.search_settings import resolve_search
 from rllib_efficientzero.cli.stopping import resolve_stop
+from rllib_efficientzero.cli.yaml_source import read_text
 from rllib_efficientzero.config_schema import ConfigError, resolve_config
 
 
@@ -35,9 +38,13 @@ def load_python_experiment(file: pathlib.Path, overrides: Overrides) -> Experime
         given["seed"] = overrides.seed
     if overrides.local_mode:
         given |= {"num_env_runners": 0, "num_learners": 0, "evaluation_num_env_runners": 0}
+    searched = {} if overrides.scheduler is None else {"scheduler": overrides.scheduler}
+    warnings: list[str] = []
     try:
         over = resolve_config(given, schema_of(config), "--config")
-        stop, warnings = resolve_stop({**values.get("stop", {}), **overrides.stop})
+        stop, told = resolve_stop({**values.get("stop", {}), **overrides.stop})
+        search = resolve_search(searched, warnings)
+        loggers = resolve_loggers(overrides.loggers, file.stem)
     except ConfigError as error:
         raise InputError(error.message, str(file)) from error
     return Experiment(
@@ -47,6 +54,8 @@ def load_python_experiment(file: pathlib.Path, overrides: Overrides) -> Experime
         stop=stop,
         storage_path=overrides.storage_path or "~/ray_results",
         checkpoint={"checkpoint_at_end": True, **overrides.checkpoint},
-        warnings=over.warnings + warnings,
+        search=search,
+        loggers=loggers,
+        warnings=over.warnings + told + warnings,
         where=str(file),
     )

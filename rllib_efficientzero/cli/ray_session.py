@@ -24,6 +24,8 @@ class RayOptions:
     num_cpus: int | None = None
     num_gpus: int | None = None
     verbosity: int = 0
+    dashboard: bool = False
+    object_store_memory: int | None = None
 
 
 def set_verbosity(verbosity: int) -> None:
@@ -56,7 +58,13 @@ def ray_session(options: RayOptions) -> Iterator[None]:
         if options.address:
             ray.init(address=options.address, **common)
         else:
-            ray.init(num_cpus=options.num_cpus, num_gpus=options.num_gpus, include_dashboard=False, **common)
+            ray.init(
+                num_cpus=options.num_cpus,
+                num_gpus=options.num_gpus,
+                object_store_memory=options.object_store_memory,
+                include_dashboard=options.dashboard,
+                **common,
+            )
     except Exception as error:
         # Where its processes are not up within 30 s, Ray raises the base class itself.
         raise InputError(f"ray does not start: {error}", "--ray-address" if options.address else "") from error

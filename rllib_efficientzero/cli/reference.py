@@ -56,6 +56,8 @@ def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
     if children is None:
         yield name, command
         return
+    if command.invoke_without_command:
+        yield name, command
     for child_name, child in children.items():
         if not child.hidden:
             yield from _commands(f"{name} {child_name}", child)

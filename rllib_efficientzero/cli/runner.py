@@ -15,6 +15,7 @@ from rllib_efficientzero.cli.algorithms import Prepared
 from rllib_efficientzero.cli.checkpoints import check_nothing_is_lost, newest_checkpoints
 from rllib_efficientzero.cli.console import out, say, say_warning
 from rllib_efficientzero.cli.errors import ExitCode
+from rllib_efficientzero.cli.loggers import make_loggers
 from rllib_efficientzero.cli.progress_callback import ProgressCallback
 from rllib_efficientzero.cli.schedulers import make_scheduler, tune_space
 from rllib_efficientzero.cli.signals import StopCallback, signals_caught
@@ -74,7 +75,8 @@ def run_experiment(prepared: Prepared, resume: bool, trusted: bool, verbosity: i
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     with signals_caught() as stop:
         scheduler = make_scheduler(experiment.search, prepared.param_space, stop)
-        run = _Run(prepared, [callback, StopCallback(stop)], scheduler, verbosity)
+        callbacks = [callback, *make_loggers(experiment.loggers), StopCallback(stop)]
+        run = _Run(prepared, callbacks, scheduler, verbosity)
         try:
             if saved:
                 _warn_of_changes(saved, prepared, checkpoints)

@@ -6,6 +6,7 @@ composed and walked by hand: duplicate keys, foreign tags, endless nesting and a
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from rllib_efficientzero.cli.errors import InputError
-from rllib_efficientzero.config_schema import Path
+from rllib_efficientzero.config_schema import Path, nearest
 
 MAX_DEPTH = 50
 MAX_VALUES = 20_000
@@ -35,6 +36,25 @@ class LocatedData:
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
+
+
+def read_text(file: pathlib.Path) -> str:
+    """The file's text; a missing file is answered with the nearest name beside it."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text (byte {error.start})", str(file)) from error
+    except OSError as error:
+        near = nearest(file.name, [entry.name for entry in _neighbours(file)])
+        hint = f"; did you mean {str(file.with_name(near))!r}?" if near else ""
+        raise InputError(f"cannot read the file: {error.strerror}{hint}", str(file)) from error
+
+
+def _neighbours(file: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        return [entry for entry in file.parent.iterdir() if entry.suffix in {".yaml", ".yml", ".py"}]
+    except OSError:
+        return []
 
 
 def load_yaml(text: str, name: str) -> LocatedData:

@@ -1,0 +1,113 @@
+"""Who else is told of results, beside the trial's own files: TensorBoard, Weights & Biases, MLflow."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rllib_efficientzero.config_schema import ConfigError, WrongTypeError, check_known_keys, nearest, normalise_value
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of a logger."""
+
+    package: str
+    callback: str
+    """Tune's class."""
+    experiment_key: str | None
+    """Setting that is the experiment's name unless it is given."""
+    types: dict[str, str]
+    """Its settings, those of Tune's class."""
+
+
+LOGGERS = {
+    "tensorboard": Kind("tensorboardX", "ray.tune.logger.TBXLoggerCallback", None, {}),
+    "wandb": Kind(
+        "wandb",
+        "ray.air.integrations.wandb.WandbLoggerCallback",
+        "project",
+        {
+            **dict.fromkeys(("project", "group", "name", "entity", "notes", "job_type", "mode", "dir"), "str"),
+            **dict.fromkeys(("api_key", "api_key_file"), "str"),
+            **dict.fromkeys(("tags", "excludes"), "list"),
+            **dict.fromkeys(("log_config", "upload_checkpoints"), "bool"),
+        },
+    ),
+    "mlflow": Kind(
+        "mlflow",
+        "ray.air.integrations.mlflow.MLflowLoggerCallback",
+        "experiment_name",
+        {
+            **dict.fromkeys(("tracking_uri", "registry_uri", "experiment_name"), "str"),
+            "tags": "dict",
+            **dict.fromkeys(("save_artifact", "log_params_on_trial_end"), "bool"),
+        },
+    ),
+}
+
+
+@dataclass
+class LoggerSettings:
+    """One logger of an experiment."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def resolve_loggers(given: list[Any], experiment: str) -> list[LoggerSettings]:
+    """`[tensorboard, {wandb: {project: x}}]`, checked; needs no ray.
+
+    Args:
+        given: names, or mappings of a name to its settings.
+        experiment: its name, which a logger's project has by default.
+
+    Raises:
+        ConfigError: with the path of what is wrong; a logger's package may be missing.
+    """
+    found: dict[str, LoggerSettings] = {}
+    for index, entry in enumerate(given):
+        try:
+            logger = _resolve(entry, experiment)
+        except ConfigError as error:
+            error.path = (index, *error.path)
+            raise
+        found[logger.name] = logger
+    return list(found.values())
+
+
+def _resolve(entry: Any, experiment: str) -> LoggerSettings:
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        ((name, settings),) = entry.items()
+    else:
+        name, settings = entry, {}
+    if not isinstance(name, str) or not isinstance(settings, Mapping | None):
+        raise WrongTypeError("'loggers' takes names, or {name: {setting: value}}")
+    if name not in LOGGERS:
+        near = nearest(name, LOGGERS)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(LOGGERS)}"
+        raise WrongTypeError(f"unknown logger {name!r}; {hint}")
+    kind = LOGGERS[name]
+    settings = settings or {}
+    check_known_keys(settings, kind.types, f"logger {name!r}", private=False)
+    typed = {key: normalise_value(key, value, kind.types[key]) for key, value in settings.items()}
+    if importlib.util.find_spec(kind.package) is None:
+        raise WrongTypeError(f"logger {name!r} needs a package that is not installed: pip install {kind.package}")
+    if kind.experiment_key:
+        typed.setdefault(kind.experiment_key, experiment)
+    return LoggerSettings(name, typed)
+
+
+def make_loggers(loggers: list[LoggerSettings]) -> list[Callback]:
+    """Tune's callbacks; imports ray."""
+    made = []
+    for logger in loggers:
+        module, _, name = LOGGERS[logger.name].callback.rpartition(".")
+        made.append(getattr(importlib.import_module(module), name)(**logger.settings))
+    return made
