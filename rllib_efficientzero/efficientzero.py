@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import numpy as np
+from ray.exceptions import RayTaskError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -106,8 +107,10 @@ class EfficientZero(ScaledAlgorithm):
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_interactions},
             )
         except DivergedError as error:
-            run_files.write_divergence(self.run_directory, str(error), error.last_updates)
-            raise
+            # From a process of its own it comes wrapped, and its message within that process's traceback.
+            diverged = error.cause if isinstance(error, RayTaskError) else error
+            run_files.write_divergence(self.run_directory, str(diverged), diverged.last_updates)
+            raise diverged from None
         if not results:
             raise RuntimeError("no Learner returned a result: all of them are out of service; their logs say why")
         # A skipped update has no priorities, and RLlib's logger keeps no shape: [0, 2] comes back as [].
