@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rllib_efficientzero.checkpoint.manifest import MANIFEST, find_newest, read_manifest
+from rllib_efficientzero.checkpoint.manifest import MANIFEST, CheckpointError, find_newest, read_manifest
 from rllib_efficientzero.cli.console import say_warning
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 TRUST = "--trust-checkpoint"
+
+
+@contextmanager
+def loading_explained(device: str) -> Iterator[None]:
+    """Says in a sentence why a policy cannot be loaded in the block.
+
+    Raises:
+        InputError: there is none, or it is damaged, or the device does not exist.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"no policy can be loaded onto {device!r}: {reason}", "--device") from error
 
 
 def resolve_restore(experiment: Experiment, trusted: bool) -> None:

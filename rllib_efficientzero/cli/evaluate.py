@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rllib_efficientzero.cli.console import say, say_warning
+from rllib_efficientzero.cli.checkpoints import loading_explained
+from rllib_efficientzero.cli.console import say
 from rllib_efficientzero.cli.errors import InputError, exit_codes
+from rllib_efficientzero.cli.old_options import OldEvaluateOptions
+from rllib_efficientzero.cli.options import takes_options
 from rllib_efficientzero.cli.overrides import parse_json_option
 
 if TYPE_CHECKING:
@@ -24,10 +27,12 @@ if TYPE_CHECKING:
 DEFAULT_TREE = "tree.html"
 
 
+@takes_options(OldEvaluateOptions)
 def evaluate(
     checkpoint: Annotated[
         pathlib.Path, typer.Argument(help="A checkpoint, or a directory with policy.json and policy.safetensors.")
     ],
+    options: OldEvaluateOptions,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to play to their end.")] = 10,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first episode; the others follow it.")] = 0,
     num_simulations: Annotated[
@@ -56,7 +61,6 @@ def evaluate(
     trust_checkpoint: Annotated[
         bool, typer.Option("--trust-checkpoint", help="Load the checkpoint of any algorithm of RLlib (pickles).")
     ] = False,
-    algo: Annotated[str | None, typer.Option("--algo", "--run", "-a", hidden=True)] = None,
 ) -> None:
     """Play episodes with a trained policy and report every score.
 
@@ -66,8 +70,7 @@ def evaluate(
     FILE of --tree ends in .html or .svg (default: tree.html).
     """
     with exit_codes():
-        if algo is not None:
-            say_warning("--algo is not needed any more: the checkpoint says what it is of")
+        options.warn()
         settings = parse_json_option(env_config, "--env-config")
         if not (checkpoint / "policy").is_dir() and not (checkpoint / "policy.json").is_file():
             _evaluate_with_rllib(checkpoint, trust_checkpoint, (video, tree), episodes, seed, env, settings, out)
@@ -95,15 +98,10 @@ def load_or_explain(checkpoint: pathlib.Path, device: str = "cpu") -> Policy:
     Raises:
         InputError: there is none, or it is damaged, or the device does not exist.
     """
-    from rllib_efficientzero.checkpoint import CheckpointError
     from rllib_efficientzero.policy import load_policy
 
-    try:
+    with loading_explained(device):
         return load_policy(checkpoint, device=device)
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no policy can be loaded onto {device!r}: {_first_line(error)}", "--device") from error
 
 
 def parse_tree_option(text: str | None) -> tuple[int, pathlib.Path | None]:
@@ -293,7 +291,3 @@ def _evaluate_with_rllib(
         for index, episode in enumerate(report["episodes"]):
             say(f"Episode #{index + 1}: reward: {episode['return']:g}  length {episode['length']}")
     write_report({"checkpoint": str(checkpoint), **report}, out)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from rllib_efficientzero.cli import doctor, env_check, evaluate, example, export, paper, plot, serve, train
+from rllib_efficientzero.cli import doctor, env_check, evaluate, example, export, old_options, paper, plot, serve, train
 
 app = typer.Typer(
     name="rllib",
@@ -26,6 +26,9 @@ app.add_typer(paper.app, name="paper")
 app.command("play")(serve.play)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
+app.command("rollout", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    old_options.rollout
+)
 
 
 @app.callback()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rllib_efficientzero.cli.checkpoints import loading_explained
 from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.overrides import parse_json_option
@@ -131,15 +132,10 @@ def _service(checkpoint: pathlib.Path, device: str) -> PolicyService:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise InputError("serving needs FastAPI and uvicorn: pip install 'rllib_efficientzero[serve]'") from error
-    from rllib_efficientzero.checkpoint import CheckpointError
     from rllib_efficientzero.serve.service import PolicyService
 
-    try:
+    with loading_explained(device):
         return PolicyService(checkpoint, device=device)
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no policy can be loaded onto {device!r}", "--device") from error
 
 
 def _check_env(service: PolicyService, env: str | None, env_config: dict[str, Any]) -> None:

@@ -89,6 +89,21 @@ def test_results_and_checkpoint_are_written(trained: pathlib.Path) -> None:
     assert [line["training_iteration"] for line in lines] == [1, 2]
     assert lines[-1]["config"]["lr"] == 1e-3
     assert (newest_checkpoint(trained) / "rllib_checkpoint.json").is_file()
+    assert list(trained.glob("results/*/*/events.out.tfevents.*")), "TensorBoard's"
+
+
+@pytest.mark.long
+def test_rllibs_own_checkpoints_are_evaluated_once_they_are_trusted(trained: pathlib.Path) -> None:
+    full = [*command(), "evaluate", str(newest_checkpoint(trained)), "--trust-checkpoint", "--out", "-"]
+    done = subprocess.run(
+        [*full, "--episodes", "3"], cwd=trained, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["algorithm"], report["env"]) == ("PPO", "CartPole-v1")
+    assert len(report["episodes"]) == 3
+    for episode in report["episodes"]:
+        assert episode["return"] == episode["length"] >= 8, "CartPole pays 1 per step"
 
 
 def test_resume_goes_on(trained: pathlib.Path, cluster: str) -> None:

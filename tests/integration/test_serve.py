@@ -28,8 +28,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def address(checkpoint: pathlib.Path) -> Iterator[str]:
-    """Two replicas on a Ray of their own."""
+def address(checkpoint: pathlib.Path, shared_ray: None) -> Iterator[str]:
+    """Two replicas."""
     from ray import serve
 
     from rllib_efficientzero.serve.app import APP_NAME, build
@@ -37,14 +37,12 @@ def address(checkpoint: pathlib.Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build({"checkpoint": str(checkpoint), "replicas": 2}), name=APP_NAME)
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
-        ray.shutdown()
 
 
 def under_load(address: str, count: int, meanwhile: Callable[[], Awaitable[None]]) -> list[Any]:

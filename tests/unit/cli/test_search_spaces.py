@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import runpy
 
 import pytest
 import yaml
@@ -121,3 +122,18 @@ def test_examples_of_searches(name: str) -> None:
         experiment.search.scheduler
         == yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())[name]["scheduler"]["name"]
     )
+
+
+def test_the_search_in_python_is_that_of_the_file() -> None:
+    from rllib_efficientzero import EfficientZeroConfig
+    from rllib_efficientzero.cli.schedulers import tune_space
+
+    twin = runpy.run_path(str(EXAMPLES / "cartpole_ez_tune.py"))["make_config"]().to_dict()
+    (experiment,) = load_experiments(EXAMPLES / "cartpole-ez-tune.yaml", Overrides())
+    of_file = EfficientZeroConfig().update_from_dict(tune_space(experiment.config)).to_dict()
+    searched = {key for key, value in experiment.config.items() if is_search_space(value)}
+    assert searched == {"lr", "num_simulations", "td_steps"}
+    for key in searched:
+        assert twin[key].domain_str == of_file[key].domain_str
+    differing = {key for key in twin if twin[key] != of_file[key]} - searched
+    assert differing == set()

@@ -71,6 +71,7 @@ def test_evaluate_draws_video_and_tree(policy_dir: pathlib.Path, tmp_path: pathl
         (["--env-config", "[1]"], "--env-config: must be a JSON object"),
         (["--device", "toaster"], "--device: no policy can be loaded onto 'toaster'"),
         (["--out", "/nowhere/at/all.json"], "cannot be written"),
+        (["--config", "{}"], "--config: use --env, --env-config and --num-simulations"),
     ],
 )
 def test_evaluate_refuses_in_a_sentence(
@@ -85,6 +86,17 @@ def test_evaluate_refuses_in_a_sentence(
     assert done.exit_code == 2
     assert complaint in " ".join(done.stderr.split())
     assert "Traceback" not in done.output
+
+
+def test_options_of_the_old_evaluate_are_answered(policy_dir: pathlib.Path) -> None:
+    done = rllib("evaluate", policy_dir, "--episodes", 1, "--run", "EfficientZero", "--steps", 100, "--render")
+    assert done.exit_code == 0, done.output
+    told = " ".join(done.stderr.split())
+    for option, instead in (("algo", "the checkpoint says"), ("steps", "whole episodes"), ("render", "--video")):
+        assert f"--{option} is not needed any more: {instead}" in told
+    moved = rllib("rollout", policy_dir, "--run", "PPO")
+    assert moved.exit_code == 2
+    assert "use rllib evaluate CHECKPOINT" in moved.stderr
 
 
 def test_pickles_are_not_loaded_untrusted(tmp_path: pathlib.Path) -> None:
