@@ -10,9 +10,11 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from scale_helpers import NETWORK, tiny_config, train_until
+from torch import Tensor
 
 from rllib_efficientzero import EfficientZero
 from rllib_efficientzero.actors.batches import InlineBatches
+from rllib_efficientzero.efficientzero_learner import EfficientZeroLearner
 from rllib_efficientzero.efficientzero_rl_module import EfficientZeroRLModule
 from rllib_efficientzero.replay import Windows
 
@@ -30,6 +32,48 @@ class FixedStatistics(EfficientZeroRLModule):
         return self
 
 
+class SumOverLearners(torch.autograd.Function):
+    """A sum whose gradient is the sum of all Learners' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return SumOverLearners.forward(ctx, gradient)
+
+
+def normalise_over_all_learners(layer: torch.nn.SyncBatchNorm, features: Tensor) -> Tensor:
+    """What SyncBatchNorm does. Torch has it in kernels for GPUs; this takes their place on a CPU."""
+    if not layer.training:
+        return torch.nn.BatchNorm1d.forward(layer, features)
+    axes = [axis for axis in range(features.ndim) if axis != 1]
+    shape = [-1 if axis == 1 else 1 for axis in range(features.ndim)]
+    count = torch.distributed.get_world_size() * features.numel() / features.shape[1]
+    mean = SumOverLearners.apply(features.sum(axes)) / count
+    variance = SumOverLearners.apply((features - mean.view(shape)).square().sum(axes)) / count
+    layer.num_batches_tracked += 1
+    momentum = 1 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
+    layer.running_mean.lerp_(mean.detach(), momentum)
+    layer.running_var.lerp_(variance.detach() * count / (count - 1), momentum)
+    scale = layer.weight / (variance + layer.eps).sqrt()
+    return (features - mean.view(shape)) * scale.view(shape) + layer.bias.view(shape)
+
+
+class SynchronisedOnCpu(EfficientZeroLearner):
+    """With `sync_batch_norm`, on a CPU."""
+
+    def build(self) -> None:
+        self.config.sync_batch_norm = True
+        torch.nn.SyncBatchNorm.forward = normalise_over_all_learners
+        # Refuses CPUs.
+        torch.nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None
+        super().build()
+
+
 class GivenWindows:
     """A replay that is asked for nothing but what it was given."""
 
@@ -43,7 +87,7 @@ class GivenWindows:
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
-def build(num_learners: int, *, fixed_statistics: bool) -> EfficientZero:
+def build(num_learners: int, *, fixed_statistics: bool, synchronised: bool) -> EfficientZero:
     """Without anything random in its targets: fresh searches and augmentation are seeded by the shard, and one Learner
     has one shard where two have two."""
     config = tiny_config(
@@ -51,6 +95,8 @@ def build(num_learners: int, *, fixed_statistics: bool) -> EfficientZero:
     ).learners(num_learners=num_learners)
     if fixed_statistics:
         config.rl_module(rl_module_spec=RLModuleSpec(module_class=FixedStatistics, model_config=NETWORK))
+    if synchronised and num_learners > 1:
+        config.learners(learner_class=SynchronisedOnCpu)
     return config.build_algo()
 
 
@@ -72,9 +118,12 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
 
 
-def learn_side_by_side(*, fixed_statistics: bool) -> tuple[float, float]:
+def learn_side_by_side(*, fixed_statistics: bool = False, synchronised: bool = False) -> tuple[float, float]:
     """How far apart one Learner and two are after the same updates, and how far they have come."""
-    one, two = (build(num_learners, fixed_statistics=fixed_statistics) for num_learners in (0, 2))
+    are_equal = fixed_statistics or synchronised
+    one, two = (
+        build(num_learners, fixed_statistics=fixed_statistics, synchronised=synchronised) for num_learners in (0, 2)
+    )
     one.local_replay_buffer.add(one._sample(64))
     two.learner_group.set_state(one.learner_group.get_state())
     start = weights(one)
@@ -82,10 +131,10 @@ def learn_side_by_side(*, fixed_statistics: bool) -> tuple[float, float]:
         windows = one.local_replay_buffer.sample(BATCH, beta=1.0)
         (ids, priorities), (two_ids, two_priorities) = update(one, windows), update(two, windows)
         assert ids.tolist() == two_ids.tolist() == windows.position_ids.tolist()
-        if fixed_statistics:
+        if are_equal:
             np.testing.assert_allclose(two_priorities, priorities, rtol=1e-3, atol=1e-5)
         one.local_replay_buffer.update_priorities(ids, priorities)
-    if fixed_statistics:
+    if are_equal:
         assert largest_difference(weights(two, 0), weights(two, 1)) < 1e-6
     apart, come = largest_difference(weights(one), weights(two)), largest_difference(weights(one), start)
     one.stop()
@@ -102,8 +151,16 @@ def test_two_learners_with_half_a_batch_each_learn_what_one_learns() -> None:
 @pytest.mark.long
 def test_batch_normalisation_sets_them_apart() -> None:
     """Each Learner normalises by the statistics of its own half; nothing else differs, as the test above shows."""
-    apart, come = learn_side_by_side(fixed_statistics=False)
+    apart, come = learn_side_by_side()
     assert 1e-3 < apart < come
+
+
+@pytest.mark.long
+def test_synchronised_batch_normalisation_brings_them_together() -> None:
+    """Running statistics, which the largest difference includes, are those of the whole batch, too."""
+    apart, come = learn_side_by_side(synchronised=True)
+    assert apart < 1e-3
+    assert come > 0.01, "nothing was learned"
 
 
 def test_targets_of_all_learners_come_from_the_same_network() -> None:
