@@ -2,8 +2,8 @@
 
     python -m benchmarks [--full] [NAME ...]
 
-Writes `benchmarks/results/<name>.json`. With `--full` the grids are whole and the loop also runs with the paper's
-network: an hour or so on a CPU instead of minutes.
+Writes `benchmarks/results/<name>.json`. With `--full` the grids are whole and the loops longer: an hour or so on a CPU
+instead of minutes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ QUICK = {
     "replay": ["replay"],
     "search": ["search"],
     "loop": ["loop", "--network", "small"],
+    "loop_paper": ["loop", "--network", "paper"],
     "lightzero_settings": ["lightzero_settings"],
+    "serve": ["serve"],
 }
 """Result's name -> module and its arguments."""
 FULL = {
     "tree": ["tree", "--full"],
     "replay": ["replay"],
     "search": ["search", "--full"],
-    "loop": ["loop", "--network", "small"],
-    "loop_paper": ["loop", "--network", "paper"],
+    "loop": ["loop", "--network", "small", "--updates", "200"],
+    "loop_paper": ["loop", "--network", "paper", "--updates", "12"],
     "lightzero_settings": ["lightzero_settings", "--updates", "10"],
+    "serve": ["serve", "--requests", "5000"],
 }
 
 
@@ -70,7 +73,7 @@ def _when(path: Path) -> str:
 def main() -> int:
     """Returns 1 if a benchmark failed; the others are run and shown all the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="whole grids, and the loop with the paper's network")
+    parser.add_argument("--full", action="store_true", help="whole grids and longer loops")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(FULL)}")
     args = parser.parse_args()
     known = FULL if args.full else QUICK

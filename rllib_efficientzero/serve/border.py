@@ -57,7 +57,8 @@ class Border:
 
     def _refusal(self, scope: Message, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         """What can be refused without the body."""
-        path = scope["path"]
+        # Behind a prefix, as Ray Serve may put the application, a path begins with it.
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
         if self._token is not None and not is_open:
             given = headers.get(b"authorization", b"")

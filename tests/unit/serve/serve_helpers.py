@@ -36,12 +36,12 @@ def make_app(service: PolicyService, *, batcher: Any = None, limits: Limits | No
     )
 
 
-def talk(app: Any, conversation: Callable[[httpx.AsyncClient], Any]) -> Any:
+def talk(app: Any, conversation: Callable[[httpx.AsyncClient], Any], root_path: str = "") -> Any:
     """Runs a conversation with the application; what it raises inside comes back as a 500, as from a server."""
 
     async def run() -> Any:
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://policy") as client:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False, root_path=root_path)
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://policy{root_path}") as client:
             return await conversation(client)
 
     return asyncio.run(run())

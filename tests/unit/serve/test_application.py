@@ -251,6 +251,7 @@ def test_a_token_is_asked_for(service: PolicyService) -> None:
         return [*codes, (await client.get("/healthz")).status_code, (await client.get("/")).status_code]
 
     assert talk(app, conversation) == [401, 401, 200, 200, 200]
+    assert talk(app, conversation, root_path="/behind/a/prefix") == [401, 401, 200, 200, 200]
 
 
 def test_metadata_and_openapi(service: PolicyService) -> None:
