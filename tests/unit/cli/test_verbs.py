@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -216,6 +217,16 @@ def test_scores_relative_to_humans() -> None:
     assert human_normalised("Boxing", 0.1) == pytest.approx(0.0)
     assert human_normalised("ale_py:ALE/Adventure-v5", 1.0) is None, "no game of the benchmark"
     assert human_normalised("CartPole-v1", 500.0) is None
+
+
+def test_the_shell_completes_verbs() -> None:
+    """What the script asks that `--install-completion` installs."""
+    command = "from rllib_efficientzero.cli.main import app; app(prog_name='rllib')"
+    environment = {**os.environ, "_RLLIB_COMPLETE": "complete_bash", "COMP_WORDS": "rllib ex", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert sorted(done.stdout.split()) == ["example", "export"]
 
 
 def test_doctor_names_what_is_there() -> None:
