@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,8 +47,6 @@ class ServeArguments(BaseModel):
     env: str | None = None
     env_config: dict[str, Any] = Field(default_factory=dict)
     follow: bool = False
-    app_name: str = APP_NAME
-    """Of the application on Ray Serve, by which its parts find each other."""
 
 
 class PolicyReplica:
@@ -87,15 +85,16 @@ class PolicyReplica:
 
 
 class ServeBatcher:
-    """Asks the replicas; see `batcher.Batcher`."""
+    """Asks the replicas; see `batcher.Batcher`.
 
-    def __init__(self, app_name: str) -> None:
-        self._app_name = app_name
-        self._handle: Any = None
+    Args:
+        handle: Ray Serve's, of the policy's deployment.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
 
     async def act(self, query: Query) -> Answer:
-        if self._handle is None:
-            self._handle = serve.get_deployment_handle(POLICY, app_name=self._app_name)
         for attempt in range(MAX_ATTEMPTS):
             try:
                 return await self._handle.act.remote(query)
@@ -108,13 +107,33 @@ class ServeBatcher:
         raise AssertionError("unreachable")
 
 
+@serve.ingress()
+class Front:
+    """Speaks HTTP; what it says is the application's affair."""
+
+    def __init__(self, policy: Any, arguments: dict[str, Any]) -> None:
+        self._policy, self._arguments = policy, ServeArguments(**arguments)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Called by Ray Serve once the replica runs."""
+        given = self._arguments
+        service = PolicyService(given.checkpoint)
+        return create_app(
+            ServeBatcher(self._policy),
+            service.facts(),
+            make_env=lambda: make_environment(service.policy, env=given.env, env_config=given.env_config),
+            token=given.token,
+        )
+
+
 def build(arguments: ServeArguments) -> Any:
-    """The application for `serve run` and `serve.run`, whose name must be `arguments.app_name`.
+    """The application for `serve run` and `serve.run`.
 
     Args:
         arguments: or a dict of them.
     """
     given = arguments if isinstance(arguments, ServeArguments) else ServeArguments(**arguments)
+    searching = (given.gpus_per_replica, given.max_batch_size, given.batch_wait_s)
     policy = serve.deployment(
         PolicyReplica,
         name=POLICY,
@@ -125,10 +144,9 @@ def build(arguments: ServeArguments) -> Any:
         user_config={"checkpoint": given.checkpoint, "follow": given.follow},
         graceful_shutdown_timeout_s=10,
         health_check_period_s=2,
-    ).bind(given.gpus_per_replica, given.max_batch_size, given.batch_wait_s)
-    # The application finds the replicas by name; they are bound to it so that Ray Serve deploys them.
+    )
     front = serve.deployment(
-        serve.ingress(functools.partial(_make_application, given.model_dump()))(_Front),
+        Front,
         name="front",
         # Sessions and games live in it, so that there is one.
         num_replicas=1,
@@ -136,25 +154,18 @@ def build(arguments: ServeArguments) -> Any:
         # The application's own limit answers with Retry-After; this one only keeps memory bounded.
         max_ongoing_requests=4 * given.max_queued,
     )
-    return front.bind(policy)
+    values = given.model_dump()
+    kept = {name: values[name] for name in ("token", "env", "env_config")}
+    return _versioned(front, kept).bind(_versioned(policy, searching).bind(*searching), values)
 
 
-class _Front:
-    """Speaks HTTP; what it says is the application's affair."""
+def _versioned(deployment: Any, settings: Any) -> Any:
+    """Says which settings need new replicas when they change.
 
-    def __init__(self, policy: Any) -> None:
-        self.policy = policy
-
-
-def _make_application(values: dict[str, Any]) -> Any:
-    given = ServeArguments(**values)
-    service = PolicyService(given.checkpoint)
-    return create_app(
-        ServeBatcher(given.app_name),
-        service.facts(),
-        make_env=lambda: make_environment(service.policy, env=given.env, env_config=given.env_config),
-        token=given.token,
-    )
+    Without a version, `serve.run` replaces all replicas whenever it is called; with one, a new checkpoint reaches those
+    that run (`reconfigure`), and sessions go on.
+    """
+    return deployment.options(version=json.dumps(settings, sort_keys=True), _internal=True)
 
 
 def run_on_ray(

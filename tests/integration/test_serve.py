@@ -129,7 +129,7 @@ def test_replicas_share_gpus(checkpoint: pathlib.Path) -> None:
     from rllib_efficientzero.serve.app import build
 
     application = build({"checkpoint": str(checkpoint), "replicas": 4, "gpus_per_replica": 0.25})
-    (policy,) = application._bound_deployment.init_args
+    policy, _ = application._bound_deployment.init_args
     deployment = policy._bound_deployment
     assert deployment.num_replicas == 4
     assert deployment.ray_actor_options["num_gpus"] == 0.25
