@@ -178,6 +178,10 @@ class DmcEnv(gym.Env):
             raise ValueError(_unknown_task(self.protocol.task, ["-".join(pair) for pair in suite.ALL_TASKS]))
         # Tasks draw their randomness, some of it the model's own, from a generator they are made with.
         self._env = suite.load(domain, task, task_kwargs={"random": seed})
+        self._camera: Any = None
+        # The whole buffer is cleared and its samples averaged, whatever part of it is looked at.
+        buffer = self._env.physics.model.vis.global_
+        buffer.offwidth = buffer.offheight = self.protocol.image_size
         if self.protocol.render_quality == "fast":
             quality = self._env.physics.model.vis.quality
             quality.offsamples, quality.shadowsize = 0, 0
@@ -186,7 +190,7 @@ class DmcEnv(gym.Env):
         """Begins an episode; with a seed, in a task made anew with it."""
         super().reset(seed=seed)
         if seed is not None:
-            self._env.close()
+            self.close()
             self._load(seed)
         return self._observe(self._env.reset()), {}
 
@@ -211,11 +215,17 @@ class DmcEnv(gym.Env):
 
     def render(self) -> np.ndarray:
         """The current state as u8`[image_size, image_size, 3]`."""
-        size = self.protocol.image_size
-        return self._env.physics.render(size, size, camera_id=self.protocol.camera)
+        if self._camera is None:
+            # Kept: making one with its scene takes a tenth of the time of drawing.
+            from dm_control.mujoco.engine import Camera
+
+            size = self.protocol.image_size
+            self._camera = Camera(self._env.physics, size, size, camera_id=self.protocol.camera)
+        return self._camera.render().copy()  # out of memory that the next image is drawn into
 
     def close(self) -> None:
         """Frees the simulation and its rendering context."""
+        self._camera = None
         self._env.close()
 
 

@@ -198,6 +198,24 @@ def test_images_show_the_state_after_the_last_repeated_step(image_env: gym.Env) 
     assert len(np.unique(expected)) > 50, "something is drawn"
 
 
+@pytest.mark.parametrize(("domain", "task"), [("reacher", "easy"), ("walker", "walk")])
+def test_images_are_those_that_the_suite_draws(image_env: gym.Env, domain: str, task: str) -> None:
+    from dm_control import suite
+
+    plain, env = suite.load(domain, task, task_kwargs={"random": 5}), DmcEnv(DmcProtocol(f"{domain}-{task}"))
+    plain.reset()
+    observations = [env.reset(seed=5)[0]]
+    action = np.full(env.action_space.shape, 0.5, np.float32)
+    expected = [plain.physics.render(96, 96, camera_id=0)]
+    for _ in range(3):
+        observations.append(env.step(action)[0])
+        for _ in range(env.protocol.steps_per_decision):
+            plain.step(action.astype(np.float64))
+        expected.append(plain.physics.render(96, 96, camera_id=0))
+    np.testing.assert_array_equal(observations, expected)
+    env.close()
+
+
 def test_images_are_the_same_in_other_processes(image_env: gym.Env) -> None:
     found = {}
     for mode in ("sync", "async"):
