@@ -8,6 +8,7 @@ from typing import Any
 
 from rllib_efficientzero.models import ModelConfig
 from rllib_efficientzero.models.catalog import networks_class
+from rllib_efficientzero.models.precision import ON_CPUS
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "search": ("puct", "gumbel"),
@@ -15,11 +16,12 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "first_visit": ("uniform", "prior"),
     "action_representation": ("auto", "enumerated", "sampled"),
     "on_bad_env_step": ("raise", "drop_episode"),
+    "mixed_precision": (True, False, ON_CPUS),
     # The learner clips by nothing else.
     "grad_clip_by": ("global_norm",),
 }
 SWITCHES = (
-    *("use_consistency", "use_value_prefix", "use_off_policy_correction", "use_augmentation", "mixed_precision"),
+    *("use_consistency", "use_value_prefix", "use_off_policy_correction", "use_augmentation"),
     *("compiled_inference", "sample_asynchronously", "sync_batch_norm", "wait_for_resources"),
 )
 SMALLEST = {

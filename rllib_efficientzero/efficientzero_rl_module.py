@@ -39,7 +39,7 @@ from rllib_efficientzero.models import (
 )
 from rllib_efficientzero.models.augmentation import augment
 from rllib_efficientzero.models.observations import unrolled_stacks
-from rllib_efficientzero.models.precision import autocast
+from rllib_efficientzero.models.precision import MixedPrecision, autocast
 from rllib_efficientzero.models.unroll import unroll
 
 ROOT_VALUE = "root_value"
@@ -76,7 +76,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.searcher = Searcher(self.search_config)
         self.use_augmentation: bool = settings["use_augmentation"]
-        self.mixed_precision: bool = settings["mixed_precision"]
+        self.mixed_precision: MixedPrecision = settings["mixed_precision"]
         self.compiled_inference: bool = settings.get("compiled_inference", True)  # not in checkpoints before it
         self.rng = np.random.default_rng()
         self.temperature = 1.0

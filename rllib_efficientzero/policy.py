@@ -31,6 +31,7 @@ from rllib_efficientzero.models import (
 )
 from rllib_efficientzero.models.catalog import path_of
 from rllib_efficientzero.models.inference import InferenceNetwork
+from rllib_efficientzero.models.precision import MixedPrecision
 
 MAX_SIZE = 1 << 20
 """Widest layer, and most simulations, that a policy file may ask for."""
@@ -51,7 +52,7 @@ class Policy:
     """of stacked observations: Box `[S, H, W, C]` or `[S, D]`, or a Dict of these and an action mask"""
     action_space: gym.Space
     """Discrete; or, where actions are sampled, Box(-1, 1, [D]) or MultiDiscrete"""
-    mixed_precision: bool
+    mixed_precision: MixedPrecision
     description: dict[str, Any]
     """`policy.json`: environment, versions, number of updates, ..."""
 
@@ -151,7 +152,7 @@ def load_policy(
     try:
         observation_space = space_from_json(files.content["observation_space"])
         action_space = space_from_json(files.content["action_space"])
-        mixed_precision = bool(files.content["mixed_precision"])
+        mixed_precision = files.content["mixed_precision"]
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{files.path} does not describe a policy: {error!r}.") from error
     return Policy(

@@ -40,4 +40,4 @@ class SearchConfig:
     widened_action_scale: float = 3.0
     """Factor of its standard deviation, or temperature of a choice."""
     num_threads: int = 1
-    """Threads of the tree (over roots); does not change results."""
+    """Threads of the tree, for batches of at least 256 roots; does not change results."""

@@ -57,6 +57,9 @@ def _gumbel_noise(rng: np.random.Generator, shape: tuple[int, int], config: Sear
     return {"gumbel": rng.gumbel(size=shape).astype(np.float32)}
 
 
+MIN_ROOTS_FOR_THREADS = 256
+"""Fewer roots are climbed sooner by one thread than several are woken."""
+
 _ROOT_NOISE: dict[str, Callable[[np.random.Generator, tuple[int, int], SearchConfig], dict[str, np.ndarray]]] = {
     "puct": _puct_noise,
     "gumbel": _gumbel_noise,
@@ -147,7 +150,7 @@ class _Part:
             c_visit=config.gumbel_c_visit,
             c_scale=config.gumbel_c_scale,
             min_q_range=config.gumbel_min_q_range,
-            num_threads=config.num_threads,
+            num_threads=config.num_threads if size >= MIN_ROOTS_FOR_THREADS else 1,
         )
 
     def begin(

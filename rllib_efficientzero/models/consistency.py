@@ -19,10 +19,10 @@ class ConsistencyHeads(nn.Module):
             nn.Flatten(1),
             nn.Linear(latent_features, hidden),
             nn.BatchNorm1d(hidden),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Linear(hidden, hidden),
             nn.BatchNorm1d(hidden),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Linear(hidden, out),
             nn.BatchNorm1d(out),
         )

@@ -54,7 +54,7 @@ class ImageDynamics(nn.Module):
         encoded = self.encode_action(action).to(latent.dtype)
         planes = encoded[:, :, None, None].expand(-1, -1, *latent.shape[2:])
         x = self.norm(self.conv(torch.cat((latent, planes), dim=1)))
-        return self.blocks(F.relu(x + latent))
+        return self.blocks(F.relu(x.add_(latent), inplace=True))
 
 
 class VectorDynamics(nn.Module):
@@ -67,7 +67,8 @@ class VectorDynamics(nn.Module):
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         encoded = self.encode_action(action).to(latent.dtype)
-        return F.relu(self.layers(torch.cat((latent, encoded), dim=1)) + latent)
+        x = self.layers(torch.cat((latent, encoded), dim=1))
+        return F.relu(x.add_(latent), inplace=True)
 
 
 class ValuePrefixHead(nn.Module):

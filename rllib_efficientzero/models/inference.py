@@ -14,7 +14,7 @@ from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.folding import FoldedCopy
 from rllib_efficientzero.models.network import EfficientZeroNetwork, NetworkOutput
-from rllib_efficientzero.models.precision import autocast, low_precision
+from rllib_efficientzero.models.precision import MixedPrecision, autocast, low_precision
 
 CPU_CHUNK = 64
 """Observations encoded at a time on a CPU: the activations of more leave its cache, and malloc's heap."""
@@ -26,7 +26,7 @@ class InferenceNetwork:
     """`initial_inference`, `recurrent_inference` and `value` of a network in eval mode, made fast.
 
     They run on a copy whose batch normalisations are folded into its convolutions: on a CPU as graphs without Python,
-    on a GPU in bfloat16, the encoding of observations as CUDA graphs. Results are those of the network up to rounding,
+    on a GPU the encoding of observations as CUDA graphs. Results are those of the network up to rounding,
     and the same for the same inputs and weights, whatever was computed before.
 
     The network's weights may change at any time. Every operation on a tensor counts in the tensor's version, and these
@@ -36,7 +36,7 @@ class InferenceNetwork:
 
     Args:
         network: in whatever mode, since the copy is in eval mode. It must not move to another device.
-        mixed_precision: bfloat16 where it pays; see `precision`.
+        mixed_precision: where to compute in bfloat16; see `precision`.
         compiled: False calls the network itself, which has to be in eval mode then.
 
     Example:
@@ -47,7 +47,9 @@ class InferenceNetwork:
         torch.Size([3])
     """
 
-    def __init__(self, network: EfficientZeroNetwork, *, mixed_precision: bool = False, compiled: bool = True) -> None:
+    def __init__(
+        self, network: EfficientZeroNetwork, *, mixed_precision: MixedPrecision = False, compiled: bool = True
+    ) -> None:
         self.network = network
         self.mixed_precision = mixed_precision
         self.compiled = compiled

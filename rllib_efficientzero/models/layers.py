@@ -1,4 +1,8 @@
-"""Building blocks shared by the networks (algorithmic description: EfficientZero, appendix A.1)."""
+"""Building blocks shared by the networks (algorithmic description: EfficientZero, appendix A.1).
+
+What follows a normalisation works in place: no gradient needs a normalisation's output, and memory is what rectifying
+and adding wait for.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +32,9 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity() if same_shape else conv3x3(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         y = self.norm2(self.conv2(y))
-        return F.relu(y + self.shortcut(x))
+        return F.relu(y.add_(self.shortcut(x)), inplace=True)
 
 
 def mlp(in_features: int, hidden: Sequence[int], out_features: int, *, zero_last: bool = False) -> nn.Sequential:
@@ -40,7 +44,7 @@ def mlp(in_features: int, hidden: Sequence[int], out_features: int, *, zero_last
     """
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.ReLU()]
+        layers += [nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
         in_features = width
     last = nn.Linear(in_features, out_features)
     if zero_last:
@@ -58,4 +62,4 @@ class Reduce(nn.Module):
         self.norm = nn.BatchNorm2d(reduced_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x))).flatten(1)
+        return F.relu(self.norm(self.conv(x)), inplace=True).flatten(1)

@@ -32,12 +32,12 @@ def unrolled_stacks(planes: Tensor, frame_stack: int, unroll_steps: int) -> Tens
         unroll_steps: K stacks, each one frame later than the one before.
 
     Returns:
-        `[B, K, S * C, H, W]`, channels last, or `[B, K, S * D]`.
+        `[B, K, S * C, H, W]`, channels last, or `[B, K, S * D]`; in memory one step lies behind the other.
     """
     width = planes.shape[1] // (frame_stack + unroll_steps - 1)
     channels_last = planes.movedim(1, -1)
     stacks = [channels_last[..., k * width : (k + frame_stack) * width] for k in range(unroll_steps)]
-    return torch.stack(stacks, dim=1).movedim(-1, 2)
+    return torch.stack(stacks).movedim(-1, 2).transpose(0, 1)
 
 
 def stack_windows(frames: Tensor, rows: Tensor, times: Tensor, frame_stack: int) -> Tensor:

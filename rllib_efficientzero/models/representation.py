@@ -24,7 +24,7 @@ class ImageRepresentation(nn.Module):
         stages: list[nn.Module] = [
             conv3x3(in_channels, half, first_stride),
             nn.BatchNorm2d(half),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ResidualBlock(half),
             ResidualBlock(half, channels, second_stride),
             ResidualBlock(channels),
@@ -44,7 +44,9 @@ class VectorRepresentation(nn.Module):
 
     def __init__(self, in_features: int, hidden: Sequence[int], latent_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(mlp(in_features, hidden, latent_size), nn.BatchNorm1d(latent_size), nn.ReLU())
+        self.layers = nn.Sequential(
+            mlp(in_features, hidden, latent_size), nn.BatchNorm1d(latent_size), nn.ReLU(inplace=True)
+        )
 
     def forward(self, vector: Tensor) -> Tensor:
         return self.layers(vector)

@@ -56,29 +56,29 @@ def unroll(
 
     # The heads see all steps in one batch: fewer and larger calls, and the statistics with which they will be
     # normalised when searching, where leaves of all depths are evaluated by the same running averages.
-    policy_logits, value_logits = network.predict(_fold(torch.stack(latents, dim=1)))
-    value_prefix_logits = network.read_value_prefix(_fold(torch.stack(reward_hiddens, dim=1)))
-    steps = (-1, len(latents))
+    # Step after step, since latents laid out channels last stay so when they are put one after the other.
+    steps = actions.shape[1]
+    policy_logits, value_logits = network.predict(torch.cat(latents))
+    value_prefix_logits = network.read_value_prefix(torch.cat(reward_hiddens))
     projection = target_projection = None
     if consistency is not None:
-        imagined_steps = (-1, actions.shape[1])
-        projection = consistency.predict(_fold(torch.stack(latents[1:], dim=1))).unflatten(0, imagined_steps)
+        projection = _by_position(consistency.predict(torch.cat(latents[1:])), steps)
         # The target branch: online weights, no gradient (SimSiam has no second network).
         with torch.no_grad():
-            target_projection = consistency.project(network.represent(_fold(target_planes)))
-        target_projection = target_projection.unflatten(0, imagined_steps)
+            targets = network.represent(target_planes.transpose(0, 1).flatten(0, 1))
+            target_projection = _by_position(consistency.project(targets), steps)
     return Unrolled(
-        policy_logits.unflatten(0, steps),
-        value_logits.unflatten(0, steps),
-        value_prefix_logits.unflatten(0, (-1, actions.shape[1])),
+        _by_position(policy_logits, steps + 1),
+        _by_position(value_logits, steps + 1),
+        _by_position(value_prefix_logits, steps),
         projection,
         target_projection,
     )
 
 
-def _fold(x: Tensor) -> Tensor:
-    """`[B, K, ...] -> [B * K, ...]`."""
-    return x.flatten(0, 1)
+def _by_position(x: Tensor, steps: int) -> Tensor:
+    """`[K * B, ...] -> [B, K, ...]`."""
+    return x.unflatten(0, (steps, -1)).transpose(0, 1).contiguous()
 
 
 def _halve(gradient: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from benchmarks import __main__ as benchmarks_main
 from benchmarks import gpu, lightzero_settings, loop, replay, report, search, tree
 from rllib_efficientzero.mcts import SearchConfig
 from rllib_efficientzero.models import InferenceNetwork, ModelConfig, build_network
+from rllib_efficientzero.models.precision import cpu_has_bfloat16
 
 TINY_SIZES = ModelConfig(latent_size=8, mlp_hidden=(8,), head_hidden=(8,), lstm_hidden=8, support_size=5)
 
@@ -123,15 +124,16 @@ def own_ray() -> Iterator[None]:
 def test_lightzero_settings_benchmark_runs() -> None:
     tiny = {"model_config": gpu.QUICK_NETWORK, "num_simulations": 2, "train_batch_size_per_learner": 8}
     result = lightzero_settings.run(1, tiny)
-    measured = result["measured"]
-    assert measured["updates"] == 1
-    assert measured["env_steps"] == lightzero_settings.ENVIRONMENTS * lightzero_settings.FRAGMENT
-    assert set(measured["seconds_per_update"]) == {"targets", "learn", "rest"}
-    assert all(seconds > 0 for seconds in measured["seconds_per_update"].values())
-    for name, goal in lightzero_settings.GOALS.items():
-        ratio = result["goals"][f"{name} over LightZero's, at least"]["measured"]
-        assert ratio == pytest.approx(measured[name] / lightzero_settings.LIGHTZERO[name], abs=0.01)
-        assert goal in (2.0, 3.0)
+    assert list(result["measured"]) == ["float32"] + ["bfloat16"] * cpu_has_bfloat16()
+    for precision, measured in result["measured"].items():
+        assert measured["updates"] == 1
+        assert measured["env_steps"] == lightzero_settings.ENVIRONMENTS * lightzero_settings.FRAGMENT
+        assert set(measured["seconds_per_update"]) == {"targets", "learn", "rest"}
+        assert all(seconds > 0 for seconds in measured["seconds_per_update"].values())
+        for name, goal in lightzero_settings.GOALS.items():
+            ratio = result["goals"][f"{precision}: {name} over LightZero's, at least"]["measured"]
+            assert ratio == pytest.approx(measured[name] / lightzero_settings.LIGHTZERO[name], abs=0.01)
+            assert goal in (2.0, 3.0)
 
 
 @pytest.mark.usefixtures("own_ray")

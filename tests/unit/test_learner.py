@@ -424,12 +424,12 @@ def test_augmentation_is_independent_of_consistency(use_consistency: bool) -> No
     assert ("following" in plain) == ("following" in augmented) == use_consistency
     assert not torch.allclose(augmented["root"], plain["root"])
     if use_consistency:
-        # Target k is the stack of time k, k = 1 .. K.
-        stacks = torch.stack([frames[:, k : k + FRAME_STACK] for k in range(1, 6)], dim=1).flatten(0, 1)
+        # Target k is the stack of time k, k = 1 .. K; they come step after step.
+        stacks = torch.cat([frames[:, k : k + FRAME_STACK] for k in range(1, 6)])
         torch.testing.assert_close(plain["following"], stacks)
         assert not torch.allclose(augmented["following"], stacks)
         # One shift and one intensity for all following frames of a sample: what two stacks share is equal in both.
-        following = augmented["following"].unflatten(0, (BATCH, 5))
+        following = augmented["following"].unflatten(0, (5, BATCH)).transpose(0, 1)
         torch.testing.assert_close(following[:, :-1, 1], following[:, 1:, 0])
 
 

@@ -327,6 +327,22 @@ def test_memory_is_taken_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(made) == 2 + 5 + 1
 
 
+def test_threads_are_for_large_batches_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = __import__("sys").modules["rllib_efficientzero.mcts.search"]
+    real, threads = module.BatchedTree, []
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        threads.append((args[0], kwargs["num_threads"]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "BatchedTree", make)
+    model, many = random_process(0), STATES[torch.arange(256) % 12]
+    one = run(model, many, num_simulations=10, explore=True)
+    assert_same(one, run(model, many, num_simulations=10, explore=True, num_threads=3))
+    run(model, many[:255], num_simulations=10, num_threads=3)
+    assert threads == [(256, 1), (256, 3), (255, 1)]
+
+
 def test_results_do_not_change_with_the_next_search() -> None:
     model, searcher = random_process(0), Searcher(SearchConfig(num_simulations=10))
     root = model.initial_inference(STATES)
