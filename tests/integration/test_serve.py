@@ -75,11 +75,10 @@ def test_it_answers_and_plays(address: str) -> None:
 
 def test_no_request_is_lost_with_a_replica(address: str) -> None:
     async def kill_one() -> None:
-        from ray.util.state import list_actors
-
-        replicas = [actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "policy" in (actor.name or "")]
-        assert replicas
-        ray.kill(ray.get_actor(replicas[0].name, namespace="serve"))
+        names = [named["name"] for named in ray.util.list_named_actors(all_namespaces=True)]
+        replicas = [name for name in names if "#policy#" in name]
+        assert len(replicas) == 2, names
+        ray.kill(ray.get_actor(replicas[0], namespace="serve"))
 
     answers = under_load(address, 1200, kill_one)
     failed = [answer.status_code for answer in answers if answer.status_code != 200]
