@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -68,18 +69,25 @@ def environment() -> dict[str, Any]:
     return {"commit": commit.stdout.strip(), "cpu": cpu.split(":")[-1].strip(), "cores": os.cpu_count()}
 
 
-def plot(name: str, results: dict[str, Any], path: pathlib.Path) -> None:
-    """Mean evaluation return against environment steps, one line per seed."""
+def plot(name: str, results: dict[str, Any], path: pathlib.Path, beside: Mapping[str, dict[str, Any]]) -> None:
+    """Mean evaluation return against environment steps, one line per seed; `beside` are others' results, dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4))
-    for seed, run in results["seeds"].items():
+
+    def draw(run: dict[str, Any], **style: Any) -> None:
         records = run["evaluations"]
         steps = [record["num_interactions_lifetime"] for record in records]
-        axes.plot(steps, [record["mean_return"] for record in records], marker=".", label=f"seed {seed}")
+        axes.plot(steps, [record["mean_return"] for record in records], marker=".", **style)
+
+    for seed, run in results["seeds"].items():
+        draw(run, label=f"seed {seed}")
+    for other, found in beside.items():
+        for seed, run in found["seeds"].items():
+            draw(run, label=f"{other}, seed {seed}", linestyle="--")
     protocol = next(iter(results["seeds"].values()))["protocol"]
     repeat = protocol.get("total_raw_env_steps", 0) // protocol["total_env_steps"]
     label = f"decisions, of {repeat} environment steps each" if repeat > 1 else "environment steps"
@@ -101,9 +109,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variant", choices=VARIANTS, default="full")
     parser.add_argument("--storage-path", type=pathlib.Path, help="keep the runs there; without it they are temporary")
+    parser.add_argument("--beside", nargs="+", default=[], metavar="NAME", help="draw these results of --out-dir too")
     parser.add_argument("--out-dir", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     name = arguments.example if arguments.variant == "full" else f"{arguments.example}-{arguments.variant}"
+    beside = {other: json.loads((arguments.out_dir / f"{other}.json").read_text()) for other in arguments.beside}
     results: dict[str, Any] = {"example": arguments.example, "variant": arguments.variant, **environment(), "seeds": {}}
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as temporary:
@@ -112,7 +122,7 @@ def main() -> None:
             results["seeds"][str(seed)] = collect(storage)
         # After every seed, so that an interrupted series keeps what it has.
         (arguments.out_dir / f"{name}.json").write_text(json.dumps(results, indent=1))
-        plot(name, results, arguments.out_dir / f"{name}.png")
+        plot(name, results, arguments.out_dir / f"{name}.png", beside)
 
 
 if __name__ == "__main__":
