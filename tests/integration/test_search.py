@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 EXAMPLE = pathlib.Path(__file__).parents[2] / "tuned_examples" / "cartpole-ez-tune.yaml"
 NUM_CONFIGURATIONS = 6
-ITERATIONS = 15
+ITERATIONS = 12
 """Of 100 environment steps each; the example's runs have 40."""
-GRACE = 4
+GRACE = 3
 
 
 @pytest.fixture(scope="module")

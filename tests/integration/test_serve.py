@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pathlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,6 +17,11 @@ pytest.importorskip("fastapi")
 pytest.importorskip("ray.serve", exc_type=ImportError)
 httpx = pytest.importorskip("httpx")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+# Ray Serve gives its proxy 5 s to start and replaces it if it is slower, for ever on a busy machine. Ray's processes
+# have these from the one that starts them.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120")
+os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "60")
 
 OBSERVATION = {"observation": [0.1, 0.2, 0.3, 0.4], "num_simulations": 2}
 
