@@ -378,7 +378,8 @@ def _loggers(name: str, values: Mapping[str, Any], place: Place, overrides: Over
     try:
         return resolve_loggers([*written, *overrides.loggers], name)
     except ConfigError as error:
-        of_option = error.path[0] >= len(written)
+        index = error.path[0]
+        of_option = isinstance(index, int) and index >= len(written)
         raise InputError(error.message, "--wandb-*" if of_option else place("loggers", *error.path)) from error
 
 
