@@ -86,7 +86,7 @@ def watch_parts(searcher: Searcher, watch: Stopwatch) -> None:
 
 
 def device_times(run: Callable[[], object], device: str) -> dict[str, float]:
-    """Milliseconds of one run as the profiler saw them on the device: busy in all, and copying to and from the host."""
+    """Of one run, as the profiler saw the device: what `device_summary` says; nothing of a CPU."""
     if device != "cuda":
         return {}
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
@@ -95,11 +95,21 @@ def device_times(run: Callable[[], object], device: str) -> dict[str, float]:
         torch.cuda.synchronize()
         wall = time.perf_counter() - started
     events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    spans = [(event.time_range.start, event.time_range.end) for event in events]
-    copies = [(event.time_range.start, event.time_range.end) for event in events if "memcpy" in event.name.lower()]
-    busy = _covered(spans) / 1e6
-    milliseconds = {"wall": wall, "busy": busy, "copies": _covered(copies) / 1e6}
-    return {f"{name}_ms": 1000 * seconds for name, seconds in milliseconds.items()} | {"busy_share": busy / wall}
+    return device_summary([(event.name, event.time_range.start, event.time_range.end) for event in events], wall)
+
+
+def device_summary(spans: list[tuple[str, float, float]], wall: float) -> dict[str, float]:
+    """Milliseconds that the device was busy in all, copied (to, from and within it), and computed the network.
+
+    Args:
+        spans: name, start and end of everything that it did, in microseconds.
+        wall: seconds of the run.
+    """
+    copies = [(start, end) for name, start, end in spans if "memcpy" in name.lower()]
+    others = [(start, end) for name, start, end in spans if "memcpy" not in name.lower()]
+    busy = _covered(copies + others) / 1e3
+    parts = {"busy_ms": busy, "copies_ms": _covered(copies) / 1e3, "network_ms": _covered(others) / 1e3}
+    return {"wall_ms": 1e3 * wall, **parts, "busy_share": busy / (1e3 * wall)}
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
@@ -206,7 +216,10 @@ def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], devic
     """A line per search and per example."""
     lines = {}
     for row in searches:
-        busy = f"{row['device']['busy_share']:.0%} busy" if row["device"] else "no GPU"
+        busy = "no GPU"
+        if device_row := row["device"]:
+            copies, network = device_row["copies_ms"], device_row["network_ms"]
+            busy = f"{device_row['busy_share']:.0%} busy (copies {copies:.1f} ms, network {network:.1f} ms)"
         host = " ".join(f"{name} {row['host_ms'][name]:.1f}" for name in (TREE, LAUNCH, WAIT, OTHER))
         what = "{policy}, B={num_roots} N={num_simulations}".format(**row)
         ms, plain = row["search_ms"]["median"], row["one_part_no_graph_ms"]["median"]

@@ -243,7 +243,8 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
             target_network_update_freq: updates between copies to the target network (Table 6: 200).
             self_play_update_freq: updates between copies to the EnvRunners (Table 6: 100).
             mixed_precision: bfloat16 where the device is a GPU that has it; "cpu": on CPUs with instructions for it too
-                (AVX512_BF16, AMX; others go on as before), which makes large convolutions twice as fast.
+                (AVX512_BF16, AMX; others go on as before), where the paper's network is twice as fast by it, and small
+                ones are slower.
             compiled_inference: act and reanalyze with folded normalisations, on a CPU as graphs without Python, on a
                 GPU as CUDA graphs; else with the networks as they are. Changes results by rounding only.
             max_consecutive_non_finite_updates: updates skipped in a row for NaN or infinity that end the run.
