@@ -113,17 +113,27 @@ class Front:
 
     def __init__(self, policy: Any, arguments: dict[str, Any]) -> None:
         self._policy, self._arguments = policy, ServeArguments(**arguments)
+        self._service = PolicyService(self._arguments.checkpoint)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Ray Serve once the replica runs."""
-        given = self._arguments
-        service = PolicyService(given.checkpoint)
+        given, service = self._arguments, self._service
         return create_app(
             ServeBatcher(self._policy),
             service.facts(),
             make_env=lambda: make_environment(service.policy, env=given.env, env_config=given.env_config),
             token=given.token,
+            describe=self._describe,
         )
+
+    async def reconfigure(self, settings: dict[str, Any]) -> None:
+        """Told of a new checkpoint, as the replicas are."""
+        await asyncio.to_thread(self._service.load, settings["checkpoint"])
+
+    def _describe(self) -> dict[str, Any]:
+        if self._arguments.follow:
+            self._service.load_newer()
+        return self._service.facts().metadata
 
 
 def build(arguments: ServeArguments) -> Any:
@@ -151,6 +161,7 @@ def build(arguments: ServeArguments) -> Any:
         # Sessions and games live in it, so that there is one.
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
+        user_config={"checkpoint": given.checkpoint},
         # The application's own limit answers with Retry-After; this one only keeps memory bounded.
         max_ongoing_requests=4 * given.max_queued,
     )

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -72,9 +72,15 @@ class _Server:
     """What the routes share."""
 
     def __init__(
-        self, batcher: Batcher, facts: PolicyFacts, make_env: Callable[[], gym.Env] | None, limits: Limits
+        self,
+        batcher: Batcher,
+        facts: PolicyFacts,
+        make_env: Callable[[], gym.Env] | None,
+        limits: Limits,
+        describe: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.batcher, self.facts, self.limits = batcher, facts, limits
+        self.describe = describe
         self.pending = 0
         self.stacks: SessionStore[FrameStack] = SessionStore(
             lambda: FrameStack(facts.frame_stack),
@@ -163,6 +169,7 @@ def create_app(
     make_env: Callable[[], gym.Env] | None = None,
     limits: Limits | None = None,
     token: str | None = None,
+    describe: Callable[[], Mapping[str, Any]] | None = None,
     on_start: Callable[[], None] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> fastapi.FastAPI:
@@ -174,10 +181,11 @@ def create_app(
         make_env: makes an environment for the page's games; None: the page has none.
         limits: see `Limits`.
         token: that every request but for the page and its health has to bring; None: none.
+        describe: metadata of the policy that answers now, if it may be exchanged.
         on_start, on_stop: called when the server starts and stops.
     """
     limits = limits or Limits()
-    server = _Server(batcher, facts, make_env, limits)
+    server = _Server(batcher, facts, make_env, limits, describe or (lambda: facts.metadata))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
@@ -214,7 +222,7 @@ def _routes(server: _Server) -> fastapi.APIRouter:
     async def metadata() -> dict[str, Any]:
         """What the policy sees and does, and this server's limits."""
         told = {"max_simulations": MAX_SIMULATIONS, "max_batch": MAX_BATCH, "games": server.make_env is not None}
-        return {**server.facts.metadata, **told, "max_body_bytes": server.limits.max_body_bytes}
+        return {**server.describe(), **told, "max_body_bytes": server.limits.max_body_bytes}
 
     @router.post("/v1/act", responses=PROBLEMS, response_model_exclude_none=True)
     async def act(request: ActRequest) -> ActResponse:

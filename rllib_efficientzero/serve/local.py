@@ -59,6 +59,7 @@ def build_local(
         make_env=lambda: make_environment(service.policy, env=env, env_config=env_config),
         limits=Limits(),
         token=token,
+        describe=lambda: service.facts().metadata,
         on_start=start,
         on_stop=stop,
     )

@@ -105,6 +105,7 @@ def test_the_policy_is_exchanged_under_load(address: str, tmp_path: pathlib.Path
     answers = under_load(address, 400, exchange)
     assert {answer.status_code for answer in answers} == {200}
     assert httpx.post(f"{address}/v1/act", json=OBSERVATION, timeout=60).json()["model"] == model
+    assert httpx.get(f"{address}/v1/metadata", timeout=60).json()["model"] == model
 
 
 def test_limits_hold_on_ray_serve_too(address: str, checkpoint: pathlib.Path) -> None:

@@ -312,9 +312,11 @@ def test_the_policy_is_exchanged_without_losing_a_request(tmp_path: pathlib.Path
         await asyncio.sleep(0.002)
         service.load(tmp_path / "new")
         waiting += [asyncio.create_task(client.post("/v1/act", json={"observation": FRAME})) for _ in range(20)]
-        return await asyncio.gather(*waiting)
+        answers = await asyncio.gather(*waiting)
+        assert (await client.get("/v1/metadata")).json()["model"] == answers[-1].json()["model"]
+        return answers
 
-    answers = talk(make_app(service), conversation)
+    answers = talk(make_app(service, describe=lambda: service.facts().metadata), conversation)
     assert {answer.status_code for answer in answers} == {200}
     assert answers[-1].json()["model"] == other[:12]
     with pytest.raises(CheckpointError, match="other observations or actions"):
