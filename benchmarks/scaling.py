@@ -4,15 +4,15 @@
 
 Every service of the pipeline is timed alone, as the best of several repetitions: on a CPU in CPU time of its thread,
 what crosses processes in wall time. `benchmarks.pipeline` then plays the whole with as many processes as one likes, as
-if each had a core (and each Learner and reanalyze actor a device) of its own. `--predict` takes the services from an
-earlier result instead, for instance of a machine with a GPU.
+if each had a core (and each Learner and reanalyze actor a device) of its own. Whole runs with one and two EnvRunners
+are timed, too, and put beside what is predicted of them. `--predict` takes the measurements from an earlier result
+instead, for instance of a machine with a GPU. `python -m benchmarks.scaling_page` puts a result into docs/scaling.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import socket
 import time
@@ -76,6 +76,20 @@ def measure_runners(example: str, num_runners: int, seconds: float) -> dict[str,
         "cpu_ms_per_step": round(1000 * cpu / steps, 3),
         "cores_used_by_runners": round(cpu / elapsed, 2),
     }
+
+
+def measure_training(example: str, num_runners: int, seconds: float) -> dict[str, float]:
+    """Environment steps and updates per second of a whole run: asynchronous self-play, one Learner that reanalyzes."""
+    settings = {"num_env_runners": num_runners, "sample_asynchronously": True, "num_gpus_per_learner": 0}
+    algo = load_config(example, settings | {"num_steps_sampled_before_learning_starts": 200}).build_algo()
+    while algo.num_updates == 0 or algo._updates_owed() >= 1:  # as long as there is no search in self-play, or debt
+        algo.train()
+    steps, updates, started = algo.num_interactions, algo.num_updates, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        algo.train()
+    steps, updates = algo.num_interactions - steps, algo.num_updates - updates
+    algo.stop()
+    return {"env_steps_per_s": round(steps / elapsed, 2), "updates_per_s": round(updates / elapsed, 3)}
 
 
 def measure_services(example: str) -> ServiceTimes:
@@ -216,6 +230,16 @@ def predict_self_play(times: ServiceTimes, base: Pipeline) -> list[dict[str, Any
     return rows
 
 
+def compare(times: ServiceTimes, base: Pipeline, measured: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Whole runs as measured, each with what the simulation predicts of it, by the number of EnvRunners."""
+    rows = {}
+    for num_runners, row in measured.items():
+        pipeline = dataclasses.replace(base, num_runners=int(num_runners), asynchronous=True)
+        predicted = Simulation(times, pipeline).run(SIMULATED_STEPS).steps_per_s
+        rows[num_runners] = row | {"predicted_env_steps_per_s": round(predicted, 2)}
+    return rows
+
+
 def base_pipeline(example: str) -> Pipeline:
     """One process each, with the example's numbers."""
     config = load_config(example, {})
@@ -234,6 +258,9 @@ def summarise(result: dict[str, Any]) -> dict[str, str]:
         f"{number} EnvRunners, measured": f"{row['env_steps_per_s']} env steps/s of self-play alone"
         for number, row in result["measured_runners"].items()
     }
+    for number, row in result["measured_training"].items():
+        told = f"{row['env_steps_per_s']} env steps/s, predicted {row['predicted_env_steps_per_s']}"
+        lines[f"{number} EnvRunners, a whole run"] = told
     for row in result["predicted"]:
         if row["runners"] in (8, 512):
             name = f"{row['runners']} EnvRunners, {row['learners']} Learners, predicted"
@@ -244,23 +271,24 @@ def summarise(result: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--example", default="pong-ez-cpu")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of self-play with each number of EnvRunners")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement with EnvRunners")
     parser.add_argument("--predict", type=Path, help="take the services from this result")
     parser.add_argument("--out", type=Path, default=reports.RESULTS / "scaling.json")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"conditions": reports.conditions("ray", "torch"), "example": arguments.example}
     if arguments.predict is None:
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-        measure = functools.partial(measure_runners, arguments.example, seconds=arguments.seconds)
-        result["measured_runners"] = {number: measure(num_runners=number) for number in (1, 2)}
+        for name, measure in (("measured_runners", measure_runners), ("measured_training", measure_training)):
+            result[name] = {str(number): measure(arguments.example, number, arguments.seconds) for number in (1, 2)}
         times = measure_services(arguments.example)
         ray.shutdown()
     else:
         earlier = json.loads(arguments.predict.read_text())
-        result["conditions"], result["measured_runners"] = earlier["conditions"], earlier["measured_runners"]
+        result |= {key: earlier[key] for key in ("conditions", "measured_runners", "measured_training")}
         times = ServiceTimes(**earlier["service_s"])
     result["service_s"] = dataclasses.asdict(times)
     base = base_pipeline(arguments.example)
+    result["measured_training"] = compare(times, base, result["measured_training"])
     result["pipeline"] = dataclasses.asdict(base)
     result["predicted"] = predict(times, base)
     result["predicted_self_play"] = predict_self_play(times, base)
