@@ -47,9 +47,9 @@ def test_a_gpu_is_used_unless_told_not_to(
     assert low_precision(GPU, enabled) is None
 
 
-def learning_curve(enabled: bool | str, seed: int = 0, updates: int = 25) -> Tensor:
+def learning_curve(enabled: bool | str, updates: int = 25) -> Tensor:
     """`[updates]` losses of a small network that learns one batch by heart."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     sizes = ModelConfig(channels=8, latent_side=4, lstm_hidden=16, support_size=5, projector_hidden=32)
     network = build_network((2, 16, 16, 1), 3, sizes)
     heads = build_consistency_heads(network.latent_shape, sizes)
@@ -92,12 +92,11 @@ def _batch(generator: torch.Generator) -> dict[str, Any]:
 
 
 def test_bfloat16_learns_as_float32_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its curve is as near to that of float32 as that of another initialisation, and nearer."""
-    exact, other = learning_curve(False), learning_curve(False, seed=1)
+    exact = learning_curve(False)
     monkeypatch.setattr(precision_module, "cpu_has_bfloat16", lambda: True)  # where it does not, torch emulates it
     low = learning_curve("cpu")
     assert not torch.equal(low, exact)
     progress = exact[0] - exact[-1]
     assert progress > 1.0
-    assert (low - exact).abs().max() < 0.05 * progress
-    assert (low - exact).abs().mean() < (other - exact).abs().mean()
+    assert low[0] - low[-1] > 0.95 * progress
+    assert (low - exact).abs().max() < 0.05 * progress  # at every update; 0.03 where this was written
