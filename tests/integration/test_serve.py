@@ -56,7 +56,8 @@ def under_load(address: str, count: int, meanwhile: Callable[[], Awaitable[None]
 
     async def run() -> list[Any]:
         limits = httpx.Limits(max_connections=20)
-        async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits, headers=headers) as client:
+        timeout = httpx.Timeout(120, pool=None)  # All requests but 20 wait for a connection here.
+        async with httpx.AsyncClient(base_url=address, timeout=timeout, limits=limits, headers=headers) as client:
             asked = [asyncio.create_task(client.post("/v1/act", json=OBSERVATION)) for _ in range(count)]
             while sum(task.done() for task in asked) < count // 4:
                 await asyncio.sleep(0.02)
