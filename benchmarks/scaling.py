@@ -284,7 +284,8 @@ def main() -> None:
         ray.shutdown()
     else:
         earlier = json.loads(arguments.predict.read_text())
-        result |= {key: earlier[key] for key in ("conditions", "measured_runners", "measured_training")}
+        result |= {key: earlier[key] for key in ("conditions", "measured_runners")}
+        result["measured_training"] = earlier.get("measured_training", {})
         times = ServiceTimes(**earlier["service_s"])
     result["service_s"] = dataclasses.asdict(times)
     base = base_pipeline(arguments.example)

@@ -49,22 +49,22 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def runners(result: dict[str, Any]) -> str:
-    """Self-play alone, and whole runs beside what is predicted of them."""
-    rows = []
-    for number, row in result["measured_runners"].items():
-        whole = result["measured_training"][number]
-        rows.append(
-            [
-                number,
-                f"{row['env_steps_per_s']:.0f}",
-                f"{row['cpu_ms_per_step']:.2f} ms",
-                f"{row['cores_used_by_runners']:.2f}",
-                f"{whole['env_steps_per_s']:.1f}",
-                f"{whole['predicted_env_steps_per_s']:.1f}",
-            ]
-        )
+    """Self-play alone, and whole runs, where they were timed, beside what is predicted of them."""
     head = ["EnvRunners", "self-play alone, env steps/s", "CPU time of the EnvRunners per step", "cores they used"]
-    return table([*head, "a whole run, env steps/s", "predicted of it"], rows)
+    rows = {
+        number: [
+            number,
+            f"{row['env_steps_per_s']:.0f}",
+            f"{row['cpu_ms_per_step']:.2f} ms",
+            f"{row['cores_used_by_runners']:.2f}",
+        ]
+        for number, row in result["measured_runners"].items()
+    }
+    if whole_runs := result.get("measured_training"):
+        head += ["a whole run, env steps/s", "predicted of it"]
+        for number, row in whole_runs.items():
+            rows[number] += [f"{row['env_steps_per_s']:.1f}", f"{row['predicted_env_steps_per_s']:.1f}"]
+    return table(head, rows.values())
 
 
 def services(result: dict[str, Any]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
+from benchmarks import report, scaling_page
 from benchmarks.pipeline import Pipeline, ServiceTimes, Simulation
 
 TIMES = ServiceTimes(
@@ -78,3 +80,12 @@ def test_learners_share_the_batch_but_not_what_is_fixed() -> None:
 def test_variation_makes_everybody_wait_for_the_slowest() -> None:
     eight = dataclasses.replace(ONE, num_runners=8, replay_ratio=0.01)
     assert steps_per_s(eight, variation=0.5) < 0.8 * steps_per_s(eight)
+
+
+def test_the_page_shows_the_result() -> None:
+    """`python -m benchmarks.scaling_page` brings docs/scaling.md up to date."""
+    result = json.loads((report.RESULTS / "scaling.json").read_text())
+    page = scaling_page.PAGE.read_text()
+    assert scaling_page.fill(page, result) == page
+    timed = {number: {"env_steps_per_s": 1.5, "predicted_env_steps_per_s": 2.5} for number in ("1", "2")}
+    assert "| 1.5 | 2.5 |" in scaling_page.runners(result | {"measured_training": timed})
