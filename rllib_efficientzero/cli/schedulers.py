@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,10 @@ class _Pausing:
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if self.stop:
             return TrialScheduler.PAUSE
+        metric = getattr(self, "_metric", None)
+        if metric in result and math.isnan(result[metric]):
+            # RLlib's "no episode has ended": nothing is less than NaN, and a rung with one would end nobody.
+            return TrialScheduler.CONTINUE
         return super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:

@@ -113,6 +113,30 @@ def test_tune_draws_from_what_the_file_says() -> None:
     assert tune_space(space)["gamma"] == 0.9
 
 
+def test_a_trial_without_a_return_is_judged_by_its_next_one() -> None:
+    """At ASHA's rung RLlib may report NaN: no episode has ended in this iteration."""
+    from types import SimpleNamespace
+
+    from rllib_efficientzero.cli.schedulers import make_scheduler
+    from rllib_efficientzero.cli.search_settings import SearchSettings
+    from rllib_efficientzero.cli.signals import Stop
+
+    settings = {"grace_period": 2, "max_t": 10, "reduction_factor": 2}
+    asha = make_scheduler(SearchSettings("asha", settings), {}, Stop())
+    assert asha.set_search_properties("a/b", "max")
+    good, bad = (SimpleNamespace(trial_id=name) for name in ("good", "bad"))
+    for trial in (good, bad):
+        asha.on_trial_add(None, trial)
+
+    def report(trial: SimpleNamespace, iteration: int, value: float) -> str:
+        return asha.on_trial_result(None, trial, {"training_iteration": iteration, "a/b": value})
+
+    assert report(good, 2, float("nan")) == "CONTINUE"
+    assert report(good, 3, 9.0) == "CONTINUE"
+    assert report(bad, 2, float("nan")) == "CONTINUE"
+    assert report(bad, 3, 1.0) == "STOP"
+
+
 @pytest.mark.parametrize("name", ["cartpole-ez-tune", "pong-ez-tune"])
 def test_examples_of_searches(name: str) -> None:
     (experiment,) = load_experiments(EXAMPLES / f"{name}.yaml", Overrides())
