@@ -60,7 +60,7 @@ def evaluate_algorithm(
                 "seed": None,
                 "return": float(episode.get_return()),
                 "length": len(episode),
-                "terminated": episode.is_terminated,
+                "terminated": bool(episode.is_terminated),  # numpy's, after some environments
             }
             for episode in played
         ],

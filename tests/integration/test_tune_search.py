@@ -104,7 +104,7 @@ def test_the_search_in_python_runs(tmp_path: pathlib.Path, cluster: str) -> None
     results = tuner.fit()
     assert not results.errors
     assert len({result.config["lr"] for result in results}) == 2
-    assert max(result.metrics["training_iteration"] for result in results) == 6
+    assert max(result.metrics["num_env_steps_sampled_lifetime"] for result in results) == 600
     assert results.get_best_result().checkpoint is not None
 
 
@@ -133,6 +133,6 @@ def test_pbt_keeps_the_replay_of_the_trial_it_copies(tmp_path: pathlib.Path, clu
     }
     trials = search(tmp_path, experiment, cluster)
     told = {trial[0]["config"]["env_config"]["tag"]: [result["replay_tags"] for result in trial] for trial in trials}
-    assert told[2] == [{"2": 20}, {"2": 40}, {"2": 60}, {"2": 80}]
-    assert told[1][:2] == [{"1": 20}, {"1": 40}]
-    assert told[1][2:] == [{"2": 60}, {"2": 80}], "the 40 positions of the copied trial, and 20 more per iteration"
+    assert [list(tags) for tags in told[1]] == [["1"], ["1"], ["2"], ["2"]]
+    assert told[2][2]["2"] >= told[2][1]["2"] == 40, "the copied trial goes on with what it had"
+    assert told[1][2:] == told[2][2:], "and so does its copy"
