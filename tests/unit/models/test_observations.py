@@ -64,5 +64,6 @@ def test_images_reach_the_networks_channels_last() -> None:
     """A convolution would otherwise turn its input around on every call."""
     planes = observation_planes(torch.randint(0, 256, (2, 8, 6, 6, 3), dtype=torch.uint8))
     augmented = augment(planes, torch.Generator())
-    for images in (planes, augmented, unrolled_stacks(planes, 4, 5).flatten(0, 1)):
+    step_after_step = unrolled_stacks(planes, 4, 5).transpose(0, 1).flatten(0, 1)
+    for images in (planes, augmented, step_after_step):
         assert images.is_contiguous(memory_format=torch.channels_last)
