@@ -75,5 +75,6 @@ class Command:
 
     @property
     def trial(self) -> pathlib.Path:
-        (result,) = self.directory.glob("results/tiny/*/result.json")
-        return result.parent
+        # Tune copies result.json there some seconds after it began only.
+        (protocol,) = self.directory.glob("results/tiny/*/protocol.json")
+        return protocol.parent
