@@ -80,9 +80,8 @@ class SearchTree:
         )
 
     def name_of(self, node: Node, root_names: Sequence[str]) -> str:
-        """What the action that led to a node is called, given the names of the root's. Samples of other nodes are only
-        numbered."""
-        return f"sample {node.action}" if self.sampled and node.depth > 1 else root_names[node.action]
+        """What the action that led to a node is called, given the names of the root's."""
+        return name_in_tree(node.action, node.depth, root_names, sampled=self.sampled)
 
     def principal_line(self) -> list[Node]:
         """From the root's child down, always the most visited child."""
@@ -114,6 +113,11 @@ class SearchTree:
                 for node, prefix in zip(line, self.value_prefixes(line), strict=True)
             ],
         }
+
+
+def name_in_tree(action: int, depth: int, root_names: Sequence[str], *, sampled: bool) -> str:
+    """What the action that led to a node of this depth is called; samples below the root's are only numbered."""
+    return f"sample {action}" if sampled and depth > 1 else root_names[action]
 
 
 def _described(node: Node, discount: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from rllib_efficientzero.playing.environment import action_names, raw_picture, vector_name
 from rllib_efficientzero.playing.frame_stack import FrameStack, split_mask
+from rllib_efficientzero.playing.search_tree import name_in_tree
 from rllib_efficientzero.serve.batcher import Batcher
 from rllib_efficientzero.serve.observations import BadInputError
 from rllib_efficientzero.serve.service import Answer, PolicyFacts, Query
@@ -106,13 +107,9 @@ class Game:
         self._frames = self._stack.push(frame)
         self._picture = _as_png(raw_picture(self._env, observation))
 
-    def _name_in_line(self, node: dict[str, Any], names: list[str]) -> str:
-        """Below the root sampled actions are others."""
-        is_named = self._answer.candidates is None or node["depth"] == 1
-        return names[node["action"]] if is_named else f"sample {node['action']}"
-
     def _state(self) -> dict[str, Any]:
         answer = self._answer
+        sampled = answer.candidates is not None
         names = self._names if answer.candidates is None else [vector_name(one) for one in answer.candidates]
         line = [] if answer.tree is None else answer.tree["principal_line"]
         return {
@@ -133,7 +130,9 @@ class Game:
             "qvalues": answer.qvalues,
             "num_simulations": answer.num_simulations,
             "model": answer.model,
-            "principal_line": [{**node, "name": self._name_in_line(node, names)} for node in line],
+            "principal_line": [
+                {**node, "name": name_in_tree(node["action"], node["depth"], names, sampled=sampled)} for node in line
+            ],
         }
 
 
