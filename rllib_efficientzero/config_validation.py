@@ -8,7 +8,7 @@ from typing import Any
 
 from rllib_efficientzero.models import ModelConfig
 from rllib_efficientzero.models.catalog import networks_class
-from rllib_efficientzero.models.precision import ON_CPUS
+from rllib_efficientzero.models.precision import PRECISIONS
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "search": ("puct", "gumbel"),
@@ -16,7 +16,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "first_visit": ("uniform", "prior"),
     "action_representation": ("auto", "enumerated", "sampled"),
     "on_bad_env_step": ("raise", "drop_episode"),
-    "mixed_precision": (True, False, ON_CPUS),
+    "mixed_precision": PRECISIONS,
     # The learner clips by nothing else.
     "grad_clip_by": ("global_norm",),
 }

@@ -31,7 +31,7 @@ from rllib_efficientzero.models import (
 )
 from rllib_efficientzero.models.catalog import path_of
 from rllib_efficientzero.models.inference import InferenceNetwork
-from rllib_efficientzero.models.precision import MixedPrecision
+from rllib_efficientzero.models.precision import PRECISIONS, MixedPrecision
 
 MAX_SIZE = 1 << 20
 """Widest layer, and most simulations, that a policy file may ask for."""
@@ -153,6 +153,8 @@ def load_policy(
         observation_space = space_from_json(files.content["observation_space"])
         action_space = space_from_json(files.content["action_space"])
         mixed_precision = files.content["mixed_precision"]
+        if mixed_precision not in PRECISIONS:
+            raise ValueError(f"mixed_precision is {mixed_precision!r}")
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{files.path} does not describe a policy: {error!r}.") from error
     return Policy(

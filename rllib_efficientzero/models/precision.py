@@ -10,6 +10,7 @@ import torch
 MixedPrecision = bool | str
 """False: never; True: on GPUs that have it in hardware; `ON_CPUS`: on CPUs that have it, too."""
 ON_CPUS = "cpu"
+PRECISIONS: tuple[MixedPrecision, ...] = (True, False, ON_CPUS)
 
 
 def low_precision(device: torch.device, enabled: MixedPrecision) -> torch.dtype | None:
