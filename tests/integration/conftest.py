@@ -41,6 +41,12 @@ def shared_ray(_at_the_end: None) -> None:
         _start()
 
 
+@pytest.fixture(scope="module")
+def cluster(shared_ray: None) -> str:
+    """The address of a ray that runs already: it spares each command the start of its own."""
+    return ray.get_runtime_context().gcs_address
+
+
 def _start() -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:

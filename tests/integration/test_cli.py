@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 import pytest
-import ray
 
 PPO = """
 cartpole:
@@ -63,12 +62,6 @@ def results(directory: pathlib.Path) -> list[dict[str, Any]]:
 
 def newest_checkpoint(directory: pathlib.Path) -> pathlib.Path:
     return max(directory.glob("results/*/*/checkpoint_*"))
-
-
-@pytest.fixture(scope="module")
-def cluster(shared_ray: None) -> str:
-    """The address of a ray that runs already: it spares each command the start of its own."""
-    return ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import sys
 from typing import Any
 
 import pytest
-import ray
 import yaml
 from checkpoint_helpers import TINY_NETWORK, TINY_TRAINING
 
@@ -26,11 +25,6 @@ NUM_CONFIGURATIONS = 6
 ITERATIONS = 12
 """Of 100 environment steps each; the example's runs have 40."""
 GRACE = 3
-
-
-@pytest.fixture(scope="module")
-def cluster(shared_ray: None) -> str:
-    return ray.get_runtime_context().gcs_address
 
 
 def rllib(directory: pathlib.Path, *arguments: str) -> str:
