@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rllib_efficientzero.analysis import fixed_replay, plots
 from rllib_efficientzero.analysis.document import Block, Figure, Table
 from rllib_efficientzero.analysis.experiments import variant_label
 from rllib_efficientzero.analysis.measurement import Log, Measured, Measurement
 from rllib_efficientzero.models import EfficientZeroNetwork, observation_planes
+from rllib_efficientzero.models.decoder import Decoder, newest_frame, train_decoder
 from rllib_efficientzero.policy import load_policy
 from rllib_efficientzero.replay.windows import Windows, WindowShape
 
@@ -28,26 +29,6 @@ HELD_OUT = 0.1
 NUM_SHOWN = 2
 REPLAY_OF = "efficientzero"
 """Both decoders learn from, and are shown on, the frames of this variant's replay."""
-
-
-class Decoder(nn.Module):
-    """`[B, C, h, w]` latents -> `[B, c, H, W]` frame in 0..1: doubled in size until it is the frame's."""
-
-    def __init__(self, latent_shape: tuple[int, ...], frame_shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        self._frame_size = frame_shape[1:]
-        layers: list[nn.Module] = [nn.Conv2d(latent_shape[0], width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-        side = latent_shape[1]
-        while side < frame_shape[1]:
-            layers += [nn.ConvTranspose2d(width, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-            side *= 2
-        self._layers = nn.Sequential(*layers, nn.Conv2d(width, frame_shape[0], 3, padding=1), nn.Sigmoid())
-
-    def forward(self, latent: Tensor) -> Tensor:
-        frame = self._layers(latent.float())
-        if frame.shape[2:] != self._frame_size:
-            frame = F.interpolate(frame, size=self._frame_size, mode="bilinear", align_corners=False)
-        return frame
 
 
 def measure(
@@ -88,25 +69,17 @@ def _train_decoder(
     log: Log,
 ) -> Decoder:
     device = next(network.parameters()).device
-    decoder: Decoder | None = None
-    optimizer: torch.optim.Optimizer | None = None
     present_only = WindowShape(shape.frame_stack, 0, 0)
-    for update in range(parameters["updates"]):
-        stacks = _stacks(train.sample(parameters["batch_size"], present_only, rng), shape.frame_stack, device)
-        with torch.no_grad():
-            latent = network.represent(observation_planes(stacks[:, 0]))
-        target = newest_frame(stacks[:, 0])
-        if decoder is None or optimizer is None:
-            decoder = Decoder(tuple(latent.shape[1:]), tuple(target.shape[1:]), parameters["width"]).to(device)
-            optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3)
-        loss = F.mse_loss(decoder(latent), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if update % 500 == 0 or update == parameters["updates"] - 1:
-            log(f"{variant}: decoder's update {update} of {parameters['updates']}, MSE {loss.item():.5f}")
-    assert decoder is not None  # at least one update
-    return decoder.eval()
+    updates = parameters["updates"]
+
+    def draw() -> Tensor:
+        return _stacks(train.sample(parameters["batch_size"], present_only, rng), shape.frame_stack, device)[:, 0]
+
+    def tell(update: int, error: float) -> None:
+        if update % 500 == 0 or update == updates - 1:
+            log(f"{variant}: decoder's update {update} of {updates}, MSE {error:.5f}")
+
+    return train_decoder(network, draw, updates=updates, width=parameters["width"], log=tell)
 
 
 @torch.no_grad()
@@ -158,12 +131,6 @@ def _stacks(windows: Windows, frame_stack: int, device: torch.device) -> Tensor:
     """`[B, K+1, S, H, W, C]` stacked frames of the times t .. t + K."""
     frames = torch.as_tensor(np.array(windows.frames), device=device)
     return torch.stack([frames[:, k : k + frame_stack] for k in range(frames.shape[1] - frame_stack + 1)], dim=1)
-
-
-def newest_frame(stacks: Tensor) -> Tensor:
-    """`[B, S, H, W, C]` u8 -> `[B, C, H, W]` in 0..1."""
-    newest = stacks[:, -1].movedim(-1, 1)
-    return newest.float() / 255 if newest.dtype == torch.uint8 else newest.float()
 
 
 def psnr(squared_error: Tensor) -> Tensor:
