@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from rllib_efficientzero.models import ModelConfig, build_network
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
 LONG_RUN_SECONDS = 6 * 3600.0
+MOST_ACTIONS = 18
+"""Of an Atari game; for timing, where the number makes no difference."""
 
 
 class RunDescription(AlgorithmConfig):
@@ -63,16 +66,19 @@ class RunDescription(AlgorithmConfig):
                 described |= {"evaluation": evaluation.env_protocol().describe()}
         return described
 
-    def get_notices(self) -> list[str]:
-        """What a user should know before the run: without a GPU, how long it would take."""
-        protocol = self.env_protocol()
-        image = None if protocol is None else protocol.describe()["observation_shape"]
-        if image is None or torch.cuda.is_available():
-            return []
+    def seconds_per_call(self, image: Sequence[int]) -> tuple[float, float]:
+        """Seconds per observation encoded and per simulated step, timed now on this machine's CPU.
+
+        Args:
+            image: shape of one frame, `[H, W, C]`.
+        """
         shape = (self.frame_stack, *image)
-        network = build_network(shape, 18, ModelConfig.from_dict(self.network_sizes()))
-        encode, simulate = cost.seconds_per_call(network, shape)
-        seconds = cost.run_seconds(
+        network = build_network(shape, MOST_ACTIONS, ModelConfig.from_dict(self.network_sizes()))
+        return cost.seconds_per_call(network, shape)
+
+    def run_seconds(self, encode: float, simulate: float) -> float:
+        """Seconds of a whole run, without environment and evaluation, from those of `seconds_per_call`."""
+        return cost.run_seconds(
             encode,
             simulate,
             self.reanalyze_config(),
@@ -80,6 +86,14 @@ class RunDescription(AlgorithmConfig):
             env_steps=self.total_env_steps,
             updates=self.updates_at_end(),
         )
+
+    def get_notices(self) -> list[str]:
+        """What a user should know before the run: without a GPU, how long it would take."""
+        protocol = self.env_protocol()
+        image = None if protocol is None else protocol.describe()["observation_shape"]
+        if image is None or torch.cuda.is_available():
+            return []
+        seconds = self.run_seconds(*self.seconds_per_call(image))
         notice = (
             f"There is no GPU here. At this machine's speed the whole run would take about {cost.describe(seconds)}"
         )

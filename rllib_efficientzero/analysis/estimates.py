@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rllib_efficientzero import cost
 from rllib_efficientzero.analysis.experiments import Plan, train_spec
-from rllib_efficientzero.models import ModelConfig, build_network
 
-MOST_ACTIONS = 18
 DEFAULT_SHAPE = (48, 48, 3)
 """Of observations whose environment's protocol does not say: those of the small grid worlds."""
 
@@ -39,18 +36,7 @@ class Estimates:
         config.update_from_dict({key: value for key, value in spec["config"].items() if key != "environment"})
         protocol = config.env_protocol()
         image = DEFAULT_SHAPE if protocol is None else tuple(protocol.describe()["observation_shape"])
-        sizes = config.network_sizes()
-        shape = (config.frame_stack, *image)
-        key = json.dumps([sizes, shape], sort_keys=True)
+        key = json.dumps([config.network_sizes(), config.frame_stack, image], sort_keys=True)
         if key not in self._speeds:
-            network = build_network(shape, MOST_ACTIONS, ModelConfig.from_dict(sizes))
-            self._speeds[key] = cost.seconds_per_call(network, shape)
-        encode, simulate = self._speeds[key]
-        return cost.run_seconds(
-            encode,
-            simulate,
-            config.reanalyze_config(),
-            batch_size=config.total_train_batch_size,
-            env_steps=config.total_env_steps,
-            updates=config.updates_at_end(),
-        )
+            self._speeds[key] = config.seconds_per_call(image)
+        return config.run_seconds(*self._speeds[key])
