@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from rllib_efficientzero.analysis.aggregates import Interval
 
 HUMAN = 1.0
+PANELS_PER_ROW = 4
+Lines = Sequence[tuple[Sequence[float], Sequence[float]]]
+"""(x, y) of each."""
 
 
 class MissingMatplotlibError(ImportError):
@@ -67,21 +71,33 @@ def bars(values: Mapping[str, Mapping[str, Interval]], *, note: str = "") -> byt
     return png(figure, note)
 
 
-def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    x_label: str,
-    y_label: str,
-    title: str = "",
-    note: str = "",
-) -> bytes:
-    """Lines with points: label -> (x, y)."""
-    figure, axis = new_figure(6, 3.8)
-    for label, (x, y) in series.items():
-        axis.plot(x, y, marker=".", label=label)
-    axis.set(xlabel=x_label, ylabel=y_label, title=title)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+def curves(panels: Mapping[str, Mapping[str, Lines]], *, x_label: str, y_label: str, note: str = "") -> bytes:
+    """Lines with points, in panels side by side.
+
+    Args:
+        panels: title -> label -> its lines, all of one colour, which the label has in every panel.
+        x_label: of all panels.
+        y_label: of all panels.
+        note: see `png`.
+    """
+    columns = min(len(panels), PANELS_PER_ROW)
+    rows = math.ceil(len(panels) / columns)
+    width, height = (6.0, 4.2) if len(panels) == 1 else (3.0 * columns, 0.8 + 2.4 * rows)
+    figure, axes = new_figure(width, height, rows=rows, columns=columns)
+    every_axis = np.atleast_1d(axes).ravel()
+    drawn: dict[str, Any] = {}
+    for axis, (title, series) in zip(every_axis, panels.items(), strict=False):
+        for label, lines in series.items():
+            for x, y in lines:
+                colour = drawn[label].get_color() if label in drawn else f"C{len(drawn)}"
+                (line,) = axis.plot(x, y, marker=".", color=colour)
+                drawn.setdefault(label, line)
+        axis.set(xlabel=x_label, ylabel=y_label)
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+    for axis in every_axis[len(panels) :]:
+        axis.set_axis_off()
+    figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=2, fontsize=8)
     return png(figure, note)
 
 

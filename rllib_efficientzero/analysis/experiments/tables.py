@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rllib_efficientzero import metrics as names
 from rllib_efficientzero.analysis import plots, reference
 from rllib_efficientzero.analysis.aggregates import STATISTICS, Interval, estimate
 from rllib_efficientzero.analysis.document import Block, Figure, Table, Text
@@ -44,7 +45,8 @@ def atari100k(runs: Runs, experiment: Experiment, budget: str, note: str) -> lis
     ]
     caption = "As their papers print them; protocols differ. Nothing here was run by this package."
     blocks.append(Table("Other methods, published", ["method", "mean", "median", "IQM", "source"], later, caption))
-    return blocks
+    standard = {name: [run for runs in columns[name].values() for run in runs] for name in list(columns)[:2]}
+    return blocks + _learning_curves(standard, list(reference.atari_games()), note)
 
 
 def _table_1(scores: Mapping[str, Mapping[str, np.ndarray]], note: str) -> Table:
@@ -151,7 +153,28 @@ def ablations(runs: Runs, experiment: Experiment, budget: str, note: str) -> lis
     blocks.append(Table("Ablations by task", headings, per_task, caption))
     if any(len(of_variant) < 2 for of_variant in found.values()):
         blocks.append(Text("One run of a variant says little: differences may be those between seeds."))
-    return blocks
+    by_variant = {variant_label(variant): of_variant for variant, of_variant in found.items()}
+    return blocks + _learning_curves(by_variant, tasks, note)
+
+
+def _learning_curves(found: Mapping[str, Sequence[Run]], tasks: Sequence[str], note: str) -> list[Block]:
+    """Evaluations while training: a panel per task, a line per run."""
+    panels: dict[str, dict[str, plots.Lines]] = {}
+    for task in tasks:
+        for label, of_label in found.items():
+            lines = [_evaluated(run) for run in of_label if run.label.task == task and run.evaluations]
+            if lines:
+                panels.setdefault(task, {})[label] = lines
+    if not panels:
+        return []
+    png = plots.curves(panels, x_label="environment steps", y_label="evaluation return", note=note)
+    return [Figure("Evaluations while training", png, "One line per run, by its variant's colour.")]
+
+
+def _evaluated(run: Run) -> tuple[list[int], list[float]]:
+    """Environment steps and mean returns of a run's evaluations."""
+    steps = [record[names.NUM_INTERACTIONS_LIFETIME] for record in run.evaluations]
+    return steps, [float(np.mean(record[names.EPISODE_RETURNS])) for record in run.evaluations]
 
 
 def mean_and_std(scores: Sequence[float]) -> str:

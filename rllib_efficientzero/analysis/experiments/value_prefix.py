@@ -192,15 +192,13 @@ def present(measurement: Measurement, note: str) -> list[Block]:
     blocks: list[Block] = []
     for title, ending in (("all positions", ""), ("positions before a reward", ", before a reward")):
         series = {
-            f"{label}, {SPLITS[split]}": (curve["updates"], curve[split + ending])
+            f"{label}, {SPLITS[split]}": [(curve["updates"], curve[split + ending])]
             for label, curve in curves.items()
             for split in SPLITS
             if split + ending in curve
         }
         if series:
-            png = plots.curves(
-                series, x_label="updates", y_label="squared error of reward sums", title=title, note=note
-            )
+            png = plots.curves({title: series}, x_label="updates", y_label="squared error of reward sums", note=note)
             blocks.append(Figure(f"Figure 9, {title}", png))
     rows = [[_readable(name), *(f"{curve[name][-1]:.4f}" for curve in curves.values())] for name in tests]
     caption = f"Mean squared error of the sums of the next 1 to {UNROLL_STEPS} rewards. One seed."

@@ -116,6 +116,22 @@ def test_table_3(tmp_path: pathlib.Path) -> None:
     assert row(table(blocks, "Table 3"), "EfficientZero")["mean"] == ""
 
 
+def test_evaluations_while_training_are_drawn_by_task_with_a_line_per_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = "MiniGrid-Empty-Random-6x6-v0"
+    for seed in range(2):
+        write_run(tmp_path, Label("small", task, "efficientzero", seed), [0.5, 0.75 + seed])
+    write_run(tmp_path, Label("small", task, "without-consistency", 0), [0.0])
+    drawn = []
+    monkeypatch.setattr(tables.plots, "curves", lambda panels, **options: drawn.append(panels) or b"")
+    blocks = present("ablations", read_runs(tmp_path), "small")
+    assert [block.title for block in blocks if isinstance(block, Figure)] == ["Evaluations while training"]
+    full, without = [([100], [0.625]), ([100], [1.125])], [([100], [0.0])]
+    assert drawn == [{task: {"EfficientZero": full, "without consistency": without}}]
+    assert not [block for block in present("ablations", Runs(), "small") if isinstance(block, Figure)]
+
+
 def test_mean_and_std() -> None:
     assert tables.mean_and_std([]) == ""
     assert tables.mean_and_std([3.0]) == "3 (1)"

@@ -77,6 +77,14 @@ def test_every_run_is_an_experiment_that_can_be_prepared(budget: str, tmp_path: 
             assert (config.total_env_steps, config.updates_at_end(), config.num_simulations) == (100_000, 120_000, 50)
 
 
+def test_value_targets_are_those_that_the_run_learned_from() -> None:
+    experiment = experiments.load("value-targets")
+    for budget in BUDGETS:
+        (plan,) = experiment.plans(budget)
+        trained = experiments.train_spec(plan)["config"]["training"]
+        assert experiment.parameters(budget).get("td_steps", 5) == trained.get("td_steps", 5)
+
+
 def test_only_unfinished_runs_are_trained_and_failures_are_told(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
