@@ -22,7 +22,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 SWITCHES = (
     *("use_consistency", "use_value_prefix", "use_off_policy_correction", "use_augmentation"),
-    *("compiled_inference", "sample_asynchronously", "sync_batch_norm", "wait_for_resources"),
+    *("compiled_inference", "compiled_learner", "sample_asynchronously", "sync_batch_norm", "wait_for_resources"),
 )
 SMALLEST = {
     "num_simulations": 1,

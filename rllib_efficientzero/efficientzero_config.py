@@ -96,6 +96,7 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
         self.self_play_update_freq = 100
         self.mixed_precision: bool | str = True
         self.compiled_inference = True
+        self.compiled_learner = True
         self.max_consecutive_non_finite_updates = 10
 
     def _set_other_defaults_of_rllib(self) -> None:
@@ -178,6 +179,7 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
         self_play_update_freq: int | None = NotProvided,
         mixed_precision: bool | str | None = NotProvided,
         compiled_inference: bool | None = NotProvided,
+        compiled_learner: bool | None = NotProvided,
         max_consecutive_non_finite_updates: int | None = NotProvided,
         **kwargs: Any,
     ) -> EfficientZeroConfig:
@@ -247,6 +249,8 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
                 ones are slower.
             compiled_inference: act and reanalyze with folded normalisations, on a CPU as graphs without Python, on a
                 GPU as CUDA graphs; else with the networks as they are. Changes results by rounding only.
+            compiled_learner: learn, on a GPU and with one Learner, by a CUDA graph of forward and backward pass; else
+                kernel by kernel. The same results.
             max_consecutive_non_finite_updates: updates skipped in a row for NaN or infinity that end the run.
         """
         given: dict[str, Any] = {

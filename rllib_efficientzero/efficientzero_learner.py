@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.divergence import DivergenceWatch
+from rllib_efficientzero.gradient_pass import GradientPass
 from rllib_efficientzero.losses import losses, observe, policy_losses_of, total_loss
 from rllib_efficientzero.memory import reuse_freed_memory
+from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.normalization import fresh_statistics
 from rllib_efficientzero.models.unroll import Unrolled
 from rllib_efficientzero.schedules import warmup_step_decay
@@ -58,7 +61,7 @@ class EfficientZeroLearner(TorchLearner):
         self._num_non_finite_in_a_row = 0
         self._has_warned_of_saturation = False
         self._divergence_watch = DivergenceWatch()
-        self._observed: dict[str, dict[str, Tensor]] = {}  # by module, of the update at work
+        self._gradient_passes: dict[str, GradientPass] = {}
         self._updates_made: dict[str, int] = {}  # by module: what their buffers say, on the host
         self._statistics: dict[str, _NormalisationStatistics] = {}
         self._last_batch: dict[str, dict[str, Tensor]] = {}  # of modules whose statistics are older than their weights
@@ -66,6 +69,7 @@ class EfficientZeroLearner(TorchLearner):
             module = self._unwrapped(module_id)
             module.make_target_networks()
             self._statistics[module_id] = _NormalisationStatistics(module)
+            self._gradient_passes[module_id] = self._make_gradient_pass(module_id)
 
     def _make_modules_ddp_if_necessary(self) -> None:
         if self.config.sync_batch_norm:
@@ -82,28 +86,46 @@ class EfficientZeroLearner(TorchLearner):
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
 
     def compute_loss_for_module(
-        self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
+        self, *, module_id: str, config: Any, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Tensor:
+        return self._loss_and_observed(module_id, config, batch, fwd_out)[0]
+
+    def _loss_and_observed(
+        self, module_id: str, config: Any, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         predicted = Unrolled(**fwd_out)
         distribution = self._unwrapped(module_id).network.distribution
         terms = losses(predicted, batch, policy_losses_of(distribution))
         coefficients = config.loss_coefficients(sampled_actions=distribution is not None)
         loss = total_loss(terms, coefficients, batch["weights"], steps=batch["actions"].shape[1])
-        self._observed[module_id] = observe(predicted, terms, batch) | {self.TOTAL_LOSS_KEY: loss.detach()}
-        return loss
+        return loss, observe(predicted, terms, batch) | {self.TOTAL_LOSS_KEY: loss.detach()}
+
+    def _make_gradient_pass(self, module_id: str) -> GradientPass:
+        """Forward and backward pass of a module; as one CUDA graph where no other Learner takes part in it."""
+        config = self.config.get_config_for_module(module_id)
+
+        def compute(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            fwd_out = self.module.forward_train({module_id: batch})[module_id]
+            return self._loss_and_observed(module_id, config, batch, fwd_out)
+
+        parameters = [p for p in self.get_parameters(self.module[module_id]) if p.requires_grad]
+        if not (config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1):
+            return GradientPass(compute, parameters)
+        # Calls for a recording move the running statistics, which were saved at the beginning of the update.
+        undo = self._statistics[module_id].restore
+        return GradientPass(compute, parameters, functools.partial(GraphedFunction, undo=undo, copies=False))
 
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Tensor], dict]:
         """Forward, losses, gradients; then a step if everything is finite, else none."""
-        for module_id in batch:
+        loss_on_host = {}
+        for module_id, module_batch in batch.items():
             self._statistics[module_id].save()
             self._updates_made[module_id] = int(self._unwrapped(module_id).num_updates)
-        fwd_out = self.module.forward_train(batch)
-        loss_per_module = self.compute_losses(fwd_out=fwd_out, batch=batch)
-        self.compute_gradients(loss_per_module)
-        loss_on_host = {module_id: self._step_if_finite(module_id, batch[module_id]) for module_id in loss_per_module}
-        return fwd_out, loss_on_host, {}
+            observed = self._gradient_passes[module_id](module_batch)
+            loss_on_host[module_id] = self._step_if_finite(module_id, module_batch, observed)
+        return {}, loss_on_host, {}
 
-    def _step_if_finite(self, module_id: str, batch: dict[str, Tensor]) -> Tensor:
+    def _step_if_finite(self, module_id: str, batch: dict[str, Tensor], observed: dict[str, Tensor]) -> Tensor:
         """One step of the optimizer, unless the loss or a gradient is not finite. Returns the loss, on the host."""
         config = self.config.get_config_for_module(module_id)
         update = self._updates_made[module_id]
@@ -111,7 +133,7 @@ class EfficientZeroLearner(TorchLearner):
         learning_rate = self._set_learning_rate(optimizer, update, config)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or torch.inf)
-        observed = self._observed.pop(module_id) | {names.GRADIENT_NORM: norm}
+        observed = observed | {names.GRADIENT_NORM: norm}
         finite = _agreed_finite(observed[self.TOTAL_LOSS_KEY], norm)
         # The one time that the host waits for the device: with the answer come all numbers that are reported.
         observed = _fetch(observed | {POSITION_IDS: batch[POSITION_IDS], FINITE: finite})
@@ -120,6 +142,8 @@ class EfficientZeroLearner(TorchLearner):
         self._divergence_watch.record(update, scalars, observed[POSITION_IDS])
         if is_finite:
             optimizer.step()
+            # Neither a fused optimizer nor a CUDA graph counts in the weights' versions, by which others see a change.
+            torch.autograd.graph.increment_version(parameters[0])
             self._last_batch[module_id] = batch
             self._unwrapped(module_id).num_updates += 1
             self._updates_made[module_id] = update + 1

@@ -154,8 +154,9 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         # The root's stack and the frames of all targets are augmented apart, each as a whole.
         root, following = planes[:, : frame_stack * width], planes[:, width:]
         if self.use_augmentation and planes.ndim == 4:
-            generator = torch.Generator().manual_seed(int(batch["seed"][0]))
-            root, following = augment(root, generator), augment(following, generator)
+            (of_root, of_following), intensity = batch["shift"].unbind(1), batch["intensity"]
+            root = augment(root, of_root, intensity[:, 0])
+            following = augment(following, of_following, intensity[:, 1])
         with autocast(planes.device, self.mixed_precision):
             predicted = unroll(
                 self.network,

@@ -52,36 +52,45 @@ def record(function: Callable[[], T]) -> tuple[Callable[[], None], T] | None:
 class GraphedFunction:
     """A function of tensors that gets a graph for each combination of shapes that it is called with often."""
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
-        self._function = function
+    def __init__(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        *,
+        undo: Callable[[], None] | None = None,
+        copies: bool = True,
+    ) -> None:
+        """Args:
+        function: see `record`.
+        undo: called after a recording, to take back what the calls for it changed in other tensors than the results.
+        copies: whether results are copies. Else the next call with the same shapes writes over them.
+        """
+        self._function, self._undo, self._copies = function, undo, copies
         self._graphs: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
         self._calls: Counter[tuple] = Counter()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs)
-        if shapes in self._graphs:
-            return self._graphs[shapes](*inputs)
-        self._calls[shapes] += 1
-        if self._calls[shapes] >= MIN_CALLS and len(self._graphs) < MAX_GRAPHS:
-            self._graphs[shapes] = _replayed(self._function, inputs)
-        return self._function(*inputs)
+        if shapes not in self._graphs:
+            self._calls[shapes] += 1
+            if self._calls[shapes] < MIN_CALLS or len(self._graphs) >= MAX_GRAPHS:
+                return self._function(*inputs)
+            self._graphs[shapes] = self._recorded(inputs)
+        return self._graphs[shapes](*inputs)
 
+    def _recorded(self, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        """The function with a graph in it for inputs like these; the function itself where it cannot be recorded."""
+        places = tuple(tensor.clone() for tensor in inputs)
+        recorded = record(lambda: self._function(*places))
+        if self._undo is not None:
+            self._undo()
+        if recorded is None:
+            return self._function
+        replay, results = recorded
 
-def _replayed(
-    function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]
-) -> Callable[..., tuple[Tensor, ...]]:
-    """The function with a graph in it for inputs like these; the function itself where it cannot be recorded."""
-    places = tuple(tensor.clone() for tensor in inputs)
-    recorded = record(lambda: function(*places))
-    if recorded is None:
-        return function
-    replay, results = recorded
+        def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+            for place, tensor in zip(places, inputs, strict=True):
+                place.copy_(tensor, non_blocking=True)
+            replay()
+            return tuple(tensor.clone() for tensor in results) if self._copies else results
 
-    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-        for place, tensor in zip(places, inputs, strict=True):
-            place.copy_(tensor)
-        replay()
-        # The next call writes over the results.
-        return tuple(tensor.clone() for tensor in results)
-
-    return call
+        return call

@@ -19,6 +19,10 @@ from rllib_efficientzero.models.precision import MixedPrecision, autocast, low_p
 CPU_CHUNK = 64
 """Observations encoded at a time on a CPU: the activations of more leave its cache, and malloc's heap."""
 
+GPU_GRAPHED = 256
+"""Observations up to which a GPU encodes them by a CUDA graph: computing more takes longer than launching it does, and
+every graph keeps its activations."""
+
 Function = Callable[..., tuple[Tensor, ...]]
 
 
@@ -31,8 +35,8 @@ class InferenceNetwork:
 
     The network's weights may change at any time. Every operation on a tensor counts in the tensor's version, and these
     are compared before observations are evaluated; not in `recurrent_inference`, so that a search sees one set of
-    weights. Two writers do not count: a fused optimizer, but the normalisations of the forward pass before it do; and
-    whoever writes through `tensor.data`, who has to call `refresh`.
+    weights. Some writers do not count: a fused optimizer, a CUDA graph, whoever writes through `tensor.data`. They have
+    to call `torch.autograd.graph.increment_version`, as the Learner does, or `refresh`.
 
     Args:
         network: in whatever mode, since the copy is in eval mode. It must not move to another device.
@@ -131,7 +135,7 @@ class InferenceNetwork:
         if self.device.type == "cpu":
             return _trace(method, inputs)
         # Whoever calls `recurrent_inference` many times records it together with what happens around it.
-        return method.forward if name == "recurrent_inference" else GraphedFunction(method.forward)
+        return method.forward if name == "recurrent_inference" else _graphed_if_small(method.forward)
 
     def _call_network(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         with autocast(self.device, self.mixed_precision):
@@ -143,6 +147,11 @@ class InferenceNetwork:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def _graphed_if_small(function: Function) -> Function:
+    graphed = GraphedFunction(function)
+    return lambda planes: (graphed if len(planes) <= GPU_GRAPHED else function)(planes)
 
 
 class _Method(nn.Module):

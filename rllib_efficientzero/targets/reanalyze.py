@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rllib_efficientzero.mcts import Model, SearchConfig, Searcher, SearchResult
 from rllib_efficientzero.models import NetworkOutput, observation_planes, stack_windows
+from rllib_efficientzero.models.augmentation import draw_augmentation
 from rllib_efficientzero.replay.windows import Windows
 from rllib_efficientzero.targets.returns import (
     bootstrap_times,
@@ -322,8 +323,8 @@ def _assemble(
 
     frames `[B, S-1 + K+1, ...]`, actions `[B, K]` int64 or `[B, K, D]`, target_policy `[B, K+1, A]`, target_value
     `[B, K+1]`, target_value_prefix `[B, K]`, mask `[B, K]` (gates unroll step k + 1), weights `[B]`, position_ids
-    `[B]`, seed `[B]` (of the augmentation; all the same); and where actions are sampled target_actions
-    `[B, K+1, A, D]`, those that target_policy is about.
+    `[B]`, shift `[B, 2, 2]` int64 and intensity `[B, 2]` (the augmentation, of the root's stack and of the frames that
+    follow); and where actions are sampled target_actions `[B, K+1, A, D]`, those that target_policy is about.
     """
     num_frames = config.frame_stack - 1 + config.unroll_steps + 1
     value_prefix = value_prefix_targets(
@@ -337,9 +338,15 @@ def _assemble(
         "mask": step_masks(windows.steps_left, config.unroll_steps),
         "weights": windows.weights,
         "position_ids": windows.position_ids,
-        "seed": np.full(len(windows), windows.seed, dtype=np.int64),
     }
-    return {"frames": frames[:, :num_frames]} | {key: _to(array, frames.device) for key, array in arrays.items()}
+    generator = torch.Generator().manual_seed(windows.seed)
+    shifts, intensities = zip(*(draw_augmentation(len(windows), generator) for _ in range(2)), strict=True)
+    augmentation = {"shift": torch.stack(shifts, dim=1), "intensity": torch.stack(intensities, dim=1)}
+    return (
+        {"frames": frames[:, :num_frames]}
+        | {key: _to(array, frames.device) for key, array in arrays.items()}
+        | {key: tensor.to(frames.device, non_blocking=True) for key, tensor in augmentation.items()}
+    )
 
 
 def _choose_rows(batch: int, share: float, rng: np.random.Generator) -> np.ndarray:

@@ -20,6 +20,7 @@ from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_learner import DivergedError, EfficientZeroLearner
+from rllib_efficientzero.models import cuda_graphs
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
 
 BATCH, FRAME_STACK = 8, 2
@@ -38,7 +39,7 @@ SIZES = {
 }
 
 
-def build(*, images: bool = False, **training: Any) -> EfficientZeroLearner:
+def build(*, images: bool = False, gpus: int | None = None, **training: Any) -> EfficientZeroLearner:
     shape, high, dtype = ((12, 12, 1), 255, np.uint8) if images else ((3,), 1, np.float32)
     frame = gym.spaces.Box(0, high, shape, dtype)
     stacked = gym.spaces.Box(0, high, (FRAME_STACK, *shape), dtype)
@@ -54,6 +55,8 @@ def build(*, images: bool = False, **training: Any) -> EfficientZeroLearner:
         )
         .rl_module(model_config=SIZES)
     )
+    if gpus is not None:
+        config.learners(num_gpus_per_learner=gpus)
     config.validate()
     return config.build_learner(spaces={DEFAULT_MODULE_ID: (stacked, ACTIONS)})
 
@@ -154,6 +157,76 @@ def test_equal_learners_make_equal_updates() -> None:
             update(learner, batch)
         states.append(state_of(learner))
     assert_same(*states)
+
+
+class _CalledAgain:
+    """Stands in for a recording: a launch calls the function again, into the places of its first results."""
+
+    def __init__(self) -> None:
+        self.launched = 0
+
+    def __call__(self, function: Any) -> Any:
+        results = function()
+
+        def launch() -> None:
+            self.launched += 1
+            for place, result in zip(results, function(), strict=True):
+                place.copy_(result)
+
+        return launch, results
+
+
+def test_a_recorded_gradient_pass_learns_what_the_eager_one_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls for the recording leave no trace; gradients come from where the graph writes them; bad updates are skipped."""
+    recorder = _CalledAgain()
+    monkeypatch.setattr(cuda_graphs, "record", recorder)
+    eager, recorded = build(images=True), build(images=True)
+    passes = recorded._gradient_passes
+    passes[DEFAULT_MODULE_ID]._run = cuda_graphs.GraphedFunction(
+        passes[DEFAULT_MODULE_ID]._forward_and_backward,
+        undo=recorded._statistics[DEFAULT_MODULE_ID].restore,
+        copies=False,
+    )
+    replay = make_replay(images=True)
+    for number in range(6):
+        windows = replay.sample(BATCH, beta=0.4)
+        if number == 4:
+            windows = spoilt(windows, "rewards")
+        for learner in (eager, recorded):
+            update(learner, windows)
+        assert_same(state_of(eager), state_of(recorded))
+    assert recorder.launched == 6 - cuda_graphs.MIN_CALLS + 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_a_gpu_learns_by_a_graph_what_it_learns_without(kind: str) -> None:
+    def run(**settings: Any) -> tuple[dict[str, torch.Tensor], list[float], EfficientZeroLearner]:
+        learner, replay = build(images=True, optimizer={"type": kind}, lr=0.01, **settings), make_replay(images=True)
+        losses = []
+        for number in range(8):
+            windows = replay.sample(BATCH, beta=0.4)
+            results = update(learner, spoilt(windows, "rewards") if number == 5 else windows)
+            losses.append(float(results["value_loss"].values[-1]))
+        return state_of(learner), losses, learner
+
+    graphed, graphed_losses, learner = run()
+    eager, eager_losses, _ = run(compiled_learner=False)
+    assert learner._gradient_passes[DEFAULT_MODULE_ID]._run._graphs
+    np.testing.assert_allclose(graphed_losses, eager_losses, rtol=2e-2)
+    assert graphed.keys() == eager.keys()
+    for key, value in eager.items():
+        torch.testing.assert_close(graphed[key], value, rtol=2e-2, atol=2e-2, msg=key)
+    on_cpu, cpu_losses, _ = run(gpus=0)
+    np.testing.assert_allclose(graphed_losses[:3], cpu_losses[:3], rtol=5e-2)
+
+
+def test_what_acts_sees_every_step_of_a_fused_optimizer() -> None:
+    learner, replay = build(), make_replay()
+    first = next(module_of(learner).network.parameters())
+    before = first._version
+    update(learner, replay.sample(BATCH, beta=0.4))
+    assert first._version > before
 
 
 def test_the_loss_of_one_batch_falls() -> None:

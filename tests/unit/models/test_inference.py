@@ -16,6 +16,7 @@ from rllib_efficientzero.models import cuda_graphs as cuda_graphs_module
 from rllib_efficientzero.models import inference as inference_module
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.folding import NORMALISATIONS, FoldedCopy
+from rllib_efficientzero.models.inference import GPU_GRAPHED
 
 SIZES = {"channels": 8, "reduced_channels": 4, "latent_size": 16, "lstm_hidden": 12, "support_size": 5}
 HIDDEN = {"mlp_hidden": (16, 12), "head_hidden": (8,)}
@@ -303,7 +304,17 @@ def test_shapes_that_come_often_get_a_graph(monkeypatch: pytest.MonkeyPatch) -> 
     for x, y, total, product in results:  # later calls did not write over earlier results
         assert torch.equal(total, x + y)
         assert torch.equal(product, x * y)
-    assert (recorder.recorded, recorder.launched) == (1, 6 - cuda_graphs_module.MIN_CALLS)
+    assert (recorder.recorded, recorder.launched) == (1, 6 - cuda_graphs_module.MIN_CALLS + 1)
+
+
+def test_what_a_recording_changed_is_undone_before_the_graph_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs_module, "record", FakeRecorder())
+    count = torch.zeros(())
+    graphed = GraphedFunction(lambda x: (x + count.add_(1),), undo=lambda: count.sub_(1), copies=False)
+    results = [graphed(torch.zeros(2))[0] for _ in range(6)]
+    assert count == 6
+    # Without copies every launch writes over the last one's results.
+    assert [result[0].item() for result in results] == [1.0, 2.0, *4 * [6.0]]
 
 
 def test_what_cannot_be_recorded_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,4 +347,7 @@ def test_graphs_on_a_gpu_compute_what_the_network_computes_and_follow_its_weight
         torch.testing.assert_close(inference.value(planes), expected.value, rtol=1e-3, atol=1e-3)
         with torch.no_grad():
             network.prediction.value[-1][-1].bias.add_(0.1)
-    assert inference._functions["value"]._graphs
+    # Many at a time are launched kernel by kernel.
+    planes = planes_for(kind, GPU_GRAPHED + 1).cuda()
+    with torch.no_grad():
+        torch.testing.assert_close(inference.value(planes), network.value(planes), rtol=1e-3, atol=1e-3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rllib_efficientzero.models import observation_planes, stack_windows
-from rllib_efficientzero.models.augmentation import augment
+from rllib_efficientzero.models.augmentation import augment, draw_augmentation
 from rllib_efficientzero.models.observations import unrolled_stacks
 
 
@@ -63,7 +63,7 @@ def test_unrolled_stacks_equal_slices(shape: tuple[int, ...]) -> None:
 def test_images_reach_the_networks_channels_last() -> None:
     """A convolution would otherwise turn its input around on every call."""
     planes = observation_planes(torch.randint(0, 256, (2, 8, 6, 6, 3), dtype=torch.uint8))
-    augmented = augment(planes, torch.Generator())
+    augmented = augment(planes, *draw_augmentation(2, torch.Generator()))
     step_after_step = unrolled_stacks(planes, 4, 5).transpose(0, 1).flatten(0, 1)
     for images in (planes, augmented, step_after_step):
         assert images.is_contiguous(memory_format=torch.channels_last)

@@ -159,7 +159,8 @@ def test_masks_and_what_is_passed_on(stored: Stored) -> None:
     assert {batch[key].dtype.name for key in ("target_policy", "target_value", "target_value_prefix", "mask")} == {
         "float32"
     }
-    assert set(batch["seed"].tolist()) == {windows.seed}
+    assert batch["shift"].shape == (len(windows), 2, 2)
+    assert batch["intensity"].shape == (len(windows), 2)
 
 
 # --- Policies --------------------------------------------------------------------------------------------------------
