@@ -67,6 +67,13 @@ class Policy:
         return next(self.network.parameters()).device
 
     @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Of a single observation: `[H, W, C]` or `[D]`."""
+        space = self.observation_space
+        stacked = space[OBSERVATIONS] if isinstance(space, gym.spaces.Dict) else space
+        return tuple(stacked.shape or ())[1:]
+
+    @property
     def samples_actions(self) -> bool:
         """Whether the search chooses between actions drawn from the policy head's distribution."""
         return self.network.distribution is not None

@@ -7,7 +7,19 @@ import sys
 
 import typer
 
-from rllib_efficientzero.cli import doctor, env_check, evaluate, example, export, old_options, paper, plot, serve, train
+from rllib_efficientzero.cli import (
+    doctor,
+    env_check,
+    evaluate,
+    example,
+    export,
+    old_options,
+    paper,
+    plot,
+    serve,
+    train,
+    train_decoder,
+)
 
 app = typer.Typer(
     name="rllib",
@@ -24,6 +36,7 @@ app.command("export")(export.export)
 app.command("plot")(plot.plot)
 app.add_typer(paper.app, name="paper")
 app.command("play")(serve.play)
+app.command("train-decoder")(train_decoder.train_decoder_command)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("rollout", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(

@@ -43,14 +43,20 @@ def play(
     env_config: EnvConfig = "{}",
     device: Device = "cpu",
     follow: Follow = False,
+    decoder: Annotated[
+        pathlib.Path | None,
+        typer.Option("--decoder", metavar="FILE", help="Of `rllib train-decoder`: also show what the policy imagines."),
+    ] = None,
 ) -> None:
     """Watch a trained policy think: a page that plays its environment, in this process, until Ctrl-C.
 
-    Needs the extra [serve]; the checkpoint need not be trusted.
+    Needs the extra [serve]; neither the checkpoint nor the decoder need be trusted.
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
-        service = _service(checkpoint, device)
+        if decoder is not None and follow:
+            raise InputError("a decoder knows one checkpoint; --follow exchanges it", "--decoder")
+        service = _service(checkpoint, device, decoder)
         _check_env(service, env, settings)
         _serve_here(service, host, port, env=env, env_config=settings, follow=follow)
 
@@ -125,7 +131,7 @@ def serve(
             run_on_ray(arguments, host, _free_port(host, port), on_ready=_say_address)
 
 
-def _service(checkpoint: pathlib.Path, device: str) -> PolicyService:
+def _service(checkpoint: pathlib.Path, device: str, decoder: pathlib.Path | None = None) -> PolicyService:
     """The policy; says what is wrong with it before anything is started."""
     try:
         import fastapi  # noqa: F401
@@ -135,7 +141,7 @@ def _service(checkpoint: pathlib.Path, device: str) -> PolicyService:
     from rllib_efficientzero.serve.service import PolicyService
 
     with loading_explained(device):
-        return PolicyService(checkpoint, device=device)
+        return PolicyService(checkpoint, device=device, decoder=decoder)
 
 
 def _check_env(service: PolicyService, env: str | None, env_config: dict[str, Any]) -> None:

@@ -77,6 +77,11 @@ def raw_picture(env: gym.Env, observation: Any) -> np.ndarray:
     return _picture_of(observation)
 
 
+def picture_of_frame(frame: np.ndarray) -> np.ndarray:
+    """u8 `[H, W, C]` as the policy sees it -> `[H, W, 3]`: of many channels the last, of few the last in grey."""
+    return np.repeat(frame[..., -1:], 3, axis=2) if frame.shape[2] < 3 else np.ascontiguousarray(frame[..., -3:])
+
+
 def names_at(env: gym.Env, result: SearchResult, row: int) -> list[str]:
     """Names of the A actions that a search chose between: those of the environment, or what sampled ones are."""
     if result.candidates is None:
@@ -151,8 +156,7 @@ def _picture_of(observation: Any) -> np.ndarray:
         observation = observation[OBSERVATIONS]
     values = np.asarray(observation)
     if values.ndim == 3:
-        image = values if values.dtype == np.uint8 else np.clip(values * 255.0, 0, 255).astype(np.uint8)
-        return np.repeat(image[..., -1:], 3, axis=2) if image.shape[2] < 3 else np.ascontiguousarray(image[..., -3:])
+        return picture_of_frame(values if values.dtype == np.uint8 else np.clip(values * 255, 0, 255).astype(np.uint8))
     picture = np.full((160, 240, 3), 24, np.uint8)
     values = np.tanh(np.nan_to_num(values.ravel()[:64].astype(np.float32)))
     width = 240 // max(1, len(values))

@@ -14,7 +14,7 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-from rllib_efficientzero.playing.environment import action_names, raw_picture, vector_name
+from rllib_efficientzero.playing.environment import action_names, picture_of_frame, raw_picture, vector_name
 from rllib_efficientzero.playing.frame_stack import FrameStack, split_mask
 from rllib_efficientzero.playing.search_tree import name_in_tree
 from rllib_efficientzero.serve.batcher import Batcher
@@ -133,6 +133,7 @@ class Game:
             "principal_line": [
                 {**node, "name": name_in_tree(node["action"], node["depth"], names, sampled=sampled)} for node in line
             ],
+            "imagined": [] if answer.imagined is None else [_as_png(picture_of_frame(one)) for one in answer.imagined],
         }
 
 

@@ -15,10 +15,15 @@ import numpy as np
 from rllib_efficientzero.checkpoint.manifest import CheckpointError, find_newest
 from rllib_efficientzero.checkpoint.spaces import space_to_json
 from rllib_efficientzero.env.checks import OBSERVATIONS
+from rllib_efficientzero.models.decoder import Decoder
+from rllib_efficientzero.playing.imagination import imagine, load_decoder
 from rllib_efficientzero.playing.search_tree import SearchTree
 from rllib_efficientzero.policy import Policy, load_policy
 
 logger = logging.getLogger(__name__)
+
+MAX_IMAGINED = 8
+"""Steps of the principal line that are decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Answer:
     problem: str | None = None
     candidates: list[list[float]] | None = None
     """`[A, D]`, what the numbers stand for where actions are sampled."""
+    imagined: np.ndarray | None = None
+    """u8 `[1 + k, H, W, C]`: the observation and the first k steps of the principal line, decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +83,21 @@ class PolicyService:
     Args:
         checkpoint: a checkpoint or a policy's directory; or a trial's, whose newest whole checkpoint is taken.
         device: where the network goes.
+        decoder: a file of `rllib train-decoder`, to see what the policy imagines.
 
     Raises:
-        CheckpointError: there is no policy.
+        CheckpointError: there is no policy, or the decoder is not this policy's.
     """
 
-    def __init__(self, checkpoint: str | pathlib.Path, *, device: str = "cpu") -> None:
+    def __init__(
+        self, checkpoint: str | pathlib.Path, *, device: str = "cpu", decoder: pathlib.Path | None = None
+    ) -> None:
         self._device = device
         self._searching = threading.Lock()
         self._source = pathlib.Path(checkpoint)
         self.loaded_from = newest_policy(self._source)
         self._policy = load_policy(self.loaded_from, device=device)
+        self._decoder = None if decoder is None else load_decoder(decoder, self._policy)
 
     @property
     def policy(self) -> Policy:
@@ -104,6 +115,7 @@ class PolicyService:
         old = self._policy
         if (new.observation_space, new.action_space) != (old.observation_space, old.action_space):
             raise CheckpointError(f"{path} was trained on other observations or actions than the policy in service.")
+        self._decoder = None  # It knows the old policy's latents only; first, lest a search has it with the new one.
         self._policy, self.loaded_from = new, path
         self._source = pathlib.Path(checkpoint)
 
@@ -160,9 +172,9 @@ class PolicyService:
             groups.setdefault((query.num_simulations, query.legal_actions is not None), []).append(index)
         answers: dict[int, Answer] = {}
         with self._searching:
-            policy = self._policy
+            policy, decoder = self._policy, self._decoder
             for indices in groups.values():
-                found = _search_together(policy, [queries[index] for index in indices])
+                found = _search_together(policy, decoder, [queries[index] for index in indices])
                 answers.update(zip(indices, found, strict=True))
         return [answers[index] for index in range(len(queries))]
 
@@ -181,7 +193,7 @@ def newest_policy(path: pathlib.Path) -> pathlib.Path:
     return newest
 
 
-def _search_together(policy: Policy, queries: list[Query]) -> list[Answer]:
+def _search_together(policy: Policy, decoder: Decoder | None, queries: list[Query]) -> list[Answer]:
     """One search; if it fails, one for each, so that only those fail whose fault it is."""
     legal = None
     if queries[0].legal_actions is not None:
@@ -191,7 +203,7 @@ def _search_together(policy: Policy, queries: list[Query]) -> list[Answer]:
         result = policy.act(frames, legal_actions=legal, num_simulations=queries[0].num_simulations)
     except ValueError as error:
         if len(queries) > 1:
-            return [answer for query in queries for answer in _search_together(policy, [query])]
+            return [answer for query in queries for answer in _search_together(policy, decoder, [query])]
         logger.info("A query could not be answered: %s", error)
         return [Answer(problem="the network has no finite answer to this observation")]
     wanted = queries[0].num_simulations
@@ -218,9 +230,14 @@ def _search_together(policy: Policy, queries: list[Query]) -> list[Answer]:
                 model=_model_id(policy),
                 tree=None if tree is None else tree.as_json(),
                 candidates=None if candidates is None else candidates[row].tolist(),
+                imagined=None if decoder is None or tree is None else _imagined(policy, decoder, query.frames, tree),
             )
         )
     return answers
+
+
+def _imagined(policy: Policy, decoder: Decoder, stack: np.ndarray, tree: SearchTree) -> np.ndarray:
+    return imagine(policy, decoder, stack, [node.action for node in tree.principal_line()[:MAX_IMAGINED]])
 
 
 def _model_id(policy: Policy) -> str:

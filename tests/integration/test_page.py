@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import shutil
@@ -14,7 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from decoder_helpers import write_image_checkpoint, write_random_decoder
 from policy_helpers import write_tiny_policy
+
+from rllib_efficientzero.policy import load_policy
 
 pytest.importorskip("fastapi")
 api = pytest.importorskip("playwright.sync_api")
@@ -25,18 +29,25 @@ TIMEOUT_MS = 60_000
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server in a thread."""
+    """Of a policy that plays CartPole."""
+    directory = tmp_path_factory.mktemp("policy")
+    write_tiny_policy(directory, num_actions=2, env="CartPole-v1")
+    with serving(pathlib.Path(os.environ.get("PAGE_CHECKPOINT", directory))) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serving(policy: pathlib.Path, decoder: pathlib.Path | None = None) -> Iterator[str]:
+    """A server in a thread; its address."""
     import uvicorn
 
     from rllib_efficientzero.serve.local import build_local
     from rllib_efficientzero.serve.service import PolicyService
 
-    directory = tmp_path_factory.mktemp("policy")
-    write_tiny_policy(directory, num_actions=2, env="CartPole-v1")
-    service = PolicyService(os.environ.get("PAGE_CHECKPOINT", directory))
+    app = build_local(PolicyService(policy, decoder=decoder))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(build_local(service), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
         thread.start()
         while not server.started:
@@ -56,7 +67,13 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    """Open, with its first position; whatever the page complains of, or fetches from elsewhere, is a failure."""
+    with opened_at(browser, address) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def opened_at(browser: Any, address: str) -> Iterator[Any]:
+    """The page with its first position; whatever it complains of, or fetches from elsewhere, is a failure."""
     opened = browser.new_page(viewport={"width": 1100, "height": 880})
     opened.set_default_timeout(TIMEOUT_MS)
     wrong: list[str] = []
@@ -110,6 +127,7 @@ def test_it_plays_and_shows_what_the_search_thinks(page: Any) -> None:
     assert page.locator("#actions tr.chosen").count() == 1
     assert len(page.locator("#values polyline").get_attribute("points").split()) > 8
     assert page.locator("#prefixes rect").count() >= 1
+    assert page.locator("#imagination").is_hidden(), "this server has no decoder"
     keep(page, "page.png")
 
 
@@ -149,6 +167,26 @@ def test_a_person_takes_over_with_the_keyboard_alone(page: Any) -> None:
     page.locator("#play").focus()
     page.keyboard.press("Enter")
     wait_until(page, lambda: number(page, "step") >= 1)
+
+
+def test_it_shows_what_the_model_imagines(browser: Any, tmp_path: pathlib.Path) -> None:
+    """One picture for now and one per step of the principal line, each named; they change with the position."""
+    decoder = write_random_decoder(tmp_path / "d.safetensors", load_policy(write_image_checkpoint(tmp_path)))
+    with serving(tmp_path, decoder) as address, opened_at(browser, address) as page:
+        pictures = page.locator("#imagined img")
+        steps = page.locator("#line").inner_text().split(" \N{RIGHTWARDS ARROW} ")
+        assert pictures.count() == 1 + len(steps) > 1
+        names = page.locator("#imagined span").all_inner_texts()
+        assert names == ["now", *(step.split()[0] for step in steps)]
+        drawn = pictures.evaluate_all("all => all.every(one => one.naturalWidth >= 200 && one.clientWidth >= 50)")
+        assert drawn
+        first = pictures.first.get_attribute("src")
+        page.keyboard.press(".")
+        wait_until(page, lambda: number(page, "step") == 1)
+        wait_until(page, lambda: pictures.first.get_attribute("src") != first)
+        page.locator("#simulations").fill("0")
+        page.locator("#simulations").dispatch_event("change")
+        api.expect(page.locator("#imagination")).to_be_hidden()
 
 
 def test_it_can_be_read_on_a_phone_and_in_the_dark(page: Any) -> None:

@@ -111,6 +111,7 @@ function show(state) {
   drawActions();
   drawValues();
   drawPrefixes();
+  drawImagined();
   if (lastMove) tellOfMove();
 }
 
@@ -196,6 +197,21 @@ function drawPrefixes() {
   });
   const steps = line.map((node) => `${node.name} ${node.value_prefix.toFixed(2)}`);
   byId("line").textContent = steps.length ? steps.join(" → ") : "no search, no line";
+}
+
+/** The position as the network keeps it, then what it expects after each step of the line; of a server with a decoder. */
+function drawImagined() {
+  byId("imagination").hidden = game.imagined.length === 0;
+  const names = ["now", ...game.principal_line.map((node) => node.name)];
+  const items = game.imagined.map((frame, index) => {
+    const [item, picture, name] = ["li", "img", "span"].map((kind) => document.createElement(kind));
+    picture.src = frame;
+    picture.alt = index ? `imagined after step ${index}` : "the position, decoded";
+    name.textContent = names[index];
+    item.append(picture, name);
+    return item;
+  });
+  byId("imagined").replaceChildren(...items);
 }
 
 function element(name, attributes) {

@@ -1,0 +1,99 @@
+"""What a policy imagines along a line of actions, as frames; and the file that the decoder for it is kept in."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from rllib_efficientzero.checkpoint.files import write_file
+from rllib_efficientzero.checkpoint.manifest import CheckpointError
+from rllib_efficientzero.models import observation_planes
+from rllib_efficientzero.models.decoder import Decoder
+from rllib_efficientzero.policy import Policy
+
+MAX_BYTES = 64 << 20
+"""A decoder of 32 channels has 0.3 MB."""
+MAX_WIDTH = 1 << 10
+
+
+@torch.inference_mode()
+def imagine(policy: Policy, decoder: Decoder, stack: np.ndarray, actions: Sequence[int]) -> np.ndarray:
+    """Decoded latents: that of an observation, then those which the dynamics reach by one action after the other.
+
+    Args:
+        policy: whose latents the decoder knows.
+        decoder: as `load_decoder` gives it.
+        stack: `[S, H, W, C]` the observation, oldest frame first.
+        actions: k numbers of actions.
+
+    Returns:
+        u8 `[1 + k, H, W, C]`.
+    """
+    network = policy.network
+    latents = [network.represent(observation_planes(torch.as_tensor(stack[None], device=policy.device)))]
+    for action in actions:
+        latents.append(network.dynamics(latents[-1], torch.tensor([action], device=policy.device)))
+    decoded = decoder(torch.cat(latents)).movedim(1, -1)
+    return (255 * decoded).round().to(torch.uint8).cpu().numpy()
+
+
+def check_decodable(policy: Policy) -> None:
+    """Whether what a policy imagines can be drawn.
+
+    Raises:
+        CheckpointError: it cannot; the message says why.
+    """
+    if len(policy.frame_shape) != 3:
+        raise CheckpointError("The policy sees vectors: there are no frames to decode what it imagines into.")
+    if len(policy.network.latent_shape) != 3:
+        raise CheckpointError("The policy's custom networks have latents without rows and columns: no decoder fits.")
+    if policy.samples_actions:
+        raise CheckpointError(
+            "The policy samples its actions anew at every node of a search: only lines of numbered ones are decoded."
+        )
+
+
+def write_decoder(path: pathlib.Path, decoder: Decoder, policy: Policy, width: int) -> None:
+    """Writes a decoder as safetensors, with its width and with the hash of the weights whose latents it knows."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
+    told = {"policy": policy.description["weights"]["sha256"], "width": str(width)}
+    write_file(path, safetensors.torch.save(tensors, told))
+
+
+def load_decoder(path: pathlib.Path, policy: Policy) -> Decoder:
+    """The decoder of a policy's latents, in eval mode on the policy's device. The file need not be trusted.
+
+    Raises:
+        CheckpointError: the policy has no frames, or the file is missing, damaged, or of another policy's decoder.
+    """
+    check_decodable(policy)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path} is no decoder: it has more than {MAX_BYTES} bytes.")
+        with safetensors.safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is no decoder: {error}.") from error
+    width = told.get("width", "")
+    if "policy" not in told or not width.isdecimal() or not 0 < int(width[:9]) <= MAX_WIDTH:
+        raise CheckpointError(f"{path} is no decoder: it does not say of which policy, or how wide it is.")
+    if told["policy"] != policy.description["weights"]["sha256"]:
+        raise CheckpointError(
+            f"{path} decodes the latents of other weights than this policy's: train one with `rllib train-decoder`."
+        )
+    height, columns, channels = policy.frame_shape
+    with torch.device("meta"):
+        decoder = Decoder(policy.network.latent_shape, (channels, height, columns), int(width))
+    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in decoder.state_dict().items()}
+    if {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != expected:
+        raise CheckpointError(f"{path} does not fit the policy: its tensors are not those of a decoder of its latents.")
+    decoder.load_state_dict(tensors, assign=True)
+    return decoder.to(policy.device).eval().requires_grad_(False)
