@@ -122,7 +122,7 @@ def _given(options: list[str]) -> dict[str, pathlib.Path]:
 
 
 def _print_plan(chosen: list[Experiment], setup: Setup) -> None:
-    """Runs by kind, with their state and, from a few timed network calls, how long they would take on this machine."""
+    """Runs by kind, with their state and, from a few timed network calls, how long they would take on this CPU."""
     from rllib_efficientzero import cost
     from rllib_efficientzero.analysis import estimates, running
 
@@ -137,4 +137,5 @@ def _print_plan(chosen: list[Experiment], setup: Setup) -> None:
         waiting = finished.count(False)
         total += waiting * seconds
         say(f"{suite}, {variant}: {waiting} of {len(finished)} runs to be trained, each about {cost.describe(seconds)}")
-    say(f"all of them one by one: about {cost.describe(total)} at the speed that this machine has now")
+    say(f"all of them one by one: about {cost.describe(total)}")
+    say("That is on this machine's CPU with nothing beside it: a GPU, environments and evaluations are not counted in.")

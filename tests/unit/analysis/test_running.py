@@ -10,7 +10,8 @@ import yaml
 from synthetic_runs import write_run
 from typer.testing import CliRunner
 
-from rllib_efficientzero.analysis import experiments, reference, running
+from rllib_efficientzero import cost
+from rllib_efficientzero.analysis import estimates, experiments, reference, running
 from rllib_efficientzero.analysis.experiments import Plan
 from rllib_efficientzero.analysis.runs import Label
 from rllib_efficientzero.cli.experiment import Overrides, load_experiments
@@ -83,6 +84,23 @@ def test_value_targets_are_those_that_the_run_learned_from() -> None:
         (plan,) = experiment.plans(budget)
         trained = experiments.train_spec(plan)["config"]["training"]
         assert experiment.parameters(budget).get("td_steps", 5) == trained.get("td_steps", 5)
+
+
+def test_estimates_time_a_network_once_and_count_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+    monkeypatch.setattr(cost, "seconds_per_call", lambda network, shape: timed.append(shape) or (1.0, 0.0))
+    known = estimates.Estimates()
+    plans = experiments.load("atari100k").plans("smoke")
+    # 200 steps encode once each; 12 updates of 8 positions encode 6 + 5 for values, 3 to learn, 5 for consistency.
+    assert [known.seconds(plan) for plan in plans] == [200 + 12 * 8 * (11 + 3 + 5)] * 2
+    assert timed == [(4, 48, 48, 1)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(3, "1 minute"), (90 * 60, "90 minutes"), (3 * 3600, "3 hours"), (5e5, "6 days")]
+)
+def test_durations_are_told_in_the_unit_a_person_would_use(seconds: float, told: str) -> None:
+    assert cost.describe(seconds) == told
 
 
 def test_only_unfinished_runs_are_trained_and_failures_are_told(
