@@ -200,7 +200,7 @@ def parse_experiment(name: Any, spec: Any, place: Place, overrides: Overrides) -
         loggers=_loggers(name, values, place, overrides),
         warnings=warnings,
         where=place(),
-        places={**places, "run": place("run"), "imports": place("imports"), "restore": place("restore")},
+        places=places | {key: place(key) for key in ("run", "imports", "restore", "loggers")},
     )
 
 

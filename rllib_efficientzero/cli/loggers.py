@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.config_schema import ConfigError, WrongTypeError, check_known_keys, nearest, normalise_value
 
 if TYPE_CHECKING:
@@ -51,6 +54,9 @@ LOGGERS = {
         },
     ),
 }
+
+
+WANDB_WITHOUT_KEY = ("offline", "disabled")
 
 
 @dataclass
@@ -104,10 +110,44 @@ def _resolve(entry: Any, experiment: str) -> LoggerSettings:
     return LoggerSettings(name, typed)
 
 
-def make_loggers(loggers: list[LoggerSettings]) -> list[Callback]:
-    """Tune's callbacks; imports ray."""
+def make_loggers(loggers: list[LoggerSettings], where: str, results: str | pathlib.Path) -> list[Callback]:
+    """Tune's callbacks, each of which has been heard by what it logs to; imports ray.
+
+    Args:
+        loggers: of one experiment.
+        where: they stand, for messages.
+        results: the experiment's directory, or its URI.
+
+    Raises:
+        InputError: one cannot be used: it has no key, or nobody answers at its address.
+    """
     made = []
     for logger in loggers:
+        settings = _of_wandb(logger.settings, str(results)) if logger.name == "wandb" else logger.settings
         module, _, name = LOGGERS[logger.name].callback.rpartition(".")
-        made.append(getattr(importlib.import_module(module), name)(**logger.settings))
+        try:
+            callback = getattr(importlib.import_module(module), name)(**settings)
+            # Tune calls it once more, and would end with a traceback.
+            callback.setup()
+        except Exception as error:
+            # Whatever a foreign package raises.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"logger {logger.name!r} cannot be used: {reason}", where) from error
+        made.append(callback)
     return made
+
+
+def _of_wandb(settings: dict[str, Any], results: str) -> dict[str, Any]:
+    """Settings with a directory for what is not sent at once, or never.
+
+    By default it would be one of Ray's temporary ones, and the copy among the results end before the run does.
+    """
+    if settings.get("mode") in WANDB_WITHOUT_KEY:
+        # Tune asks for a key unless the environment itself says so.
+        os.environ["WANDB_MODE"] = settings["mode"]
+    directory = settings.get("dir", results)
+    if "://" in directory:
+        return settings
+    path = pathlib.Path(directory).expanduser().absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    return settings | {"dir": str(path)}

@@ -62,7 +62,7 @@ def run_experiment(prepared: Prepared, resume: bool, trusted: bool, verbosity: i
     """Trains every trial of the experiment to its end, or until Ctrl-C or SIGTERM.
 
     Raises:
-        InputError: there is a run to resume that cannot be, or that is not trusted.
+        InputError: there is a run to resume that cannot be, or that is not trusted; or a logger cannot be used.
     """
     experiment = prepared.experiment
     saved = _saved_trials(str(experiment.path)) if resume else []
@@ -75,7 +75,8 @@ def run_experiment(prepared: Prepared, resume: bool, trusted: bool, verbosity: i
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     with signals_caught() as stop:
         scheduler = make_scheduler(experiment.search, prepared.param_space, stop)
-        callbacks = [callback, *make_loggers(experiment.loggers), StopCallback(stop)]
+        loggers = make_loggers(experiment.loggers, experiment.place("loggers"), experiment.path)
+        callbacks = [callback, *loggers, StopCallback(stop)]
         run = _Run(prepared, callbacks, scheduler, verbosity)
         try:
             if saved:

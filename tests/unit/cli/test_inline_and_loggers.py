@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -102,10 +103,24 @@ def test_loggers_are_tunes_callbacks(tmp_path: pathlib.Path, monkeypatch: pytest
         ("mlflow", {"experiment_name": "name", "tags": {"a": "b"}}),
         ("wandb", {"project": "p"}),
     ]
-    monkeypatch.setattr("ray.air.integrations.mlflow._MLflowLoggerUtil", object)  # It imports mlflow.
-    made = loggers.make_loggers(found[:2])
+    monkeypatch.setattr("ray.air.integrations.mlflow._MLflowLoggerUtil", MagicMock)  # It imports mlflow.
+    made = loggers.make_loggers(found[:2], "x.yaml:4", tmp_path)
     assert [type(callback).__name__ for callback in made] == ["TBXLoggerCallback", "MLflowLoggerCallback"]
     assert (made[1].experiment_name, made[1].tags) == ("name", {"a": "b"})
+    made[1].mlflow_util.setup_mlflow.assert_called_once()  # type: ignore[attr-defined]
+
+
+def test_loggers_that_nobody_hears_are_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a logger's package complains of is said in a sentence, before anything is trained."""
+
+    class Deaf:
+        def setup_mlflow(self, **settings: Any) -> None:
+            raise RuntimeError("nobody answers\nat http://nowhere")
+
+    monkeypatch.setattr("ray.air.integrations.mlflow._MLflowLoggerUtil", Deaf)
+    with pytest.raises(InputError) as refusal:
+        loggers.make_loggers([loggers.LoggerSettings("mlflow", {"experiment_name": "name"})], "x.yaml:4", tmp_path)
+    assert str(refusal.value) == "x.yaml:4: logger 'mlflow' cannot be used: nobody answers at http://nowhere"
 
 
 @pytest.mark.parametrize(
