@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; font-size: 13px; margin: .5rem 0; display: block; overflow-x: auto; }
-th, td { border: 1px solid #ccc; padding: .2rem .5rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th { background: #f3f3f3; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; font-size: 12px; margin: .5rem 0; display: block; overflow-x: auto; }
+th, td { border: 1px solid #ccc; padding: .2rem .4rem; text-align: left; max-width: 28rem; overflow-wrap: break-word; }
+th { background: #f3f3f3; vertical-align: bottom; }
+.number { text-align: right; }
 .caption { color: #555; font-size: 13px; max-width: 60rem; }
 .warning { color: #a11; font-weight: 600; }
 img { max-width: 100%; }
@@ -41,6 +41,10 @@ class Table:
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
             raise ValueError(f"table {self.title!r} has {len(self.columns)} columns, and a row of another length")
+
+    def is_number(self, column: int) -> bool:
+        """Whether a column's cells begin with numbers, as far as they are not empty."""
+        return column > 0 and all(re.match(r"(≠ )?-?\d|$", row[column]) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,14 @@ def _html_block(block: Block) -> str:
     if isinstance(block, Figure):
         data = base64.b64encode(block.png).decode()
         return f'{heading}<img alt="{html.escape(block.title)}" src="data:image/png;base64,{data}">{caption}'
-    head = "".join(f"<th>{_escape(column)}</th>" for column in block.columns)
-    rows = "\n".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
+    kinds = [' class="number"' if block.is_number(column) else "" for column in range(len(block.columns))]
+    head = _html_cells("th", block.columns, kinds)
+    rows = "\n".join(f"<tr>{_html_cells('td', row, kinds)}</tr>" for row in block.rows)
     return f"{heading}<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>{caption}"
+
+
+def _html_cells(tag: str, cells: Sequence[str], kinds: Sequence[str]) -> str:
+    return "".join(f"<{tag}{kind}>{_escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
 
 
 def _markdown(title: str, sections: Sequence[Section], figure_paths: dict[int, str]) -> str:
@@ -129,7 +138,8 @@ def _markdown_block(block: Block, figure_paths: dict[int, str]) -> list[str]:
     if isinstance(block, Figure):
         lines.append(f"![{block.title}]({figure_paths[id(block)]})")
     else:
-        lines += [_markdown_row(block.columns), _markdown_row(["---"] + ["---:"] * (len(block.columns) - 1))]
+        alignment = ["---:" if block.is_number(column) else "---" for column in range(len(block.columns))]
+        lines += [_markdown_row(block.columns), _markdown_row(alignment)]
         lines += [_markdown_row(row) for row in block.rows]
     return [*lines, "", block.caption] if block.caption else lines
 

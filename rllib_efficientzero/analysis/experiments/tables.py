@@ -38,7 +38,8 @@ def atari100k(runs: Runs, experiment: Experiment, budget: str, note: str) -> lis
         for (column, by_game), protocol in zip(columns.items(), protocols, strict=True)
     }
     blocks: list[Block] = [_table_1(scores, note), _figure_1(scores, note)]
-    blocks.append(_episodes_table(columns["this package, EfficientZero"], note))
+    if scores["this package, EfficientZero"]:
+        blocks.append(_episodes_table(columns["this package, EfficientZero"], note))
     later = [
         [method.label, f"{method.mean:.3f}", f"{method.median:.3f}", _optional(method.iqm), method.citation]
         for method in reference.later_methods()
@@ -124,7 +125,10 @@ def ablations(runs: Runs, experiment: Experiment, budget: str, note: str) -> lis
     planned = experiment.tasks("full" if budget == UNLABELLED else budget)
     there = {run.label.task for run in runs.of(budget=budget)}
     tasks = [task for task in planned if budget != UNLABELLED or task in there]
-    found = {variant: runs.of(budget=budget, variant=variant) for variant in experiment.variants}
+    found = {
+        variant: [run for run in runs.of(budget=budget, variant=variant) if run.label.task in tasks]
+        for variant in experiment.variants
+    }
     rows = []
     for variant, of_variant in found.items():
         theirs = published.get(variant)
@@ -168,13 +172,16 @@ def _learning_curves(found: Mapping[str, Sequence[Run]], tasks: Sequence[str], n
     if not panels:
         return []
     png = plots.curves(panels, x_label="environment steps", y_label="evaluation return", note=note)
-    return [Figure("Evaluations while training", png, "One line per run, by its variant's colour.")]
+    return [Figure("Evaluations while training", png, "One line per run; it ends at the final weights.")]
 
 
 def _evaluated(run: Run) -> tuple[list[int], list[float]]:
-    """Environment steps and mean returns of a run's evaluations."""
+    """Environment steps and mean returns of a run's evaluations, and of its final weights if these played later."""
     steps = [record[names.NUM_INTERACTIONS_LIFETIME] for record in run.evaluations]
-    return steps, [float(np.mean(record[names.EPISODE_RETURNS])) for record in run.evaluations]
+    returns = [float(np.mean(record[names.EPISODE_RETURNS])) for record in run.evaluations]
+    if run.returns and run.evaluations[-1][names.NUM_UPDATES_LIFETIME] < run.last_result[names.NUM_UPDATES_LIFETIME]:
+        return [*steps, run.last_result[names.NUM_INTERACTIONS_LIFETIME]], [*returns, run.score]
+    return steps, returns
 
 
 def mean_and_std(scores: Sequence[float]) -> str:

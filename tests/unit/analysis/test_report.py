@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 
@@ -123,13 +124,28 @@ def test_evaluations_while_training_are_drawn_by_task_with_a_line_per_run(
     for seed in range(2):
         write_run(tmp_path, Label("small", task, "efficientzero", seed), [0.5, 0.75 + seed])
     write_run(tmp_path, Label("small", task, "without-consistency", 0), [0.0])
+    write_run(tmp_path, Label("small", "Pong", "efficientzero", 0), [-20.0])  # of another experiment
     drawn = []
     monkeypatch.setattr(tables.plots, "curves", lambda panels, **options: drawn.append(panels) or b"")
     blocks = present("ablations", read_runs(tmp_path), "small")
     assert [block.title for block in blocks if isinstance(block, Figure)] == ["Evaluations while training"]
+    assert row(table(blocks, "Table 3"), "EfficientZero")["runs"] == "2"
     full, without = [([100], [0.625]), ([100], [1.125])], [([100], [0.0])]
     assert drawn == [{task: {"EfficientZero": full, "without consistency": without}}]
     assert not [block for block in present("ablations", Runs(), "small") if isinstance(block, Figure)]
+
+
+def test_a_line_ends_at_the_final_weights(tmp_path: pathlib.Path) -> None:
+    directory = write_run(tmp_path, Label("small", "Pong", "efficientzero", 0), [3.0], sticky=[0.0])
+    evaluation = {"num_interactions_lifetime": 40, "num_updates_lifetime": 60, "episode_returns": [1.0, 2.0]}
+    (directory / "evaluation.json").write_text(json.dumps({"evaluations": [evaluation]}))
+    (run,) = read_runs(tmp_path).runs
+    assert tables._evaluated(run) == ([40, 100], [1.5, 3.0])
+
+
+def test_columns_of_numbers_are_known_by_their_cells() -> None:
+    found = Table("", ["a", "b", "c", "d"], [["1", "-2.5 ± 1", "3 days", "x"], ["2", "", "≠ 4", "5"]])
+    assert [found.is_number(column) for column in range(4)] == [False, True, True, False]
 
 
 def test_mean_and_std() -> None:
