@@ -113,13 +113,18 @@ def _html_block(block: Block) -> str:
         data = base64.b64encode(block.png).decode()
         return f'{heading}<img alt="{html.escape(block.title)}" src="data:image/png;base64,{data}">{caption}'
     kinds = [' class="number"' if block.is_number(column) else "" for column in range(len(block.columns))]
-    head = _html_cells("th", block.columns, kinds)
-    rows = "\n".join(f"<tr>{_html_cells('td', row, kinds)}</tr>" for row in block.rows)
+    head = "".join(f"<th{kind}>{_escape(name)}</th>" for name, kind in zip(block.columns, kinds, strict=True))
+    rows = "\n".join(f"<tr>{_html_cells(row, kinds)}</tr>" for row in block.rows)
     return f"{heading}<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>{caption}"
 
 
-def _html_cells(tag: str, cells: Sequence[str], kinds: Sequence[str]) -> str:
-    return "".join(f"<{tag}{kind}>{_escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+def _html_cells(cells: Sequence[str], kinds: Sequence[str]) -> str:
+    found = []
+    for cell, kind in zip(cells, kinds, strict=True):
+        # An interval is not broken where its comma stands.
+        text = _escape(cell).replace(", ", ",&nbsp;") if kind else _escape(cell)
+        found.append(f"<td{kind}>{text}</td>")
+    return "".join(found)
 
 
 def _markdown(title: str, sections: Sequence[Section], figure_paths: dict[int, str]) -> str:

@@ -50,24 +50,26 @@ def png(figure: Any, note: str = "") -> bytes:
 
 
 def bars(values: Mapping[str, Mapping[str, Interval]], *, note: str = "") -> bytes:
-    """Figure 1: one group of bars per aggregate, one bar per method, a line where a human is.
+    """Figure 1: one group of bars per aggregate, one bar per method (the same in all), a line where a human is.
 
     Args:
         values: aggregate ("mean") -> method -> value.
         note: see `png`.
     """
     figure, axes = new_figure(9, 3.6, columns=len(values))
-    for axis, (name, methods) in zip(np.atleast_1d(axes), values.items(), strict=True):
-        heights = [interval.value for interval in methods.values()]
+    for column, (axis, (name, methods)) in enumerate(zip(np.atleast_1d(axes), values.items(), strict=True)):
+        lengths = [interval.value for interval in methods.values()]
         errors = [
             [np.nan if v.low is None else v.value - v.low for v in methods.values()],
             [np.nan if v.high is None else v.high - v.value for v in methods.values()],
         ]
         colours = ["tab:orange" if method.startswith("this package") else "tab:blue" for method in methods]
-        axis.bar(range(len(methods)), heights, yerr=errors, color=colours, capsize=3)
-        axis.set_xticks(range(len(methods)), methods, rotation=40, ha="right", fontsize=8)
-        axis.axhline(HUMAN, color="grey", linestyle="--", linewidth=1)
-        axis.set(title=f"human-normalised {name}")
+        axis.barh(range(len(methods)), lengths, xerr=errors, color=colours, capsize=3)
+        # Long names are read where they stand once, and do not lie across each other.
+        axis.set_yticks(range(len(methods)), [""] * len(methods) if column else list(methods), fontsize=8)
+        axis.invert_yaxis()
+        axis.axvline(HUMAN, color="grey", linestyle="--", linewidth=1)
+        axis.set_title(f"human-normalised {name}", fontsize=9)
     return png(figure, note)
 
 

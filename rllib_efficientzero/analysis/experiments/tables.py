@@ -88,7 +88,7 @@ def _figure_1(scores: Mapping[str, Mapping[str, np.ndarray]], note: str) -> Figu
         }
         values[name] |= {column: _estimate(found, name) for column, found in scores.items() if len(found) == len(games)}
     missing = [column for column, found in scores.items() if len(found) < len(games)]
-    caption = "Blue: published. Dashed: a human."
+    caption = "Blue: published. Orange: this package. Dashed: a human."
     if missing:
         caption += f" Without bars, because games are missing: {', '.join(missing)}."
     return Figure("Figure 1: human-normalised scores", plots.bars(values, note=note), caption)
