@@ -73,10 +73,11 @@ def measure(
         age = max(0, total - int(behaviour.description["num_interactions"]))
         horizons = {"without": td_steps, "with": int(dynamic_horizon(np.array([age]), td_steps, tau * total)[0])}
         truth = true_values(final, make, positions, parameters["rollout_steps"])
-        errors = {
-            name: errors_by_step(targets(final, positions, horizon, parameters["bootstrap"], rng), truth, positions)
+        distances = {
+            name: np.abs(targets(final, positions, horizon, parameters["bootstrap"], rng) - truth)
             for name, horizon in horizons.items()
         }
+        errors = {name: errors_by_step(distance) for name, distance in distances.items()}
         found.append(
             {
                 "stage": stage,
@@ -86,6 +87,7 @@ def measure(
                 "positions": len(positions),
                 "mean_true_value": float(np.nanmean(truth)),
                 "errors": errors,
+                "difference": paired_difference(distances["with"], distances["without"]),
             }
         )
         log(f"stage {stage}: all, without {errors['without']['all']:.3f}, with {errors['with']['all']:.3f}")
@@ -241,19 +243,36 @@ def true_values(
     return truth
 
 
-def errors_by_step(target: np.ndarray, truth: np.ndarray, positions: Sequence[Position]) -> dict[str, float]:
+def errors_by_step(distance: np.ndarray) -> dict[str, float]:
     """Mean absolute errors: `current` state, `next` K on average, and `all`; and the standard error of the last.
 
-    States beyond the end of their episode do not count.
+    Args:
+        distance: `[M, K+1]` of targets from the truth; NaN for states beyond the end of their episode, which do not
+            count.
     """
-    error = np.abs(target - truth)
-    per_position = np.nanmean(error, axis=1)
     return {
-        "current": float(np.nanmean(error[:, 0])),
-        "next": float(np.nanmean(error[:, 1:])),
-        "all": float(np.nanmean(error)),
-        "standard_error": float(per_position.std() / np.sqrt(len(positions))),
+        "current": float(np.nanmean(distance[:, 0])),
+        "next": float(np.nanmean(distance[:, 1:])),
+        "all": float(np.nanmean(distance)),
+        "standard_error": _standard_error(np.nanmean(distance, axis=1)),
     }
+
+
+def paired_difference(with_correction: np.ndarray, without: np.ndarray) -> dict[str, float]:
+    """`mean` over positions of what the correction changes of their error, and its `standard_error`.
+
+    Both targets are of the same positions, so that what these differ in among themselves drops out.
+
+    Args:
+        with_correction: `[M, K+1]` distances, see `errors_by_step`.
+        without: likewise.
+    """
+    changes = np.nanmean(with_correction - without, axis=1)
+    return {"mean": float(changes.mean()), "standard_error": _standard_error(changes)}
+
+
+def _standard_error(of_positions: np.ndarray) -> float:
+    return float(of_positions.std() / np.sqrt(len(of_positions)))
 
 
 def present(measurement: Measurement, note: str) -> list[Block]:
@@ -264,7 +283,8 @@ def present(measurement: Measurement, note: str) -> list[Block]:
     rows = [
         [
             f"{stage['stage']:,}",
-            *(_with_error(stage["errors"][name]) for name in CORRECTIONS),
+            *(_with_error(stage["errors"][name]["all"], stage["errors"][name]) for name in CORRECTIONS),
+            _with_error(stage["difference"]["mean"], stage["difference"]),
             f"{stage['horizons']['with']} / {stage['horizons']['without']}",
             f"{stage['mean_true_value']:.3f}",
             str(stage["positions"]),
@@ -273,10 +293,10 @@ def present(measurement: Measurement, note: str) -> list[Block]:
     ]
     caption = (
         "Mean absolute error over the position and the five after it, plus or minus its standard error over positions; "
-        f"clipped rewards. {note}"
+        f"clipped rewards. The difference is paired: of both targets of the same position. {note}"
     )
-    columns = ["stage (steps)", "without correction", "with correction", "horizon with / without", "mean true value"]
-    columns.append("positions")
+    columns = ["stage (steps)", "without correction", "with correction", "with - without", "horizon with / without"]
+    columns += ["mean true value", "positions"]
     detail = [
         [f"{name} correction", *(f"{stages[0]['errors'][name][key]:.3f}" for key in ("current", "next", "all"))]
         for name in CORRECTIONS
@@ -295,5 +315,5 @@ def present(measurement: Measurement, note: str) -> list[Block]:
     return blocks
 
 
-def _with_error(errors: Mapping[str, float]) -> str:
-    return f"{errors['all']:.3f} ± {errors['standard_error']:.3f}"
+def _with_error(mean: float, errors: Mapping[str, float]) -> str:
+    return f"{mean:.3f} ± {errors['standard_error']:.3f}"

@@ -95,7 +95,7 @@ def test_targets_of_a_perfect_network_on_its_own_play_are_true(horizon: int) -> 
     positions = value_targets.sample_positions(policy, Corridor, 20, reach=10, rng=rng)
     truth = value_targets.true_values(policy, Corridor, positions, max_steps=50)
     found = value_targets.targets(policy, positions, horizon, "network", rng)
-    errors = value_targets.errors_by_step(found, truth, positions)
+    errors = value_targets.errors_by_step(np.abs(found - truth))
     assert errors["all"] == pytest.approx(0.0, abs=1e-4)
     # Positions near the end have no truth beyond it, and zero at it.
     ended = [row for row, position in zip(truth, positions, strict=True) if position.steps_left < 5]
@@ -112,13 +112,21 @@ def test_rewards_of_another_policy_spoil_long_horizons_more() -> None:
     rng = np.random.default_rng(0)
     positions = value_targets.sample_positions(lazy, Corridor, 20, reach=10, rng=rng)
     truth = value_targets.true_values(policy, Corridor, positions, max_steps=50)
-    errors = [
-        value_targets.errors_by_step(
-            value_targets.targets(policy, positions, horizon, "network", rng), truth, positions
-        )
-        for horizon in (1, 3, 5)
+    distances = [
+        np.abs(value_targets.targets(policy, positions, horizon, "network", rng) - truth) for horizon in (1, 3, 5)
     ]
-    assert errors[0]["all"] < errors[1]["all"] < errors[2]["all"]
+    errors = [value_targets.errors_by_step(distance)["all"] for distance in distances]
+    assert errors[0] < errors[1] < errors[2]
+    assert value_targets.paired_difference(distances[0], distances[2])["mean"] < 0
+
+
+def test_the_paired_difference_leaves_out_what_positions_differ_in() -> None:
+    without = np.array([[1.0, 1.0], [5.0, 5.0], [9.0, np.nan]])
+    assert value_targets.errors_by_step(without) == pytest.approx(
+        {"current": 5.0, "next": 3.0, "all": 21 / 5, "standard_error": np.std([1, 5, 9]) / np.sqrt(3)}
+    )
+    constant = value_targets.paired_difference(without - 0.5, without)
+    assert constant == pytest.approx({"mean": -0.5, "standard_error": 0.0})
 
 
 def test_sums_of_rewards_from_prefixes_of_any_horizon() -> None:
