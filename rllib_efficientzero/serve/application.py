@@ -321,8 +321,11 @@ def _add_problem_handlers(app: fastapi.FastAPI, limits: Limits) -> None:
 
 def _told(errors: Any) -> str:
     """Pydantic's findings as one sentence, without the values."""
+    errors = list(errors)
+    if errors and errors[0]["type"] == "json_invalid":
+        return f"the body is no JSON: it goes wrong at character {errors[0]['loc'][-1]}"
     found = [
         f"{'.'.join(str(part) for part in error['loc'] if part != 'body')[:200] or 'body'}: {error['msg'][:200]}"
-        for error in list(errors)[:MAX_TOLD_PROBLEMS]
+        for error in errors[:MAX_TOLD_PROBLEMS]
     ]
     return "; ".join(found)

@@ -119,7 +119,7 @@ function show(state) {
 function tellOfMove() {
   const { action, state } = lastMove;
   const name = (index) => state.action_names[index];
-  const visits = (index) => `${percent(state.visit_policy[index])} of its policy, Q ${state.qvalues[index].toFixed(3)}`;
+  const visits = (index) => `${percent(state.visit_policy[index])} of its policy, Q\u00a0${state.qvalues[index].toFixed(3)}`;
   byId("told").textContent =
     action === state.action
       ? `You took ${name(action)}, as the search would have (${visits(action)}).`
@@ -180,7 +180,9 @@ function drawValues() {
     element("line", { class: "zero", x1: 0, x2: 400, y1: y(0), y2: y(0) }),
     element("polyline", { points: values.length > 1 ? points : `0,${y(values[0])} 400,${y(values[0])}` }),
   );
-  chart.setAttribute("aria-label", `root value over the last ${values.length} steps, from ${low.toFixed(2)} to ${high.toFixed(2)}`);
+  const extremes = range(values).map((value) => value.toFixed(2));
+  byId("values-told").textContent = `${extremes.join(" to ")}; the thin line is zero`;
+  chart.setAttribute("aria-label", `root value over the last ${values.length} steps, from ${extremes.join(" to ")}`);
 }
 
 function drawPrefixes() {
@@ -195,7 +197,7 @@ function drawPrefixes() {
     const shape = { x: index * width + 2, y: top, width: width - 4, height: Math.max(1, bottom - top) };
     chart.append(element("rect", shape));
   });
-  const steps = line.map((node) => `${node.name} ${node.value_prefix.toFixed(2)}`);
+  const steps = line.map((node) => `${node.name}\u00a0${node.value_prefix.toFixed(2)}`);
   byId("line").textContent = steps.length ? steps.join(" → ") : "no search, no line";
 }
 

@@ -236,6 +236,8 @@ def test_bodies_are_limited_before_they_are_read(service: PolicyService) -> None
         assert coded.status_code == 415
         form = await client.post("/v1/act", content=b"{}", headers={"Content-Type": "text/plain"})
         assert form.status_code == 415
+        cut = await client.post("/v1/act", content=b'{"observation": ', headers=headers)
+        assert (cut.status_code, cut.json()["detail"]) == (422, "the body is no JSON: it goes wrong at character 16")
         for response in (announced, streamed, late, coded, form):
             assert response.json()["detail"]
 
