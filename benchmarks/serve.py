@@ -4,8 +4,8 @@
 
 `rllib serve --local` runs in a process of its own; clients of this one ask it over HTTP, each again as soon as it has
 its answer. Then the same requests while the server is attacked (T20 of the fault tests): connections that send a byte
-a second, and others that send nonsense. Latencies are wall time, which other work on the machine makes longer; CPU time
-of the server's process is not made longer by it.
+a second, and others that send nonsense; and on Ray Serve, where it is installed, while a replica is killed. Latencies
+are wall time, which other work on the machine makes longer; CPU time of the server's process is not made longer by it.
 """
 
 from __future__ import annotations
@@ -89,20 +89,10 @@ class Load:
 
 
 class Server:
-    """`rllib serve --local` in a process of its own."""
+    """`rllib serve` in a process of its own."""
 
     def __init__(self, policy: Path, *options: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "rllib_efficientzero",
-            "serve",
-            str(policy),
-            "--local",
-            "--port",
-            "0",
-            *options,
-        ]
+        command = [sys.executable, "-m", "rllib_efficientzero", "serve", str(policy), "--port", "0", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -127,9 +117,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(policy: Path, *options: str) -> Iterator[Server]:
-    """A server that answers, for the length of the block."""
-    server = Server(policy, *options)
+def serving(policy: Path, *options: str, on_ray: bool = False) -> Iterator[Server]:
+    """A server that answers, for the length of the block: on Ray Serve, or in one process."""
+    server = Server(policy, *options, *([] if on_ray else ["--local"]))
     try:
         asyncio.run(_until_it_answers(server))
         yield server
@@ -322,8 +312,8 @@ def measure_attacks(policy: Path, observation: np.ndarray, requests: int, turns:
 # --- The report ------------------------------------------------------------------------------------------------------
 
 
-def summary(rows: list[dict[str, Any]], attacks: dict[str, Any]) -> dict[str, str]:
-    """One line per row, and one for the attacks."""
+def summary(rows: list[dict[str, Any]], attacks: dict[str, Any], lost: dict[str, Any] | None = None) -> dict[str, str]:
+    """One line per row, one for the attacks, and one for the lost replica."""
     lines = {}
     for row in rows:
         together = f"batches of {row['max_batch_size']}" if row["max_batch_size"] > 1 else "one by one"
@@ -335,6 +325,11 @@ def summary(rows: list[dict[str, Any]], attacks: dict[str, Any]) -> dict[str, st
         f"p99 {attacks['p99_ratio_under_attack']:.2f} times as long, 413 within "
         f"{attacks['refusal_of_a_large_body_ms']:.0f} ms, {attacks['rss_growth_mb']:+.1f} MB"
     )
+    if lost is not None:
+        lines["Ray Serve, a replica killed"] = (
+            f"{lost['one_killed']['errors']:.3%} of {lost['requests']} requests failed, "
+            f"p99 {lost['one_killed']['p99_ms']:.0f} ms beside {lost['undisturbed']['p99_ms']:.0f} ms"
+        )
     return lines
 
 
@@ -353,8 +348,21 @@ def main() -> None:
             print(rows[-1], flush=True)
         attacks = measure_attacks(policy, observation, args.requests // 2)
         print(attacks, flush=True)
-    report = {reports.SUMMARY: summary(rows, attacks), "conditions": conditions, "rows": rows, "attacks": attacks}
-    reports.write(args.out, report)
+        lost = _measure_on_ray(policy, observation, 4 * args.requests)
+        print(lost, flush=True)
+    report = {reports.SUMMARY: summary(rows, attacks, lost), "conditions": conditions, "rows": rows, "attacks": attacks}
+    reports.write(args.out, report | {"lost_replica": lost})
+
+
+def _measure_on_ray(policy: Path, observation: np.ndarray, requests: int) -> dict[str, Any] | None:
+    """None where Ray Serve is not installed."""
+    try:
+        import ray.serve  # noqa: F401
+    except ImportError:
+        return None
+    from benchmarks.serve_ray import measure_lost_replica
+
+    return measure_lost_replica(policy, observation, requests)
 
 
 if __name__ == "__main__":
