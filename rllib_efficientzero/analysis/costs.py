@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rllib_efficientzero import metrics as names
-from rllib_efficientzero.analysis.runs import Run
+from rllib_efficientzero.analysis.runs import TIME, Run
 
 REPLAY = "replay_buffer"
 
@@ -32,7 +32,7 @@ class Cost:
 def cost_of(run: Run) -> Cost:
     """The cost of a finished run."""
     result, config = run.last_result, run.config
-    seconds = float(result["time_total_s"])
+    seconds = float(result[TIME])
     cpus, gpus = _reserved(config)
     replay = result.get(REPLAY, {}).get(names.NUM_BYTES)
     ram = result.get("perf", {}).get("ram_util_percent")

@@ -78,7 +78,7 @@ def _sections(experiment: Experiment, runs: Runs, roots: Sequence[pathlib.Path])
             found, problems = _measurements(experiment, budget, roots)
             blocks += [Text(problem, warning=True) for problem in problems]
             for one in found:
-                blocks += [*experiment.present(one, note), Text(_made_from(one))]
+                blocks += _presented(experiment, one, note)
             is_there = bool(found or problems)
         else:
             is_there = _has_scores(experiment, runs, budget)
@@ -89,6 +89,15 @@ def _sections(experiment: Experiment, runs: Runs, roots: Sequence[pathlib.Path])
         if is_there or budget == FULL:
             sections.append(Section(title, blocks))
     return sections
+
+
+def _presented(experiment: Experiment, one: measurement.Measurement, note: str) -> list[Block]:
+    """What an experiment shows of a measurement; of one that is not of this version's form, that it was left out."""
+    try:
+        return [*experiment.present(one, note), Text(_made_from(one))]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = f"it does not hold what this version measures ({type(error).__name__}: {error})"
+        return [Text(f"left out: {one.path}: {reason}; without it, it is measured anew", warning=True)]
 
 
 def _has_scores(experiment: Experiment, runs: Runs, budget: str) -> bool:

@@ -24,6 +24,8 @@ STANDARD, STICKY = "standard", "sticky"
 UNLABELLED = "unlabelled"
 TAIL_BYTES = 1 << 20
 """Read of `result.json`, where every iteration adds tens of kilobytes: many times a line."""
+TIME = "time_total_s"
+"""In results: seconds of the run so far."""
 INGREDIENTS = ("use_consistency", "use_augmentation", "use_value_prefix", "use_off_policy_correction")
 VARIANT_OF = {
     (True, True, True, True): "efficientzero",
@@ -141,6 +143,7 @@ def read_run(directory: pathlib.Path) -> Run:
         if not result.get(names.TRAINING_DONE):
             raise UnusableRunError(f"not finished: {updates} of {total} updates ({label})")
         evaluations = _evaluations(directory)
+        _check_what_reports_read(result, protocol, evaluations)
         returns = _final_returns(directory, evaluations, updates)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UnusableRunError):
@@ -152,7 +155,7 @@ def read_run(directory: pathlib.Path) -> Run:
 def progress(directory: pathlib.Path) -> tuple[bool, float]:
     """Whether the run in a directory ended, and the seconds it took so far."""
     result = _last_result(directory)
-    return bool(result.get(names.TRAINING_DONE)), float(result.get("time_total_s", 0.0))
+    return bool(result.get(names.TRAINING_DONE)), float(result.get(TIME, 0.0))
 
 
 def write_label(directory: pathlib.Path, label: Label) -> None:
@@ -200,6 +203,18 @@ def _task(protocol: Mapping[str, Any]) -> str:
 def _evaluations(directory: pathlib.Path) -> list[dict[str, Any]]:
     file = directory / EVALUATION_FILE
     return _read_json(file)["evaluations"] if file.exists() else []
+
+
+def _check_what_reports_read(
+    result: Mapping[str, Any], protocol: Mapping[str, Any], evaluations: list[dict[str, Any]]
+) -> None:
+    """Raises KeyError, TypeError or ValueError where one is missing or no number: a report must not fall over a run."""
+    for key in (TIME, names.NUM_INTERACTIONS_LIFETIME):
+        float(result[key])
+    str(protocol["env"])
+    for record in evaluations:
+        float(record[names.NUM_INTERACTIONS_LIFETIME])
+        np.array(record[names.EPISODE_RETURNS], dtype=np.float64)
 
 
 def _final_returns(directory: pathlib.Path, evaluations: list[dict[str, Any]], updates: int) -> dict[str, np.ndarray]:

@@ -198,6 +198,8 @@ def test_a_report_is_one_file_and_says_what_it_left_out(tmp_path: pathlib.Path) 
     damaged = measurement.directory_of(root, "decoder", "smoke")
     measurement.write(damaged, about, Measured({}, {"x": np.zeros(3)}))
     (damaged / measurement.ARRAYS_FILE).write_bytes(b"no archive")
+    foreign = measurement.directory_of(root, "value-targets", "smoke")
+    measurement.write(foreign, about | {"parameters": {"stages": 1}}, Measured({"stages": [{"stage": 100}]}))
     files, runs = write_report([root], out)
     html, markdown = (file.read_text() for file in files)
     assert len(runs.left_out) == 1
@@ -206,6 +208,7 @@ def test_a_report_is_one_file_and_says_what_it_left_out(tmp_path: pathlib.Path) 
         assert "SMOKE" in text
         assert "7.5 (1)" in text
         assert f"left out: {damaged} is damaged" in text
+        assert f"left out: {foreign}: it does not hold what this version measures" in text
         assert "Nothing of this was run at the paper's budget." in text
     assert not re.search(r'(src|href)="(?!data:)', html)
     pictures = re.findall(r"\]\((figures/[^)]+)\)", markdown)

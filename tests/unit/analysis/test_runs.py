@@ -75,7 +75,13 @@ def test_an_evaluation_of_earlier_weights_is_no_score(tmp_path: pathlib.Path) ->
         ("result.json", "", "no whole line"),
         ("result.json", None, "ended before its first iteration"),
         ("result.json", '{"a": 1}', "no config"),
+        ("result.json", '{"config": {}, "num_updates_lifetime": 120, "training_done": 1}', "KeyError: 'time_total_s'"),
         ("evaluation.json", '{"evaluations": [{}]}', "damaged: KeyError"),
+        (
+            "evaluation.json",
+            '{"evaluations": [{"num_interactions_lifetime": 1, "num_updates_lifetime": 1}]}',
+            "KeyError: 'episode_returns'",
+        ),
         ("scores.json", '{"num_updates_lifetime": 120, "protocols": {"standard": {"returns": ["x"]}}}', "damaged"),
         ("scores.json", '{"num_updates_lifetime": 120, "protocols": {"standard": {"returns": []}}}', "not a list of"),
     ],
