@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -98,15 +100,19 @@ def _write(
     output_names: Sequence[str],
 ) -> pathlib.Path:
     batch = torch.export.Dim("batch")
-    torch.onnx.export(
-        module.eval(),
-        inputs,
-        str(path),
-        input_names=list(input_names),
-        output_names=list(output_names),
-        dynamic_shapes=tuple({0: batch} for _ in inputs),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    # The exporter's complaints are about itself, and about packages that are not needed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            inputs,
+            str(path),
+            input_names=list(input_names),
+            output_names=list(output_names),
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     return path

@@ -31,6 +31,8 @@ EXTRAS = {
     "mlflow": "",
 }
 """Distribution -> the extra of this package that brings it, if one does."""
+OTHER_NAMES = {"mlflow": "mlflow-skinny"}
+"""Distributions that bring the same package."""
 STYLES = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
 
@@ -78,7 +80,7 @@ def _packages() -> list[Finding]:
         version = _version(name)
         findings.append(Finding(name, "ok" if version else "broken", version or f"not installed: pip install {name}"))
     for name, extra in EXTRAS.items():
-        version = _version(name)
+        version = _version(name) or _version(OTHER_NAMES.get(name, name))
         cure = f"'rllib_efficientzero[{extra}]'" if extra else name
         findings.append(Finding(name, "ok" if version else "missing", version or f"optional: pip install {cure}"))
     return findings

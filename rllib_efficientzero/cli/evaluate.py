@@ -190,6 +190,8 @@ def write_report(report: dict[str, Any], out: str | None) -> None:
         "return_max": float(returns.max()),
         "human_normalised": human_normalised(str(report["env"]), float(returns.mean())),
     }
+    if report.get("env_config"):
+        report["human_normalised"] = None  # With other settings it is another benchmark.
     text = json.dumps(report, indent=1)
     if out == "-":
         sys.stdout.write(text + "\n")

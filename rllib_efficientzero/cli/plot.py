@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rllib_efficientzero.cli.console import say
+from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.stopping import ENV_STEPS, EPISODE_RETURN, EVALUATION_RETURN, lookup
 
@@ -28,6 +28,10 @@ class Curve:
     values: list[float]
     spread: list[float] | None = None
     """Standard deviation over episodes."""
+
+
+class NothingToDrawError(InputError):
+    """A trial has no value of what is asked for, or none yet."""
 
 
 def plot(
@@ -49,7 +53,7 @@ def plot(
     with exit_codes():
         if out.suffix not in {".png", ".svg", ".pdf"}:
             raise InputError(f"curves are drawn as .png, .svg or .pdf, not {out.suffix!r}", "--out")
-        curves = [read_curve(directory, metric) for run in runs for directory in find_trials(run)]
+        curves = read_curves([directory for run in runs for directory in find_trials(run)], metric)
         if human:
             curves = [_normalised(curve) for curve in curves]
         draw(curves, out, _axis(metric, human))
@@ -75,15 +79,36 @@ def find_trials(run: pathlib.Path) -> list[pathlib.Path]:
     return trials
 
 
+def read_curves(trials: Sequence[pathlib.Path], metric: str | None) -> list[Curve]:
+    """The curves of those trials that have something to draw; the others are named in a warning.
+
+    Raises:
+        InputError: files are damaged, or no trial has anything.
+    """
+    curves: list[Curve] = []
+    without: list[NothingToDrawError] = []
+    for directory in trials:
+        try:
+            curves.append(read_curve(directory, metric))
+        except NothingToDrawError as error:
+            without.append(error)
+    if not curves:
+        raise without[0]
+    for error in without:
+        say_warning(f"not drawn: {error}")
+    return curves
+
+
 def read_curve(directory: pathlib.Path, metric: str | None) -> Curve:
     """The curve of one trial.
 
     Raises:
-        InputError: its files are damaged, or have no such metric.
+        InputError: its files are damaged.
+        NothingToDrawError: it has no result, or none has the metric.
     """
     rows = _rows(directory / RESULTS)
     if not rows:
-        raise InputError("has no result yet", str(directory / RESULTS))
+        raise NothingToDrawError("has no result yet", str(directory / RESULTS))
     env = str(rows[-1].get("config", {}).get("env", ""))
     label = f"{directory.parent.name} {directory.name[:40]}"
     evaluations = directory / EVALUATIONS
@@ -97,7 +122,7 @@ def read_curve(directory: pathlib.Path, metric: str | None) -> Curve:
         known = [(step, value) for step, value in points if step is not None and value is not None]
         if known:
             return Curve(label, env, [step for step, _ in known], [value for _, value in known])
-    raise InputError(f"no result has {' or '.join(names)}", str(directory / RESULTS))
+    raise NothingToDrawError(f"no result has {' or '.join(names)}", str(directory / RESULTS))
 
 
 def draw(curves: Sequence[Curve], file: pathlib.Path, axis: str) -> None:

@@ -17,6 +17,7 @@ import yaml
 from policy_helpers import IMAGES, VECTORS, write_tiny_policy
 from typer.testing import CliRunner
 
+from rllib_efficientzero.cli import evaluate
 from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.cli.reference import with_reference
 from rllib_efficientzero.models import observation_planes
@@ -48,6 +49,7 @@ def test_evaluate_reports_every_episode(policy_dir: pathlib.Path, tmp_path: path
     assert report["num_simulations"] == 4
     assert report["human_normalised"] is None
     assert done.output.count("reward:") == 3
+    assert "human-normalised" not in done.output
     plain = rllib("evaluate", policy_dir, "--episodes", 3, "--seed", 5, "--out", "-")
     assert json.loads(plain.stdout)["episodes"] == report["episodes"]
 
@@ -87,6 +89,16 @@ def test_evaluate_refuses_in_a_sentence(
     assert done.exit_code == 2
     assert complaint in " ".join(done.stderr.split())
     assert "Traceback" not in done.output
+
+
+def test_a_score_under_other_settings_is_no_humans(tmp_path: pathlib.Path) -> None:
+    """The score relative to humans is the benchmark's, whose settings are the policy's own."""
+    told = []
+    for env_config in ({}, {"max_frames": 100}):
+        report = {"env": "ale_py:ALE/Pong-v5", "env_config": env_config, "episodes": [{"return": 14.6}]}
+        evaluate.write_report(report, str(tmp_path / "scores.json"))
+        told.append(json.loads((tmp_path / "scores.json").read_text())["human_normalised"])
+    assert told == [pytest.approx(1.0), None]
 
 
 def test_options_of_the_old_evaluate_are_answered(policy_dir: pathlib.Path) -> None:
@@ -191,6 +203,13 @@ def test_plot_draws_every_trial(tmp_path: pathlib.Path) -> None:
     assert "a trial_0: 14.6 at 90 environment steps" in done.output
     assert "human-normalised ale_py:ALE/Pong-v5: 1.000 (1 trials)" in done.output
     assert "over 2 games: mean 0.500, median 0.500, IQM 0.500, optimality gap 0.500" in done.output
+    (tmp_path / "a" / "young").mkdir()
+    (tmp_path / "a" / "young" / "result.json").touch()
+    done = rllib("plot", tmp_path / "a", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "a trial_0: 14.6 at 90" in done.stdout
+    assert "not drawn" in done.stderr
+    assert "has no result yet" in done.stderr
 
 
 @pytest.mark.parametrize(
