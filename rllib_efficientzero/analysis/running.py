@@ -264,7 +264,7 @@ def measure(experiment: Experiment, setup: Setup, given: Mapping[str, pathlib.Pa
         "experiment": experiment.name,
         "budget": setup.budget,
         "parameters": parameters,
-        "checkpoints": {variant: _describe(path) for variant, path in checkpoints.items()},
+        "checkpoints": {variant: _describe(path, setup.root) for variant, path in checkpoints.items()},
     }
     directory = measurements.directory_of(setup.root, experiment.name, setup.budget)
     if _is_measured(directory, about):
@@ -295,12 +295,14 @@ def _checkpoints(experiment: Experiment, setup: Setup, given: Mapping[str, pathl
     return found
 
 
-def _describe(checkpoint: pathlib.Path) -> dict[str, Any]:
+def _describe(checkpoint: pathlib.Path, root: pathlib.Path) -> dict[str, Any]:
+    """Which weights; a checkpoint below `root` by its path from there, so that runs can be moved."""
     from rllib_efficientzero.checkpoint.policy_files import read_description
 
     content = read_description(checkpoint).content
     kept = {key: content[key] for key in ("num_updates", "num_interactions", "protocol")}
-    return {"path": str(checkpoint), "sha256": content["weights"]["sha256"], **kept}
+    path = checkpoint.relative_to(root) if checkpoint.is_relative_to(root) else checkpoint
+    return {"path": str(path), "sha256": content["weights"]["sha256"], **kept}
 
 
 def _is_measured(directory: pathlib.Path, about: Mapping[str, Any]) -> bool:

@@ -31,6 +31,11 @@ def test_every_experiment_runs_to_its_end_and_is_reported(tmp_path: pathlib.Path
     assert len(scores) == 6  # EfficientZero, MuZero, four ablations: shared by the experiments
     assert all(set(json.loads(file.read_text())["protocols"]) == {"standard", "sticky"} for file in scores)
 
+    measured = json.loads((tmp_path / "runs/smoke/measurement_decoder/measurement.json").read_text())
+    paths = [pathlib.Path(entry["path"]) for entry in measured["checkpoints"].values()]
+    assert len(paths) == 2
+    assert all((tmp_path / "runs" / path).is_dir() and not path.is_absolute() for path in paths)
+
     again = paper(tmp_path, "run", *experiments, "--budget", "smoke", "--runs", "runs")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "6 of 6 runs are finished" in again.stdout

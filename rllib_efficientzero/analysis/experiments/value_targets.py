@@ -81,7 +81,7 @@ def measure(
         found.append(
             {
                 "stage": stage,
-                "played_by": str(checkpoint),
+                "played_by": checkpoint.name,
                 "num_interactions": behaviour.description["num_interactions"],
                 "horizons": horizons,
                 "positions": len(positions),
