@@ -1,4 +1,5 @@
-"""The server in a process of its own, under load and under attack: figures of `benchmarks.serve`, held to limits."""
+"""The server in processes of its own, under load, under attack and in part killed: figures of `benchmarks.serve`, held
+to limits."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from benchmarks import serve
+from benchmarks import serve, serve_ray
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -37,3 +38,15 @@ def test_batching_serves_more(tmp_path: pathlib.Path) -> None:
         f"{serve.SIMULATIONS} simulations, batches of {serve.BATCH}",
         "under attack",
     }
+
+
+def test_requests_outlive_a_killed_replica(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rllib serve` on Ray Serve; one of its two replicas gets SIGKILL while it is asked."""
+    pytest.importorskip("ray.serve", exc_type=ImportError)
+    # Ray Serve gives up a proxy that a busy machine starts slowly.
+    monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120")
+    seen = serve_ray.measure_lost_replica(tmp_path, serve.write_example_policy(tmp_path), requests=1000)
+    assert seen["replicas"] == serve_ray.REPLICAS
+    assert seen["undisturbed"]["errors"] == 0
+    assert seen["one_killed"]["errors"] <= serve_ray.MAX_ERRORS
+    assert seen["one_killed"]["max_ms"] < 60_000, "whoever asked the lost one is not forgotten"

@@ -137,6 +137,28 @@ def test_a_trial_without_a_return_is_judged_by_its_next_one() -> None:
     assert report(bad, 3, 1.0) == "STOP"
 
 
+def test_median_ends_a_trial_that_is_worse_than_the_others_were() -> None:
+    """Others that got less far say nothing of it."""
+    from unittest.mock import Mock
+
+    from rllib_efficientzero.cli.schedulers import make_scheduler
+    from rllib_efficientzero.cli.search_settings import SearchSettings
+    from rllib_efficientzero.cli.signals import Stop
+
+    median = make_scheduler(SearchSettings("median", {"grace_period": 2, "min_samples_required": 1}), {}, Stop())
+    assert median.set_search_properties("a/b", "max")
+    good, bad = (Mock(trial_id=name) for name in ("good", "bad"))
+
+    def report(trial: Mock, iteration: int, value: float) -> str:
+        return median.on_trial_result(None, trial, {"training_iteration": iteration, "a/b": value})
+
+    assert report(bad, 1, 1.0) == "CONTINUE", "within the grace period"
+    assert [report(good, iteration, 9.0) for iteration in (1, 2)] == ["CONTINUE", "CONTINUE"]
+    assert report(bad, 3, 1.0) == "CONTINUE", "nobody got as far"
+    assert report(good, 4, 9.0) == "CONTINUE"
+    assert report(bad, 4, 1.0) == "STOP"
+
+
 @pytest.mark.parametrize("name", ["cartpole-ez-tune", "pong-ez-tune"])
 def test_examples_of_searches(name: str) -> None:
     (experiment,) = load_experiments(EXAMPLES / f"{name}.yaml", Overrides())
