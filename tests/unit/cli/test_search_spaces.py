@@ -150,7 +150,8 @@ def test_median_ends_a_trial_that_is_worse_than_the_others_were() -> None:
     good, bad = (Mock(trial_id=name) for name in ("good", "bad"))
 
     def report(trial: Mock, iteration: int, value: float) -> str:
-        return median.on_trial_result(None, trial, {"training_iteration": iteration, "a/b": value})
+        controller = Mock(get_live_trials=lambda: [good, bad])
+        return median.on_trial_result(controller, trial, {"training_iteration": iteration, "a/b": value})
 
     assert report(bad, 1, 1.0) == "CONTINUE", "within the grace period"
     assert [report(good, iteration, 9.0) for iteration in (1, 2)] == ["CONTINUE", "CONTINUE"]
