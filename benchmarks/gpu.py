@@ -8,8 +8,9 @@ split into its work on the trees, starting the device, and waiting for it. In an
 much of the time the device was busy, and how long with copies between device and host. "one part, no graph" is the same
 search without either. All times are wall time.
 
-Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates; from their means, the minutes of a
-run of 100k environment steps. That is an extrapolation: evaluation and the first steps at random are not in it.
+Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates without clocks and 500 with, for which
+the host waits between the parts; from the means of the former, the minutes of a run of 100k environment steps. That is
+an extrapolation: evaluation, the first steps at random and compiling are not in it.
 
 `--quick` is the same with next to no work, to see that it runs; on a CPU it needs `--device cpu`.
 """
@@ -20,7 +21,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -161,7 +162,7 @@ def measure_search(
 def measure_searches(device: str, quick: bool) -> list[dict[str, Any]]:
     """All rows of the grid; the quick one has the small network and few roots."""
     plain, input_shape = make_network("small" if quick else "paper", 18)
-    network = InferenceNetwork(plain.to(device), mixed_precision=True)
+    network = InferenceNetwork(plain.to(device), mixed_precision=True, fused=True)
     rows = []
     for roots in (4, 80) if quick else ROOTS:
         planes = torch.rand(roots, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -178,16 +179,20 @@ def measure_updates(example: str, device: str, updates: int, quick: bool) -> dic
     overrides: dict[str, Any] = {"num_gpus_per_learner": int(device == "cuda")} | (QUICK if quick else {})
     batch = loop.load_config(example, overrides).train_batch_size_per_learner
     report = loop.run(loop.Plan(example, (batch,), updates, overrides))
-    config, figures = loop.load_config(example, overrides), report["figures"]
-    steps_ms = config.total_env_steps * sum(figures["ms_per_env_step"].values())
-    updates_ms = config.updates_at_end() * sum(figures["ms_per_update"].values())
+    config, figures, measured = loop.load_config(example, overrides), report["figures"], report["runs"][0]
+    ms_per_step = sum(figures["ms_per_env_step"].values())
+    ms_per_update = sum(figures["ms_per_update"].values())
+    if unclocked := measured.get("unclocked"):
+        ms_per_update = (1000 * unclocked["seconds"] - ms_per_step * unclocked["env_steps"]) / unclocked["updates"]
+    minutes = (config.total_env_steps * ms_per_step + config.updates_at_end() * ms_per_update) / 60_000
     return {
         "example": example,
         "batch": batch,
-        "updates_measured": report["runs"][0]["updates"],
+        "updates_measured": measured["updates"],
+        "ms_per_update_unclocked": round(ms_per_update, 3),
         "ms_per_update": figures["ms_per_update"],
         "ms_per_env_step": figures["ms_per_env_step"],
-        "minutes_of_a_run_extrapolated": round((steps_ms + updates_ms) / 60_000, 2),
+        "minutes_of_a_run_extrapolated": round(minutes, 2),
         "memory_mb": figures["memory_mb"],
     }
 
@@ -203,11 +208,11 @@ def goals(updates: list[dict[str, Any]], device: str, quick: bool) -> dict[str, 
     for row in updates:
         minutes, goal = row["minutes_of_a_run_extrapolated"], EXAMPLES[row["example"]]
         name = f"{row['example']}: minutes of a run, extrapolated, at most"
-        results[name] = {"measured": minutes, "goal": goal, "met": minutes <= goal}
+        results[name] = {"measured": minutes, "goal": goal, "met": bool(minutes <= goal)}
         if row["example"] == "pong-ez":
-            update = round(sum(row["ms_per_update"].values()), 2)
+            update = row["ms_per_update_unclocked"]
             results["pong-ez: ms of a full update, at most"] = {
-                "measured": update, "goal": UPDATE_GOAL_MS, "met": update <= UPDATE_GOAL_MS
+                "measured": update, "goal": UPDATE_GOAL_MS, "met": bool(update <= UPDATE_GOAL_MS)
             }  # fmt: skip
     return results
 
@@ -228,7 +233,7 @@ def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], devic
     for row in updates:
         parts = ", ".join(f"{name} {ms:.1f}" for name, ms in row["ms_per_update"].items())
         lines[f"{row['example']}: update of batch {row['batch']}"] = (
-            f"{sum(row['ms_per_update'].values()):.1f} ms ({parts}); "
+            f"{row['ms_per_update_unclocked']:.1f} ms; with clocks {sum(row['ms_per_update'].values()):.1f} ({parts}); "
             f"a run {row['minutes_of_a_run_extrapolated']:.0f} minutes, "
             f"extrapolated from {row['updates_measured']} updates"
         )
@@ -237,20 +242,26 @@ def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], devic
     return lines
 
 
-def run(device: str, *, quick: bool, updates: int) -> dict[str, Any]:
-    """The whole report."""
+def run(device: str, *, quick: bool, updates: int) -> Iterator[dict[str, Any]]:
+    """The report as it grows: the last one is whole."""
     conditions = reports.conditions("torch", "ray", "ale_py") | {"device": device, "quick": quick}
     if device == "cuda":
         conditions["gpu"] = torch.cuda.get_device_name()
-    searches = measure_searches(device, quick)
-    measured = [measure_updates(example, device, updates, quick) for example in EXAMPLES]
-    return {
-        reports.SUMMARY: summary(searches, measured, device),
-        "conditions": conditions,
-        "searches": searches,
-        "updates": measured,
-        "goals": goals(measured, device, quick),
-    }
+    measured: list[dict[str, Any]] = []
+
+    def report(searches: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            reports.SUMMARY: summary(searches, measured, device),
+            "conditions": conditions,
+            "searches": searches,
+            "updates": measured,
+            "goals": goals(measured, device, quick),
+        }
+
+    for example in EXAMPLES:
+        measured.append(measure_updates(example, device, updates, quick))
+        yield report([])
+    yield report(measure_searches(device, quick))
 
 
 def main() -> int:
@@ -264,12 +275,12 @@ def main() -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("There is no GPU that torch can use. `--device cpu --quick` runs the same code on the CPU.")
         return 1
-    report = run(args.device, quick=args.quick, updates=args.updates or (1 if args.quick else 500))
+    for report in run(args.device, quick=args.quick, updates=args.updates or (1 if args.quick else 500)):
+        reports.write(args.out, report)
     for what, figure in report[reports.SUMMARY].items():
         print(f"{what}: {figure}")
     for name, result in report["goals"].items():
         print(f"{'met' if result['met'] else 'MISSED'}: {name} {result['goal']}: {result['measured']}")
-    reports.write(args.out, report)
     return 0
 
 

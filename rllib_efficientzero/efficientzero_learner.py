@@ -111,9 +111,13 @@ class EfficientZeroLearner(TorchLearner):
         parameters = [p for p in self.get_parameters(self.module[module_id]) if p.requires_grad]
         if not (config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1):
             return GradientPass(compute, parameters)
+        module = self._unwrapped(module_id)
+        if len(module.network.latent_shape) == 3:  # of vectors little is computed, and soon
+            module.compile_training()
         # Calls for a recording move the running statistics, which were saved at the beginning of the update.
         undo = self._statistics[module_id].restore
-        return GradientPass(compute, parameters, functools.partial(GraphedFunction, undo=undo, copies=False))
+        graphed = functools.partial(GraphedFunction, undo=undo, copies=False, min_calls=1)
+        return GradientPass(compute, parameters, graphed)
 
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Tensor], dict]:
         """Forward, losses, gradients; then a step if everything is finite, else none."""
@@ -198,7 +202,7 @@ class EfficientZeroLearner(TorchLearner):
         if batch is not None:
             module = self._unwrapped(module_id)
             with fresh_statistics(module):
-                module.forward_train(batch)
+                module.forward_train_once(batch)
 
     @classmethod
     def rl_module_required_apis(cls) -> list[type]:

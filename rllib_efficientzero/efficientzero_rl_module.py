@@ -37,10 +37,9 @@ from rllib_efficientzero.models import (
     build_network,
     observation_planes,
 )
-from rllib_efficientzero.models.augmentation import augment
-from rllib_efficientzero.models.observations import unrolled_stacks
+from rllib_efficientzero.models.compilation import CompiledFunction
 from rllib_efficientzero.models.precision import MixedPrecision, autocast
-from rllib_efficientzero.models.unroll import unroll
+from rllib_efficientzero.models.unroll import Unrolled, unroll_batch
 
 ROOT_VALUE = "root_value"
 VISIT_POLICY = "visit_policy"
@@ -74,6 +73,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         self._inference_networks: dict[str, InferenceNetwork] = {}
         # A buffer, so that acting knows how far training is wherever weights travel: EnvRunners, checkpoints, Serve.
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self._unroll: Callable[..., Unrolled] = unroll_batch
         self.searcher = Searcher(self.search_config)
         self.use_augmentation: bool = settings["use_augmentation"]
         self.mixed_precision: MixedPrecision = settings["mixed_precision"]
@@ -98,7 +98,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         network = self.inference_network
         result = self.searcher.search(
             network,
-            network.initial_inference(observation_planes(frames)),
+            network.initial_inference(observation_planes(frames, network.dtype)),
             legal_actions=legal_actions,
             rng=self.rng,
             explore=explore,
@@ -137,7 +137,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         inference = self._inference_networks.get(name)
         if inference is None or inference.network is not network or inference.device != self.num_updates.device:
             inference = InferenceNetwork(
-                network, mixed_precision=self.mixed_precision, compiled=self.compiled_inference
+                network, mixed_precision=self.mixed_precision, compiled=self.compiled_inference, fused=True
             )
             self._inference_networks[name] = inference
         return inference
@@ -146,25 +146,25 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Train batch of `targets.Reanalyzer` -> fields of `models.unroll.Unrolled`."""
-        unroll_steps = batch["actions"].shape[1]
-        frames = batch["frames"]
-        frame_stack = frames.shape[1] - unroll_steps
-        planes = observation_planes(frames)
-        width = planes.shape[1] // frames.shape[1]  # planes, or features, per frame
-        # The root's stack and the frames of all targets are augmented apart, each as a whole.
-        root, following = planes[:, : frame_stack * width], planes[:, width:]
-        if self.use_augmentation and planes.ndim == 4:
-            (of_root, of_following), intensity = batch["shift"].unbind(1), batch["intensity"]
-            root = augment(root, of_root, intensity[:, 0])
-            following = augment(following, of_following, intensity[:, 1])
-        with autocast(planes.device, self.mixed_precision):
-            predicted = unroll(
+        return self._unrolled(self._unroll, batch)
+
+    def forward_train_once(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The same, in train mode, for a call that is not worth compiling."""
+        self.train()
+        return self._unrolled(unroll_batch, batch)
+
+    def compile_training(self) -> None:
+        """Let `torch.compile` fuse the kernels of `forward_train`."""
+        self._unroll = CompiledFunction(unroll_batch)
+
+    def _unrolled(self, function: Callable[..., Unrolled], batch: dict[str, Any]) -> dict[str, Any]:
+        with autocast(batch["frames"].device, self.mixed_precision):
+            predicted = function(
                 self.network,
-                root,
-                batch["actions"],
+                batch,
                 consistency=self.consistency,
-                target_planes=unrolled_stacks(following, frame_stack, unroll_steps),
                 value_prefix_horizon=self.search_config.value_prefix_horizon,
+                use_augmentation=self.use_augmentation,
             )
         return predicted._asdict()
 

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 WARM_UP_CALLS = 3
 """Calls before a recording, in which libraries choose algorithms and allocate workspaces."""
 MIN_CALLS = 3
-"""Calls with some shapes before they get a graph: those of the last chunk of a batch hardly ever come again."""
+"""Calls with some shapes before they get a graph, where shapes vary and most never come again."""
 MAX_GRAPHS = 8
 """Graphs of one function. Each keeps its activations."""
 
@@ -58,13 +58,15 @@ class GraphedFunction:
         *,
         undo: Callable[[], None] | None = None,
         copies: bool = True,
+        min_calls: int = MIN_CALLS,
     ) -> None:
         """Args:
         function: see `record`.
         undo: called after a recording, to take back what the calls for it changed in other tensors than the results.
         copies: whether results are copies. Else the next call with the same shapes writes over them.
+        min_calls: calls with some shapes, the one that records it included, until they have a graph.
         """
-        self._function, self._undo, self._copies = function, undo, copies
+        self._function, self._undo, self._copies, self._min_calls = function, undo, copies, min_calls
         self._graphs: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
         self._calls: Counter[tuple] = Counter()
 
@@ -72,7 +74,7 @@ class GraphedFunction:
         shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs)
         if shapes not in self._graphs:
             self._calls[shapes] += 1
-            if self._calls[shapes] < MIN_CALLS or len(self._graphs) >= MAX_GRAPHS:
+            if self._calls[shapes] < self._min_calls or len(self._graphs) >= MAX_GRAPHS:
                 return self._function(*inputs)
             self._graphs[shapes] = self._recorded(inputs)
         return self._graphs[shapes](*inputs)

@@ -27,8 +27,7 @@ class EfficientZeroNetwork(nn.Module):
     """Representation h, dynamics g with value prefix, prediction f.
 
     Build it with `models.build_network`. Acting and search use `initial_inference` and `recurrent_inference` (through
-    `InferenceNetwork`, which is faster); the learner uses the parts `represent`, `step` and `predict`, which return
-    logits.
+    `InferenceNetwork`, which is faster); the learner uses the parts, of which those that predict return logits.
     """
 
     def __init__(
@@ -59,8 +58,16 @@ class EfficientZeroNetwork(nn.Module):
 
     def step(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """g: latent, LSTM state `[B, 2H]`, action `[B]` or `[B, D]` -> next latent, next LSTM state."""
-        next_latent = self.dynamics(latent, action)
-        return next_latent, self.value_prefix.advance(next_latent, reward_hidden)
+        next_latent = self.imagine(latent, action)
+        return next_latent, self.advance_value_prefix(next_latent, reward_hidden)
+
+    def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
+        """The one half of g: latent, action -> next latent."""
+        return self.dynamics(latent, action)
+
+    def advance_value_prefix(self, next_latent: Tensor, reward_hidden: Tensor) -> Tensor:
+        """The other: next latent, LSTM state -> next LSTM state."""
+        return self.value_prefix.advance(next_latent, reward_hidden)
 
     def read_value_prefix(self, reward_hidden: Tensor) -> Tensor:
         """LSTM state `[B, 2H]` -> `[B, support]` value prefix logits."""

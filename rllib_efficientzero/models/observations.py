@@ -6,21 +6,29 @@ import torch
 from torch import Tensor
 
 
-def observation_planes(frames: Tensor) -> Tensor:
+def observation_planes(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Stacked frames, oldest first -> network input.
 
     Args:
         frames: `[B, S, H, W, C]` images (uint8 in 0..255, or floats) or `[B, S, D]` vectors.
+        dtype: of the result.
 
     Returns:
-        `[B, S * C, H, W]` float32, a block of C planes per frame, uint8 scaled to 0..1, laid out channels last; or
-        `[B, S * D]` float32.
+        `[B, S * C, H, W]`, a block of C planes per frame, uint8 scaled to 0..1, laid out channels last; or
+        `[B, S * D]`.
     """
     if frames.ndim == 3:
-        return frames.flatten(1).float()
-    planes = [plane for frame in frames.unbind(1) for plane in frame.unbind(-1)]
-    channels_last = torch.stack(planes, dim=-1).permute(0, 3, 1, 2)
-    return channels_last.float().div_(255.0) if frames.dtype == torch.uint8 else channels_last.float()
+        return frames.flatten(1).to(dtype)
+    if frames.device.type == "cpu":
+        # Stacking bytes and converting them after is several times faster here than doing both at once.
+        planes = [plane for frame in frames.unbind(1) for plane in frame.unbind(-1)]
+        channels_last = torch.stack(planes, dim=-1).to(dtype)
+    else:
+        rows_of_planes = frames.permute(0, 2, 3, 1, 4)
+        channels_last = rows_of_planes.to(dtype, memory_format=torch.contiguous_format).flatten(3)
+    if frames.dtype == torch.uint8:
+        channels_last = channels_last.div_(255.0)
+    return channels_last.permute(0, 3, 1, 2)
 
 
 def unrolled_stacks(planes: Tensor, frame_stack: int, unroll_steps: int) -> Tensor:

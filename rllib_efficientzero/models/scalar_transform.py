@@ -6,6 +6,8 @@ two neighbouring integers of a support -size..size whose weighted mean is h(x).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,8 +37,13 @@ def expand(y: Tensor) -> Tensor:
 
 
 def largest_expressible(support_size: int) -> float:
-    """The scalar at the end of the support; two_hot's targets beyond it are cut there."""
-    return float(expand(torch.tensor(float(support_size), dtype=torch.float64)))
+    """The scalar at the end of the support; two_hot's targets beyond it are cut there.
+
+    `expand` of a Python number: a tensor's would make the host wait for a GPU, and could not be compiled.
+    """
+    slope = 1.0 + 2.0 * EPSILON
+    d = 2.0 * support_size / (slope + math.sqrt(slope * slope + 4.0 * EPSILON * support_size))
+    return d * (d + 2.0)
 
 
 def two_hot(x: Tensor, support_size: int) -> Tensor:

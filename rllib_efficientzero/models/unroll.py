@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rllib_efficientzero.models.augmentation import augment
 from rllib_efficientzero.models.consistency import ConsistencyHeads
 from rllib_efficientzero.models.network import EfficientZeroNetwork
+from rllib_efficientzero.models.observations import observation_planes, unrolled_stacks
 
 
 class Unrolled(NamedTuple):
@@ -19,6 +22,45 @@ class Unrolled(NamedTuple):
     value_prefix_logits: Tensor  # [B, K, support]
     projection: Tensor | None  # [B, K, P], predictor(projector(imagined latent))
     target_projection: Tensor | None  # [B, K, P], projector(latent of the real observation), no gradient
+
+
+def unroll_batch(
+    network: EfficientZeroNetwork,
+    batch: Mapping[str, Tensor],
+    *,
+    consistency: ConsistencyHeads | None,
+    value_prefix_horizon: int,
+    use_augmentation: bool,
+) -> Unrolled:
+    """From raw frames to predictions; a function of tensors alone, so that it can be compiled and captured.
+
+    Args:
+        network: in train mode.
+        batch: `frames` `[B, S + K, ...]`, `actions` `[B, K, ...]`, and for images `shift` and `intensity`; see
+            `targets.Reanalyzer.train_batch`.
+        consistency: as in `unroll`.
+        value_prefix_horizon: as in `unroll`.
+        use_augmentation: shift and scale images.
+    """
+    frames, actions = batch["frames"], batch["actions"]
+    unroll_steps = actions.shape[1]
+    frame_stack = frames.shape[1] - unroll_steps
+    planes = observation_planes(frames)
+    width = planes.shape[1] // frames.shape[1]  # planes, or features, per frame
+    # The root's stack and the frames of all targets are augmented apart, each as a whole.
+    root, following = planes[:, : frame_stack * width], planes[:, width:]
+    if use_augmentation and planes.ndim == 4:
+        (of_root, of_following), intensity = batch["shift"].unbind(1), batch["intensity"]
+        root = augment(root, of_root, intensity[:, 0])
+        following = augment(following, of_following, intensity[:, 1])
+    return unroll(
+        network,
+        root,
+        actions,
+        consistency=consistency,
+        target_planes=unrolled_stacks(following, frame_stack, unroll_steps),
+        value_prefix_horizon=value_prefix_horizon,
+    )
 
 
 def unroll(
@@ -44,11 +86,10 @@ def unroll(
     reward_hidden = network.initial_reward_hidden(latent)
     latents, reward_hiddens = [latent], []
     for k in range(actions.shape[1]):
-        latent, reward_hidden = network.step(latent, reward_hidden, actions[:, k])
-        if latent.requires_grad:
-            # Halves all gradient that reaches an imagined latent, from its own heads and from later steps (0.5^k in
-            # all at step k), so that the dynamics' gradient does not grow with the depth; MuZero, appendix G.
-            latent.register_hook(_halve)
+        # All gradient that reaches an imagined latent is halved, from its own heads and from later steps (0.5^k in all
+        # at step k), so that the dynamics' gradient does not grow with the depth; MuZero, appendix G.
+        latent = _with_half_gradient(network.imagine(latent, actions[:, k]))
+        reward_hidden = network.advance_value_prefix(latent, reward_hidden)
         latents.append(latent)
         reward_hiddens.append(reward_hidden)
         if (k + 1) % value_prefix_horizon == 0:
@@ -81,5 +122,6 @@ def _by_position(x: Tensor, steps: int) -> Tensor:
     return x.unflatten(0, (steps, -1)).transpose(0, 1).contiguous()
 
 
-def _halve(gradient: Tensor) -> Tensor:
-    return 0.5 * gradient
+def _with_half_gradient(x: Tensor) -> Tensor:
+    """The same numbers exactly, halves being exact; unlike a hook it can be compiled."""
+    return 0.5 * x + 0.5 * x.detach()

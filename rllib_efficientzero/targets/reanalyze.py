@@ -78,6 +78,7 @@ class TargetNetwork(Model, Protocol):
     """What makes targets; `InferenceNetwork` is one."""
 
     device: torch.device
+    dtype: torch.dtype
 
     def value(self, planes: Tensor) -> Tensor: ...
 
@@ -202,7 +203,8 @@ class _Evaluated:
     ) -> _Evaluated:
         def planes(rows: np.ndarray, times: np.ndarray) -> Tensor:
             device_rows, device_times = _to(rows, frames.device), _to(times, frames.device)
-            return observation_planes(stack_windows(frames, device_rows, device_times, config.frame_stack))
+            stacks = stack_windows(frames, device_rows, device_times, config.frame_stack)
+            return observation_planes(stacks, network.dtype)
 
         size = config.batch_size or (CPU_BATCH_SIZE if frames.device.type == "cpu" else GPU_BATCH_SIZE)
         roots = [

@@ -139,7 +139,8 @@ def test_lightzero_settings_benchmark_runs() -> None:
 @pytest.mark.usefixtures("own_ray")
 def test_gpu_benchmark_runs_on_a_cpu_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "EXAMPLES", {"pong-ezv2": 25.0})
-    result = gpu.run("cpu", quick=True, updates=1)
+    begun, result = gpu.run("cpu", quick=True, updates=1)
+    assert begun["updates"] == result["updates"]
     assert {(row["policy"], row["num_roots"]) for row in result["searches"]} == {
         (policy, roots) for policy in gpu.SEARCHES for roots in (4, 80)
     }
@@ -151,6 +152,7 @@ def test_gpu_benchmark_runs_on_a_cpu_and_says_so(monkeypatch: pytest.MonkeyPatch
     for row in result["updates"]:
         assert row["updates_measured"] == 1
         assert row["minutes_of_a_run_extrapolated"] > 0
+        assert row["ms_per_update_unclocked"] > 0
     assert result["goals"] == {}
     assert "a CPU" in result[report.SUMMARY]["device"]
 

@@ -177,10 +177,10 @@ class _CalledAgain:
 
 
 def test_a_recorded_gradient_pass_learns_what_the_eager_one_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls for the recording leave no trace; gradients come from where the graph writes them; bad updates are skipped."""
+    """Calls for the recording leave no trace; gradients come from where it writes them; bad updates are skipped."""
     recorder = _CalledAgain()
     monkeypatch.setattr(cuda_graphs, "record", recorder)
-    eager, recorded = build(images=True), build(images=True)
+    eager, recorded = build(images=True, gpus=0), build(images=True, gpus=0)
     passes = recorded._gradient_passes
     passes[DEFAULT_MODULE_ID]._run = cuda_graphs.GraphedFunction(
         passes[DEFAULT_MODULE_ID]._forward_and_backward,
@@ -217,7 +217,7 @@ def test_a_gpu_learns_by_a_graph_what_it_learns_without(kind: str) -> None:
     assert graphed.keys() == eager.keys()
     for key, value in eager.items():
         torch.testing.assert_close(graphed[key], value, rtol=2e-2, atol=2e-2, msg=key)
-    on_cpu, cpu_losses, _ = run(gpus=0)
+    _, cpu_losses, _ = run(gpus=0)
     np.testing.assert_allclose(graphed_losses[:3], cpu_losses[:3], rtol=5e-2)
 
 

@@ -234,9 +234,11 @@ class LinearToy(nn.Module):
     def initial_reward_hidden(self, latent: Tensor) -> Tensor:
         return torch.zeros_like(latent)
 
-    def step(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        next_latent = self.w[action][:, None] * latent
-        return next_latent, reward_hidden + next_latent
+    def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
+        return self.w[action][:, None] * latent
+
+    def advance_value_prefix(self, next_latent: Tensor, reward_hidden: Tensor) -> Tensor:
+        return reward_hidden + next_latent
 
     def read_value_prefix(self, reward_hidden: Tensor) -> Tensor:
         return reward_hidden

@@ -333,6 +333,31 @@ def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert recorder.recorded == cuda_graphs_module.MAX_GRAPHS
 
 
+def last_of(head: nn.Module) -> nn.Linear:
+    return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_fused_kernels_on_a_gpu_compute_what_the_network_computes_and_follow_its_weights() -> None:
+    network = make("images").cuda().eval()
+    inference = InferenceNetwork(network, fused=True)
+    for batch in (4, 16, GPU_GRAPHED + 1, GPU_GRAPHED + 7):
+        planes = planes_for("images", batch).cuda()
+        with torch.no_grad():
+            root = network.initial_inference(planes)
+            action = torch.zeros(batch, dtype=torch.int64, device="cuda")
+            following = network.recurrent_inference(root.latent, root.reward_hidden, action)
+        for expected, found in (
+            (root, inference.initial_inference(planes)),
+            (following, inference.recurrent_inference(root.latent, root.reward_hidden, action)),
+        ):
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=5e-3, atol=5e-3)  # TF32
+        with torch.no_grad():
+            last_of(network.prediction.value).bias.add_(0.1)
+    assert inference._functions["recurrent_inference"]._compiled is not None
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_graphs_on_a_gpu_compute_what_the_network_computes_and_follow_its_weights(kind: str) -> None:
@@ -346,7 +371,7 @@ def test_graphs_on_a_gpu_compute_what_the_network_computes_and_follow_its_weight
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)  # TF32
         torch.testing.assert_close(inference.value(planes), expected.value, rtol=1e-3, atol=1e-3)
         with torch.no_grad():
-            network.prediction.value[-1][-1].bias.add_(0.1)
+            last_of(network.prediction.value).bias.add_(0.1)
     # Many at a time are launched kernel by kernel.
     planes = planes_for(kind, GPU_GRAPHED + 1).cuda()
     with torch.no_grad():

@@ -26,6 +26,7 @@ class ReadingNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.device = torch.device("cpu")
+        self.dtype = torch.float32
         self.bias = nn.Parameter(torch.zeros(()))
         self.encoded: list[int] = []
 

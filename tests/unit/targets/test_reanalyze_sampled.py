@@ -17,7 +17,7 @@ class Centred:
     """The policy is narrow around the observation; the value is its sum; nothing is rewarded."""
 
     distribution = SquashedGaussian(D)
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
 
     def initial_inference(self, planes: Tensor) -> NetworkOutput:
         return self._output(planes, planes.sum(dim=1))

@@ -1,0 +1,37 @@
+"""torch.compile, where it can be had."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class CompiledFunction:
+    """A function whose kernels `torch.compile` fuses; the function itself where that fails, and a warning says why.
+
+    It is compiled when it is called first, which takes from seconds to a minute.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, dynamic: bool | None = None) -> None:
+        """Args:
+        function: of tensors, without side effects on anything but tensors.
+        dynamic: whether sizes vary; None: to be found out.
+        """
+        self._function = function
+        self._compiled: Callable[..., Any] | None = torch.compile(function, dynamic=dynamic)
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if self._compiled is not None:
+            try:
+                return self._compiled(*inputs, **options)
+            except RuntimeError as error:
+                # A compiler or Triton is missing, most likely. The function's own error comes again below.
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                logger.warning("torch.compile failed, which makes learning and searching slower: %s", reason[0])
+                self._compiled = None
+        return self._function(*inputs, **options)
