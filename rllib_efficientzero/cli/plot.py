@@ -94,8 +94,8 @@ def read_curves(trials: Sequence[pathlib.Path], metric: str | None) -> list[Curv
             without.append(error)
     if not curves:
         raise without[0]
-    for error in without:
-        say_warning(f"not drawn: {error}")
+    for reason in without:
+        say_warning(f"not drawn: {reason}")
     return curves
 
 
