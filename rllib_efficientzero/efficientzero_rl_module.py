@@ -39,7 +39,7 @@ from rllib_efficientzero.models import (
 )
 from rllib_efficientzero.models.compilation import CompiledFunction
 from rllib_efficientzero.models.precision import MixedPrecision, autocast
-from rllib_efficientzero.models.unroll import Unrolled, unroll_batch
+from rllib_efficientzero.models.unroll import Unrolled, unroll, unroll_planes
 
 ROOT_VALUE = "root_value"
 VISIT_POLICY = "visit_policy"
@@ -73,7 +73,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         self._inference_networks: dict[str, InferenceNetwork] = {}
         # A buffer, so that acting knows how far training is wherever weights travel: EnvRunners, checkpoints, Serve.
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        self._unroll: Callable[..., Unrolled] = unroll_batch
+        self._unroll: Callable[..., Unrolled] = unroll
         self.searcher = Searcher(self.search_config)
         self.use_augmentation: bool = settings["use_augmentation"]
         self.mixed_precision: MixedPrecision = settings["mixed_precision"]
@@ -146,25 +146,28 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Train batch of `targets.Reanalyzer` -> fields of `models.unroll.Unrolled`."""
-        return self._unrolled(self._unroll, batch)
+        return self._unrolled(batch, self._unroll)
 
     def forward_train_once(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The same, in train mode, for a call that is not worth compiling."""
         self.train()
-        return self._unrolled(unroll_batch, batch)
+        return self._unrolled(batch, unroll)
 
     def compile_training(self) -> None:
         """Let `torch.compile` fuse the kernels of `forward_train`."""
-        self._unroll = CompiledFunction(unroll_batch)
+        # Planes are left alone: fused into one kernel, gathering, augmenting and stacking took 4 ms on an H200.
+        self._unroll = CompiledFunction(unroll)
 
-    def _unrolled(self, function: Callable[..., Unrolled], batch: dict[str, Any]) -> dict[str, Any]:
-        with autocast(batch["frames"].device, self.mixed_precision):
+    def _unrolled(self, batch: dict[str, Any], function: Callable[..., Unrolled]) -> dict[str, Any]:
+        root, targets = unroll_planes(batch, use_augmentation=self.use_augmentation)
+        with autocast(root.device, self.mixed_precision):
             predicted = function(
                 self.network,
-                batch,
+                root,
+                batch["actions"],
                 consistency=self.consistency,
+                target_planes=targets,
                 value_prefix_horizon=self.search_config.value_prefix_horizon,
-                use_augmentation=self.use_augmentation,
             )
         return predicted._asdict()
 

@@ -24,26 +24,18 @@ class Unrolled(NamedTuple):
     target_projection: Tensor | None  # [B, K, P], projector(latent of the real observation), no gradient
 
 
-def unroll_batch(
-    network: EfficientZeroNetwork,
-    batch: Mapping[str, Tensor],
-    *,
-    consistency: ConsistencyHeads | None,
-    value_prefix_horizon: int,
-    use_augmentation: bool,
-) -> Unrolled:
-    """From raw frames to predictions; a function of tensors alone, so that it can be compiled and captured.
+def unroll_planes(batch: Mapping[str, Tensor], *, use_augmentation: bool) -> tuple[Tensor, Tensor]:
+    """From a batch's raw frames to the network input that `unroll` takes.
 
     Args:
-        network: in train mode.
         batch: `frames` `[B, S + K, ...]`, `actions` `[B, K, ...]`, and for images `shift` and `intensity`; see
             `targets.Reanalyzer.train_batch`.
-        consistency: as in `unroll`.
-        value_prefix_horizon: as in `unroll`.
         use_augmentation: shift and scale images.
+
+    Returns:
+        Root planes `[B, ...]` and target planes `[B, K, ...]`.
     """
-    frames, actions = batch["frames"], batch["actions"]
-    unroll_steps = actions.shape[1]
+    frames, unroll_steps = batch["frames"], batch["actions"].shape[1]
     frame_stack = frames.shape[1] - unroll_steps
     planes = observation_planes(frames)
     width = planes.shape[1] // frames.shape[1]  # planes, or features, per frame
@@ -53,14 +45,7 @@ def unroll_batch(
         (of_root, of_following), intensity = batch["shift"].unbind(1), batch["intensity"]
         root = augment(root, of_root, intensity[:, 0])
         following = augment(following, of_following, intensity[:, 1])
-    return unroll(
-        network,
-        root,
-        actions,
-        consistency=consistency,
-        target_planes=unrolled_stacks(following, frame_stack, unroll_steps),
-        value_prefix_horizon=value_prefix_horizon,
-    )
+    return root, unrolled_stacks(following, frame_stack, unroll_steps)
 
 
 def unroll(
@@ -72,7 +57,7 @@ def unroll(
     target_planes: Tensor,
     value_prefix_horizon: int,
 ) -> Unrolled:
-    """Unroll K steps.
+    """Unroll K steps; a function of tensors alone, so that it can be compiled and captured.
 
     Args:
         network: in train mode.

@@ -1,0 +1,100 @@
+"""What is compiled on a GPU: that it can be traced in one piece is seen without one."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rllib_efficientzero.models import ModelConfig, build_consistency_heads, build_network
+from rllib_efficientzero.models.compilation import CompiledFunction
+from rllib_efficientzero.models.folding import FoldedCopy
+from rllib_efficientzero.models.unroll import unroll
+
+CONFIG = ModelConfig(
+    channels=4, reduced_channels=2, lstm_hidden=8, support_size=5, projector_hidden=8, projector_out=8,
+    predictor_hidden=8,
+)  # fmt: skip
+BATCH, STEPS = 3, 2
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def planes(batch: int) -> Tensor:
+    return torch.rand(batch, 2, 24, 24).contiguous(memory_format=torch.channels_last)
+
+
+def test_unrolling_is_one_graph_with_the_same_gradients() -> None:
+    """Halved gradients, value prefixes, and the branch without gradient."""
+    network = build_network((2, 24, 24, 1), 3, CONFIG).train()
+    heads = build_consistency_heads(network.latent_shape, CONFIG).train()
+    targets, actions = (
+        planes(BATCH * STEPS).unflatten(0, (BATCH, STEPS)),
+        torch.arange(BATCH * STEPS).view(BATCH, -1) % 3,
+    )
+    root, found = planes(BATCH), []
+    for function in (unroll, torch.compile(unroll, fullgraph=True, backend="aot_eager")):
+        net, both = copy.deepcopy(network), copy.deepcopy(heads)
+        predicted = function(net, root, actions, consistency=both, target_planes=targets, value_prefix_horizon=5)
+        sum(part.square().mean() + part.mean() for part in predicted).backward()
+        statistics = list(net.buffers())
+        found.append([p.grad for p in (*net.parameters(), *both.parameters())] + statistics + list(predicted))
+    for expected, same in zip(*found, strict=True):
+        torch.testing.assert_close(same, expected)
+
+
+@torch.inference_mode()
+def test_inference_is_one_graph_for_all_batch_sizes() -> None:
+    network = build_network((2, 24, 24, 1), 3, CONFIG).eval()
+    folded = FoldedCopy(network, torch.float32).module
+    initial = torch.compile(folded.initial_inference, fullgraph=True, dynamic=True, backend="eager")
+    recurrent = torch.compile(folded.recurrent_inference, fullgraph=True, dynamic=True, backend="eager")
+    for batch in (2, 5, 9):
+        observed = planes(batch)
+        root = folded.initial_inference(observed)
+        for one, other in zip(initial(observed), root, strict=True):
+            torch.testing.assert_close(one, other)
+        arguments = (root.latent, root.reward_hidden, torch.zeros(batch, dtype=torch.int64))
+        for one, other in zip(recurrent(*arguments), folded.recurrent_inference(*arguments), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_what_cannot_be_compiled_is_called_and_a_warning_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def without_a_compiler(function: Any, dynamic: bool | None) -> Any:
+        def fail(*inputs: Any, **options: Any) -> Any:
+            tried.append(inputs)
+            raise RuntimeError("Cannot find a working triton installation.\nMore about it")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    function = CompiledFunction(lambda x, factor: factor * x)
+    with caplog.at_level(logging.WARNING):
+        assert [function(x, factor=3) for x in (1, 2, 3)] == [3, 6, 9]
+    assert len(tried) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile failed, which makes learning and searching slower: Cannot find a working triton installation."
+    ]
+
+
+def test_an_error_of_the_function_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        CompiledFunction(broken)(torch.zeros(1))
