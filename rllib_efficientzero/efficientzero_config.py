@@ -249,10 +249,10 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
                 (AVX512_BF16, AMX; others go on as before), where the paper's network is twice as fast by it, and small
                 ones are slower.
             compiled_inference: act and reanalyze with folded normalisations, on a CPU as graphs without Python, on a
-                GPU as CUDA graphs, for images of kernels that `torch.compile` fused; else with the networks as they
-                are. Changes results by rounding only.
+                GPU as CUDA graphs, those of large networks for images of kernels that `torch.compile` fused; else with
+                the networks as they are. Changes results by rounding only.
             compiled_learner: the same for forward and backward pass of the Learner, on a GPU and if there is one
-                Learner; else kernel by kernel. Compiling takes minutes at the start of a run for images.
+                Learner; else kernel by kernel. Compiling takes a minute or two at the start of a run.
             max_consecutive_non_finite_updates: updates skipped in a row for NaN or infinity that end the run.
         """
         given: dict[str, Any] = {

@@ -18,6 +18,7 @@ from rllib_efficientzero.divergence import DivergenceWatch
 from rllib_efficientzero.gradient_pass import GradientPass
 from rllib_efficientzero.losses import losses, observe, policy_losses_of, total_loss
 from rllib_efficientzero.memory import reuse_freed_memory
+from rllib_efficientzero.models.compilation import is_worth_compiling
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.normalization import fresh_statistics
 from rllib_efficientzero.models.unroll import Unrolled
@@ -112,7 +113,7 @@ class EfficientZeroLearner(TorchLearner):
         if not (config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1):
             return GradientPass(compute, parameters)
         module = self._unwrapped(module_id)
-        if len(module.network.latent_shape) == 3:  # of vectors little is computed, and soon
+        if is_worth_compiling(module.network):
             module.compile_training()
         # Calls for a recording move the running statistics, which were saved at the beginning of the update.
         undo = self._statistics[module_id].restore

@@ -8,7 +8,17 @@ from typing import Any
 
 import torch
 
+from rllib_efficientzero.models.network import EfficientZeroNetwork
+
+MIN_PARAMETERS = 1_000_000
+"""Of networks that are worth compiling, which takes a minute; that for Atari has 2.8 million."""
+
 logger = logging.getLogger(__name__)
+
+
+def is_worth_compiling(network: EfficientZeroNetwork) -> bool:
+    """Whether it sees images, and is large: else little is computed, and soon."""
+    return len(network.latent_shape) == 3 and sum(p.numel() for p in network.parameters()) >= MIN_PARAMETERS
 
 
 class CompiledFunction:

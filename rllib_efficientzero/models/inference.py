@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rllib_efficientzero.models.action_distributions import ActionDistribution
-from rllib_efficientzero.models.compilation import CompiledFunction
+from rllib_efficientzero.models.compilation import CompiledFunction, is_worth_compiling
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.folding import FoldedCopy
 from rllib_efficientzero.models.network import EfficientZeroNetwork, NetworkOutput
@@ -43,8 +43,7 @@ class InferenceNetwork:
         network: in whatever mode, since the copy is in eval mode. It must not move to another device.
         mixed_precision: where to compute in bfloat16; see `precision`.
         compiled: False calls the network itself, which has to be in eval mode then.
-        fused: on a GPU, let `torch.compile` fuse kernels of networks for images: twice as fast, after a minute or so at
-            the first calls.
+        fused: on a GPU, let `torch.compile` fuse kernels of large networks for images. The first calls take a minute.
 
     Example:
         >>> from rllib_efficientzero.models import ModelConfig, build_network
@@ -145,7 +144,7 @@ class InferenceNetwork:
         if self.device.type == "cpu":
             return _trace(method, inputs)
         function: Function = method.forward
-        if self.fused and len(self.network.latent_shape) == 3:
+        if self.fused and is_worth_compiling(self.network):
             function = CompiledFunction(function, dynamic=True)
         # Whoever calls `recurrent_inference` many times records it together with what happens around it.
         return function if name == "recurrent_inference" else _graphed_if_small(function)

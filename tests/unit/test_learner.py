@@ -20,7 +20,7 @@ from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_learner import DivergedError, EfficientZeroLearner
-from rllib_efficientzero.models import cuda_graphs
+from rllib_efficientzero.models import compilation, cuda_graphs
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
 
 BATCH, FRAME_STACK = 8, 2
@@ -199,11 +199,18 @@ def test_a_recorded_gradient_pass_learns_what_the_eager_one_learns(monkeypatch: 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_a_gpu_learns_by_a_graph_what_it_learns_without(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "images", "is_fused"), [("sgd", True, False), ("adam", False, False), ("sgd", True, True)]
+)
+def test_a_gpu_learns_by_a_graph_what_it_learns_without(
+    monkeypatch: pytest.MonkeyPatch, kind: str, images: bool, is_fused: bool
+) -> None:
+    if is_fused:
+        monkeypatch.setattr(compilation, "MIN_PARAMETERS", 0)
+
     def run(**settings: Any) -> tuple[dict[str, torch.Tensor], list[float], EfficientZeroLearner]:
-        learner, replay = build(images=True, optimizer={"type": kind}, lr=0.01, **settings), make_replay(images=True)
-        losses = []
+        learner = build(images=images, optimizer={"type": kind}, lr=0.01, **settings)
+        replay, losses = make_replay(images=images), []
         for number in range(8):
             windows = replay.sample(BATCH, beta=0.4)
             results = update(learner, spoilt(windows, "rewards") if number == 5 else windows)

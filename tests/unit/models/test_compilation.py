@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rllib_efficientzero.models import ModelConfig, build_consistency_heads, build_network
-from rllib_efficientzero.models.compilation import CompiledFunction
+from rllib_efficientzero.models.compilation import CompiledFunction, is_worth_compiling
 from rllib_efficientzero.models.folding import FoldedCopy
 from rllib_efficientzero.models.unroll import unroll
 
@@ -66,6 +66,12 @@ def test_inference_is_one_graph_for_all_batch_sizes() -> None:
         arguments = (root.latent, root.reward_hidden, torch.zeros(batch, dtype=torch.int64))
         for one, other in zip(recurrent(*arguments), folded.recurrent_inference(*arguments), strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_only_large_networks_for_images_are_worth_it() -> None:
+    assert is_worth_compiling(build_network((4, 96, 96, 3), 6, ModelConfig()))
+    assert not is_worth_compiling(build_network((2, 24, 24, 1), 6, CONFIG))
+    assert not is_worth_compiling(build_network((1, 4), 6, ModelConfig()))
 
 
 def test_what_cannot_be_compiled_is_called_and_a_warning_says_why(

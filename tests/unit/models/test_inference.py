@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rllib_efficientzero.models import EfficientZeroNetwork, InferenceNetwork, ModelConfig, NetworkOutput, build_network
+from rllib_efficientzero.models import (
+    EfficientZeroNetwork,
+    InferenceNetwork,
+    ModelConfig,
+    NetworkOutput,
+    build_network,
+    compilation,
+)
 from rllib_efficientzero.models import cuda_graphs as cuda_graphs_module
 from rllib_efficientzero.models import inference as inference_module
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
@@ -338,7 +345,10 @@ def last_of(head: nn.Module) -> nn.Linear:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_fused_kernels_on_a_gpu_compute_what_the_network_computes_and_follow_its_weights() -> None:
+def test_fused_kernels_on_a_gpu_compute_what_the_network_computes_and_follow_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compilation, "MIN_PARAMETERS", 0)
     network = make("images").cuda().eval()
     inference = InferenceNetwork(network, fused=True)
     for batch in (4, 16, GPU_GRAPHED + 1, GPU_GRAPHED + 7):
