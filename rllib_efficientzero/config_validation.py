@@ -74,10 +74,7 @@ RANGES = {
     "reanalyze_timeout_s": (1e-3, math.inf),
 }
 """Finite numbers between two ends."""
-MAY_BE_NONE = (
-    *("total_updates", "grad_clip", "search_batch_size", "num_search_threads"),
-    *("reanalyze_prefetch", "max_sample_staleness"),
-)
+MAY_BE_NONE = ("total_updates", "grad_clip", "search_batch_size", "reanalyze_prefetch", "max_sample_staleness")
 PLACEMENTS = ("driver", "actor")
 """Processes in which the replay may be."""
 OPTIMIZERS: dict[str, tuple[str, ...]] = {

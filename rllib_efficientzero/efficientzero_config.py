@@ -61,7 +61,7 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
         self.widened_action_scale = 3.0
         self.entropy_loss_coeff = 0.005
         self.search_batch_size: int | None = None
-        self.num_search_threads: int | None = None
+        self.num_search_threads = 1
         self.temperature_schedule: list[tuple[int, float]] = [(0, 1.0), (50_000, 0.5), (75_000, 0.25)]
         # --- Data ---
         self.on_bad_env_step: str | None = "raise"
@@ -207,8 +207,7 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
                 V2: 0.005 with images, 0.05 with states).
             search_batch_size: roots searched, and observations encoded, in one batch when reanalyzing; bounds memory.
                 None: 256 on a CPU, 2048 on a GPU.
-            num_search_threads: threads of the tree, for batches of at least 256 roots; does not change results. None:
-                1, with a GPU half as many as there are cores, at most 4.
+            num_search_threads: threads of the tree, for batches of at least 256 roots; does not change results.
             temperature_schedule: [update, temperature] pairs of self-play's action sampling.
             frame_stack: observations stacked for the networks (Table 6: 4).
             total_env_steps: budget of environment interactions, never exceeded (100k). Steps hidden in resets count; an
@@ -249,10 +248,8 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
                 (AVX512_BF16, AMX; others go on as before), where the paper's network is twice as fast by it, and small
                 ones are slower.
             compiled_inference: act and reanalyze with folded normalisations, on a CPU as graphs without Python, on a
-                GPU as CUDA graphs, those of large networks for images of kernels that `torch.compile` fused; else with
-                the networks as they are. Changes results by rounding only.
-            compiled_learner: the same for forward and backward pass of the Learner, on a GPU and if there is one
-                Learner; else kernel by kernel. Compiling takes a minute or two at the start of a run.
+                GPU as CUDA graphs and by `torch.compile`; else with the networks as they are. Equal up to rounding.
+            compiled_learner: learn, on a GPU and if there is one Learner, by both too; else kernel by kernel.
             max_consecutive_non_finite_updates: updates skipped in a row for NaN or infinity that end the run.
         """
         given: dict[str, Any] = {

@@ -30,7 +30,7 @@ SIZES = ModelConfig(
     projector_out=8,
     predictor_hidden=8,
 )
-SEARCH = SearchConfig(num_simulations=4, num_threads=1)
+SEARCH = SearchConfig(num_simulations=4)
 
 
 def write_tiny_policy(

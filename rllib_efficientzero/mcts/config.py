@@ -39,5 +39,5 @@ class SearchConfig:
     """Share of a root's sampled actions that come from a wider policy."""
     widened_action_scale: float = 3.0
     """Factor of its standard deviation, or temperature of a choice."""
-    num_threads: int | None = None
-    """Threads of the tree, for batches of at least 256 roots; does not change results. None: by device."""
+    num_threads: int = 1
+    """Threads of the tree, for batches of at least 256 roots; does not change results."""

@@ -6,7 +6,6 @@ The tree (C++) holds statistics only. States of nodes, and the network that make
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 
@@ -58,8 +57,6 @@ def _gumbel_noise(rng: np.random.Generator, shape: tuple[int, int], config: Sear
     return {"gumbel": rng.gumbel(size=shape).astype(np.float32)}
 
 
-MAX_THREADS = 4
-"""Unless told otherwise."""
 MIN_ROOTS_FOR_THREADS = 256
 """Fewer roots are climbed sooner by one thread than several are woken."""
 
@@ -120,13 +117,6 @@ def halves(batch: int) -> list[slice]:
     return whole(rounded) if rounded < 128 else [slice(0, rounded // 2), slice(rounded // 2, rounded)]
 
 
-def _threads(config: SearchConfig, device: torch.device) -> int:
-    """As configured; by default as many as keep a GPU busy, and one where the network needs the CPU."""
-    if config.num_threads is not None:
-        return config.num_threads
-    return 1 if device.type == "cpu" else max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
-
-
 class _Part:
     """The searches of some roots of a batch: their trees, and the evaluator of their leaves.
 
@@ -160,7 +150,7 @@ class _Part:
             c_visit=config.gumbel_c_visit,
             c_scale=config.gumbel_c_scale,
             min_q_range=config.gumbel_min_q_range,
-            num_threads=_threads(config, root.latent.device) if size >= MIN_ROOTS_FOR_THREADS else 1,
+            num_threads=config.num_threads if size >= MIN_ROOTS_FOR_THREADS else 1,
         )
 
     def begin(

@@ -31,8 +31,8 @@ class InferenceNetwork:
     """`initial_inference`, `recurrent_inference` and `value` of a network in eval mode, made fast.
 
     They run on a copy whose batch normalisations are folded into its convolutions: on a CPU as graphs without Python,
-    on a GPU the encoding of observations as CUDA graphs. Results are those of the network up to rounding,
-    and the same for the same inputs and weights, whatever was computed before.
+    on a GPU the encoding of few observations as CUDA graphs. Results are those of the network up to rounding, and the
+    same for the same inputs and weights, whatever was computed before.
 
     The network's weights may change at any time. Every operation on a tensor counts in the tensor's version, and these
     are compared before observations are evaluated; not in `recurrent_inference`, so that a search sees one set of
