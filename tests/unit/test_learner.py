@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from graph_helpers import FakeRecorder
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -159,26 +160,9 @@ def test_equal_learners_make_equal_updates() -> None:
     assert_same(*states)
 
 
-class _CalledAgain:
-    """Stands in for a recording: a launch calls the function again, into the places of its first results."""
-
-    def __init__(self) -> None:
-        self.launched = 0
-
-    def __call__(self, function: Any) -> Any:
-        results = function()
-
-        def launch() -> None:
-            self.launched += 1
-            for place, result in zip(results, function(), strict=True):
-                place.copy_(result)
-
-        return launch, results
-
-
 def test_a_recorded_gradient_pass_learns_what_the_eager_one_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls for the recording leave no trace; gradients come from where it writes them; bad updates are skipped."""
-    recorder = _CalledAgain()
+    recorder = FakeRecorder()
     monkeypatch.setattr(cuda_graphs, "record", recorder)
     eager, recorded = build(images=True, gpus=0), build(images=True, gpus=0)
     passes = recorded._gradient_passes

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from graph_helpers import FakeRecorder
 from torch import Tensor, nn
 
 from rllib_efficientzero.models import (
@@ -277,26 +278,6 @@ def test_in_low_precision_states_are_small_and_estimates_are_floats(kind: str, m
 
 
 # --- CUDA graphs -----------------------------------------------------------------------------------------------------
-
-
-class FakeRecorder:
-    """Stands in for `record`: "launches" by calling the function again, into the places of its first results."""
-
-    def __init__(self, works: bool = True) -> None:
-        self.works, self.recorded, self.launched = works, 0, 0
-
-    def __call__(self, function: Callable[[], tuple[Tensor, ...]]) -> Any:
-        if not self.works:
-            return None
-        self.recorded += 1
-        results = function()
-
-        def launch() -> None:
-            self.launched += 1
-            for place, result in zip(results, function(), strict=True):
-                place.copy_(result)
-
-        return launch, results
 
 
 def test_shapes_that_come_often_get_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
