@@ -75,7 +75,9 @@ DERIVED = {
         "_torch_compile_complete_update", "_grad_scalers", "_lr_schedulers", "_lr_scheduler_classes",
         "_possibly_compiled_update",
         # set anew by every update, from the module's own counter
-        "_updates_made", "_observed", "_statistics",
+        "_updates_made", "_statistics",
+        # recorded anew in every process: the same numbers by other means
+        "_gradient_passes",
         # what its statistics are fitted with before weights leave, which saving is
         "_last_batch",
         # explain a failure or warn once
@@ -95,6 +97,7 @@ DERIVED = {
         "on_search", "compiled_inference", "_catalog_ctor_error", "_is_setup", "_is_stateful",
         # rebuilt when weights change; buffers that every search fills anew; set by every sample
         "_inference_networks", "searcher", "temperature",
+        "_unroll",  # a function, or what it was compiled to
         "target_network",  # None in EnvRunners, in the Learner one of `_modules`
     },
     "PrioritizedReplay": {
