@@ -81,7 +81,7 @@ class EfficientZeroLearner(TorchLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         options = dict(config.optimizer)
         optimizer_class = OPTIMIZER_CLASSES[options.pop("type")]
-        parameters = [p for p in self.get_parameters(self.module[module_id]) if p.requires_grad]
+        parameters = self._trained_parameters(module_id)
         optimizer = optimizer_class(parameters, lr=config.lr, fused=True, **options)
         # Without a schedule of RLlib's, which counts environment steps: ours counts updates (see `_set_learning_rate`).
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=parameters)
@@ -109,7 +109,7 @@ class EfficientZeroLearner(TorchLearner):
             fwd_out = self.module.forward_train({module_id: batch})[module_id]
             return self._loss_and_observed(module_id, config, batch, fwd_out)
 
-        parameters = [p for p in self.get_parameters(self.module[module_id]) if p.requires_grad]
+        parameters = self._trained_parameters(module_id)
         if not (config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1):
             return GradientPass(compute, parameters)
         module = self._unwrapped(module_id)
@@ -214,6 +214,10 @@ class EfficientZeroLearner(TorchLearner):
     def _unwrapped(self, module_id: str) -> Any:
         """The module itself, where several learners have wrapped it for gradient synchronisation."""
         return self.module[module_id].unwrapped()
+
+    def _trained_parameters(self, module_id: str) -> list[Tensor]:
+        """Those that have gradients; a target network's have none."""
+        return [parameter for parameter in self.get_parameters(self.module[module_id]) if parameter.requires_grad]
 
     @staticmethod
     def _set_learning_rate(optimizer: torch.optim.Optimizer, update: int, config: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 Compute = Callable[[Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 """Train batch -> loss `[]`, and what else is to be known of the update."""
@@ -17,7 +17,7 @@ class GradientPass:
     def __init__(
         self,
         compute: Compute,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[Tensor],
         compiled: Callable[[Function], Function] = lambda function: function,
     ) -> None:
         """Args:

@@ -37,7 +37,7 @@ def imagine(policy: Policy, decoder: Decoder, stack: np.ndarray, actions: Sequen
     network = policy.network
     latents = [network.represent(observation_planes(torch.as_tensor(stack[None], device=policy.device)))]
     for action in actions:
-        latents.append(network.dynamics(latents[-1], torch.tensor([action], device=policy.device)))
+        latents.append(network.imagine(latents[-1], torch.tensor([action], device=policy.device)))
     decoded = decoder(torch.cat(latents)).movedim(1, -1)
     return (255 * decoded).round().to(torch.uint8).cpu().numpy()
 
