@@ -1,0 +1,190 @@
+"""What differs between the policies of a `DeviceTree`: which kernel descends, and what its results mean (NumPy)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_efficientzero.mcts.config import SearchConfig
+from rllib_efficientzero.mcts.extension import BatchedTree
+
+TINY = np.finfo(np.float32).tiny
+
+
+@dataclasses.dataclass(frozen=True)
+class RootResults:
+    """What a search has gathered at its B roots."""
+
+    row: np.ndarray  # [B, A]; see `tree_kernels`
+    visits: np.ndarray  # [B, A] int32, of their children
+    q: np.ndarray  # [B, A], 0 where unvisited
+    value: np.ndarray  # [B]
+    raw_value: np.ndarray  # [B], the network's
+
+
+def power_of_two(least: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << max(0, least - 1).bit_length()
+
+
+class PuctRules:
+    """See `ctree/puct.hpp`."""
+
+    rows_are_priors = True
+
+    def __init__(
+        self, config: SearchConfig, num_roots: int, num_actions: int, considered: int, device: torch.device
+    ) -> None:
+        visits = np.arange(config.num_simulations + 1)
+        factor = config.pb_c_init + np.log((visits + config.pb_c_base + 1.0) / config.pb_c_base)
+        exploration = np.maximum(factor * np.sqrt(np.maximum(visits, 1)), 1e-30).astype(np.float32)
+        self._exploration = torch.from_numpy(exploration).to(device)
+        self._random = torch.zeros(num_roots, dtype=torch.int64, device=device)
+        self._options = {
+            "SLOTS": power_of_two(config.num_simulations + 1),
+            "VALUE_DELTA_MAX": config.value_delta_max,
+            "UNIFORM_FIRST_VISIT": config.first_visit == "uniform",
+            "RANDOM_TIES": config.tie_break == "random",
+        }
+
+    def reset(
+        self,
+        roots: BatchedTree,
+        policy_logits: np.ndarray,
+        legal: np.ndarray,
+        gumbel: np.ndarray | None,
+        streams: np.ndarray,
+    ) -> np.ndarray:
+        """Returns the root's rows. `roots` has begun with what the search begins with."""
+        self._random.copy_(torch.from_numpy(streams))
+        return roots.improved_policy()
+
+    def select(self, trees: dict[str, Tensor], options: dict[str, Any]) -> None:
+        from rllib_efficientzero.mcts.tree_kernels import puct_select
+
+        puct_select[(len(self._random),)](
+            *_chosen(trees, "row", "child", "edge_visits", "edge_q", "node_q", "simulation"),
+            self._random,
+            self._exploration,
+            *_chosen(trees, "index", "depth_of_leaf", "parent_of_leaf"),
+            **options,
+            **self._options,
+            num_warps=1,
+        )
+
+    def priors(self, rows: np.ndarray) -> np.ndarray:
+        """`[..., A]` rows of nodes -> their priors."""
+        return rows
+
+    def qvalues(self, found: RootResults) -> np.ndarray:
+        return found.q
+
+    def improved_policy(self, found: RootResults) -> np.ndarray:
+        return found.visits / found.visits.sum(axis=1, keepdims=True, dtype=np.float32)
+
+    def selected_actions(self, found: RootResults) -> np.ndarray:
+        return found.visits.argmax(axis=1)
+
+
+class GumbelRules:
+    """See `ctree/gumbel.hpp`."""
+
+    rows_are_priors = False
+
+    def __init__(
+        self, config: SearchConfig, num_roots: int, num_actions: int, considered: int, device: torch.device
+    ) -> None:
+        self._config, self._max_considered = config, min(considered, num_actions)
+        table = [halving_schedule(count, config.num_simulations) for count in range(1, self._max_considered + 1)]
+        schedule = np.array([table[0], *table], dtype=np.int32)
+        self._schedule = torch.from_numpy(schedule).to(device)
+        self._considered = torch.zeros(num_roots, dtype=torch.int32, device=device)
+        self._gumbel = torch.zeros(num_roots, num_actions, device=device)
+        self._noise = np.zeros((num_roots, num_actions), np.float32)
+        self._options = {
+            "C_VISIT": config.gumbel_c_visit,
+            "C_SCALE": config.gumbel_c_scale,
+            "MIN_Q_RANGE": config.gumbel_min_q_range,
+        }
+
+    def reset(
+        self,
+        roots: BatchedTree,
+        policy_logits: np.ndarray,
+        legal: np.ndarray,
+        gumbel: np.ndarray | None,
+        streams: np.ndarray,
+    ) -> np.ndarray:
+        """Returns the root's rows. `roots` has begun with what the search begins with."""
+        self._noise = np.where(legal, 0.0 if gumbel is None else gumbel, -np.inf).astype(np.float32)
+        self._gumbel.copy_(torch.from_numpy(self._noise))
+        considered = np.minimum(legal.sum(axis=1), self._max_considered).astype(np.int32)
+        self._considered.copy_(torch.from_numpy(considered))
+        logits = np.where(legal, policy_logits, -np.inf)
+        return (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
+
+    def select(self, trees: dict[str, Tensor], options: dict[str, Any]) -> None:
+        from rllib_efficientzero.mcts.tree_kernels import gumbel_select
+
+        gumbel_select[(len(self._considered),)](
+            *_chosen(trees, "row", "child", "edge_visits", "edge_q", "raw_value", "simulation"),
+            self._gumbel,
+            self._considered,
+            self._schedule,
+            *_chosen(trees, "index", "depth_of_leaf", "parent_of_leaf"),
+            **options,
+            **self._options,
+            num_warps=1,
+        )
+
+    def priors(self, rows: np.ndarray) -> np.ndarray:
+        """`[..., A]` rows of nodes -> their priors."""
+        weights = np.exp(rows)
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    def qvalues(self, found: RootResults) -> np.ndarray:
+        return np.where(found.visits > 0, found.q, self._mixed_value(found)[:, None]).astype(np.float32)
+
+    def improved_policy(self, found: RootResults) -> np.ndarray:
+        logits = found.row + self._scaled(found)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def selected_actions(self, found: RootResults) -> np.ndarray:
+        scores = np.maximum(self._noise + found.row + self._scaled(found), -1e9)
+        is_finalist = found.visits == found.visits.max(axis=1, keepdims=True)
+        return np.where(is_finalist, scores, -np.inf).argmax(axis=1)
+
+    def _mixed_value(self, found: RootResults) -> np.ndarray:
+        """`[B]`: Danihelka et al. 2022, appendix D."""
+        weights = np.where(found.visits > 0, np.maximum(np.exp(found.row), TINY), 0.0).astype(np.float64)
+        visited_q = (weights * found.q).sum(axis=1) / np.maximum(weights.sum(axis=1), TINY)
+        total = found.visits.sum(axis=1)
+        return (found.raw_value + total * visited_q) / (total + 1)
+
+    def _scaled(self, found: RootResults) -> np.ndarray:
+        """`[B, A]` completed Q values, stretched, by a scale that grows with the visits."""
+        q = self.qvalues(found)
+        spread = np.maximum(np.ptp(q, axis=1), self._config.gumbel_min_q_range)
+        scale = (self._config.gumbel_c_visit + found.visits.max(axis=1)) * self._config.gumbel_c_scale
+        return (q - q.min(axis=1, keepdims=True)) * (scale / spread)[:, None]
+
+
+def halving_schedule(num_considered: int, num_simulations: int) -> list[int]:
+    """Sequential halving (Danihelka et al. 2022, figure 1): the visits that the action opened by each of N simulations
+    has had."""
+    phases, visits, schedule = max(1, (num_considered - 1).bit_length()), 0, list[int]()
+    while len(schedule) < num_simulations:
+        for _ in range(max(1, num_simulations // (phases * num_considered))):
+            schedule += [visits] * num_considered
+            visits += 1
+        num_considered = max(min(num_considered, 2), num_considered // 2)
+    return schedule[:num_simulations]
+
+
+def _chosen(trees: dict[str, Tensor], *names: str) -> list[Tensor]:
+    return [trees[name] for name in names]

@@ -1,0 +1,234 @@
+"""The search tree in a GPU's memory: what `BatchedTree` is on the host, for searches that the host does not wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_efficientzero.mcts.config import SearchConfig
+from rllib_efficientzero.mcts.extension import BatchedTree
+from rllib_efficientzero.mcts.device_rules import GumbelRules, PuctRules, RootResults, power_of_two
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether trees can live on a device: Triton is there, finds a C compiler, and knows the device.
+
+    A warning says why not, once.
+    """
+    try:
+        tree = DeviceTree(1, 2, SearchConfig(num_simulations=1), device)
+        zeros = torch.zeros(1, 2, device=device)
+        tree.reset(np.zeros((1, 2), np.float32), value=np.zeros(1, np.float32), noise_fraction=0.0, seed=0)
+        tree.select()
+        tree.expand_and_backup(zeros[:, 0], zeros[:, 0], zeros)
+        tree.visit_counts()
+    except Exception as error:  # Triton has no exception of its own for what it may miss.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        logger.warning("search trees cannot live on %s, which makes searches slower: %s", device, reason[0])
+        return False
+    return True
+
+
+class DeviceTree:
+    """Search trees for a batch of B positions with A actions, grown in lock step on a device.
+
+    Results, and how they follow from the seed, are those of `BatchedTree` up to rounding. But a simulation, `select()`
+    and `expand_and_backup()`, only enqueues work, which a CUDA graph can hold: the host learns what came of it when it
+    asks for results.
+    """
+
+    def __init__(
+        self,
+        num_roots: int,
+        num_actions: int,
+        config: SearchConfig,
+        device: torch.device,
+        *,
+        max_considered_actions: int | None = None,
+        first_root: int = 0,
+    ) -> None:
+        """Args:
+        num_roots: B.
+        num_actions: A.
+        config: of the search; N is its `num_simulations`.
+        device: where the trees live.
+        max_considered_actions: None: as configured.
+        first_root: the number of the first root in a larger batch; see `BatchedTree`.
+
+        Raises:
+            ImportError: there is no Triton.
+        """
+        from rllib_efficientzero.mcts import tree_kernels
+
+        self.num_roots, self.num_actions, self.num_simulations = num_roots, num_actions, config.num_simulations
+        self._kernels, self._device, self._first_root = tree_kernels, device, first_root
+        self._config = config
+        considered = max_considered_actions or config.max_considered_actions
+        self._rules = (PuctRules if config.policy == "puct" else GumbelRules)(
+            config, num_roots, num_actions, considered, device
+        )
+        # A tree without simulations checks what a search starts from, and mixes noise into the priors.
+        self._roots = BatchedTree(num_roots, num_actions, 0, discount=config.discount, policy=config.policy)
+        num_slots = config.num_simulations + 1
+        self._sizes = {"S": num_slots, "A": num_actions, "LANES": power_of_two(num_actions)}
+        self._trees = _allocate(num_roots, num_slots, num_actions, device)
+        self._found: RootResults | None = None
+
+    @property
+    def index(self) -> Tensor:
+        """`[4, B]` int64, of the selected leaves: rows of their parents, for latents and for LSTM states, their own
+        rows, and actions. Node s of root b has the row s * B + b; an LSTM state that starts anew has the root's."""
+        return self._trees["index"]
+
+    def reset(
+        self,
+        policy_logits: np.ndarray,
+        *,
+        value: np.ndarray,
+        legal_actions: np.ndarray | None = None,
+        noise: np.ndarray | None = None,
+        noise_fraction: float = 0.25,
+        gumbel: np.ndarray | None = None,
+        seed: int,
+    ) -> None:
+        """Start a new search from B roots; see `BatchedTree.reset`."""
+        self._roots.reset(
+            policy_logits,
+            value=value,
+            legal_actions=legal_actions,
+            noise=noise,
+            noise_fraction=noise_fraction,
+            gumbel=gumbel,
+        )
+        legal = np.ones(policy_logits.shape, bool) if legal_actions is None else legal_actions.astype(bool)
+        streams = _root_streams(seed, self._first_root, self.num_roots)
+        row = self._rules.reset(self._roots, policy_logits, legal, gumbel, streams)
+        self._begin(row, value)
+
+    def _begin(self, row: np.ndarray, value: np.ndarray) -> None:
+        trees = self._trees
+        for name in ("child", "edge_visits", "edge_q"):
+            trees[name].zero_()
+        for name in ("simulation", "is_valid"):
+            trees[name].fill_(1)
+        root_value = torch.from_numpy(value).to(self._device)
+        trees["row"][:, 0] = torch.from_numpy(row).to(self._device)
+        trees["visits"][:, 0] = 1
+        trees["value_sum"][:, 0] = root_value
+        trees["raw_value"][:, 0] = root_value
+        self._found = None
+
+    def select(self) -> None:
+        """Descend from every root to a leaf, which `index` tells."""
+        with self._current_device():
+            self._rules.select(self._trees, self._sizes | {"HORIZON": self._config.value_prefix_horizon})
+
+    def expand_and_backup(self, value_prefix: Tensor, value: Tensor, policy_logits: Tensor) -> None:
+        """Make the selected leaves nodes, with the network's outputs `[B]`, `[B]` and `[B, A]`, and add their values to
+        all nodes above."""
+        with self._current_device():
+            self._kernels.expand_and_backup[(self.num_roots,)](
+                **self._trees,
+                new_value_prefix=value_prefix.contiguous(),
+                new_value=value.contiguous(),
+                new_logits=policy_logits.contiguous(),
+                **self._sizes,
+                HORIZON=self._config.value_prefix_horizon,
+                DISCOUNT=self._config.discount,
+                PRIORS=self._rules.rows_are_priors,
+                num_warps=1,
+            )
+
+    # --- Results, which wait for the device --------------------------------------------------------------------------
+
+    def visit_counts(self) -> np.ndarray:
+        """See `BatchedTree`, as for the others."""
+        return self._results().visits
+
+    def root_values(self) -> np.ndarray:
+        return self._results().value
+
+    def qvalues(self) -> np.ndarray:
+        return self._rules.qvalues(self._results())
+
+    def improved_policy(self) -> np.ndarray:
+        return self._rules.improved_policy(self._results())
+
+    def selected_actions(self) -> np.ndarray:
+        return self._rules.selected_actions(self._results())
+
+    def node_table(self, root: int) -> dict[str, np.ndarray]:
+        trees, nodes = self._trees, slice(0, int(self._trees["simulation"][root]))
+        columns = {name: trees[name][root, nodes].cpu().numpy() for name in ("parent", "action", "depth", "visits")}
+        columns["value"] = (trees["value_sum"][root, nodes].cpu().numpy() / columns["visits"]).astype(np.float32)
+        columns["reward"] = trees["reward"][root, nodes].cpu().numpy()
+        priors = self._rules.priors(trees["row"][root, nodes].cpu().numpy())
+        columns["prior"] = priors[columns["parent"], columns["action"]]
+        for name, of_root in (("parent", -1), ("action", -1), ("depth", 0), ("reward", 0.0), ("prior", 1.0)):
+            columns[name][0] = of_root
+        return columns
+
+    def _results(self) -> RootResults:
+        """What is at the roots, in one copy.
+
+        Raises:
+            ValueError: an output of the network was not finite.
+        """
+        if self._found is None:
+            trees, shape = self._trees, (self.num_roots, self.num_actions)
+            value = trees["value_sum"][:, 0] / trees["visits"][:, 0]
+            of_actions = (trees["edge_visits"][:, 0], trees["edge_q"][:, 0], trees["row"][:, 0])
+            of_roots = (value, trees["raw_value"][:, 0], trees["is_valid"])
+            flat = torch.cat([tensor.float().flatten() for tensor in (*of_actions, *of_roots)]).cpu().numpy()
+            visits, q, row = flat[: 3 * self.num_roots * self.num_actions].reshape(3, *shape)
+            value, raw_value, is_valid = flat[3 * self.num_roots * self.num_actions :].reshape(3, self.num_roots)
+            if not is_valid.all():
+                root = int(is_valid.argmin())
+                raise ValueError(f"what the network says of a leaf below root {root} is not finite, or beyond 1e30")
+            self._found = RootResults(row, visits.astype(np.int32), q, value, raw_value)
+        return self._found
+
+    def _current_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Triton launches on the current device, whatever device its arguments are on."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
+
+
+def _allocate(num_roots: int, num_slots: int, num_actions: int, device: torch.device) -> dict[str, Tensor]:
+    """The tensors that `tree_kernels` describes."""
+    of_edges = {"row": torch.float32, "child": torch.int32, "edge_visits": torch.int32, "edge_q": torch.float32}
+    of_nodes = {"visits": torch.int32, "value_sum": torch.float64}
+    of_nodes |= dict.fromkeys(("raw_value", "value_prefix", "reward", "node_q"), torch.float32)
+    of_nodes |= dict.fromkeys(("parent", "action", "depth"), torch.int32)
+    of_roots = dict.fromkeys(("simulation", "is_valid", "depth_of_leaf", "parent_of_leaf"), torch.int32)
+
+    def zeros(dtypes: dict[str, torch.dtype], *shape: int) -> dict[str, Tensor]:
+        return {name: torch.zeros(shape, dtype=dtype, device=device) for name, dtype in dtypes.items()}
+
+    return (
+        zeros(of_edges, num_roots, num_slots, num_actions)
+        | zeros(of_nodes, num_roots, num_slots)
+        | zeros(of_roots, num_roots)
+        | zeros({"index": torch.int64}, 4, num_roots)
+    )
+
+
+def _root_streams(seed: int, first_root: int, num_roots: int) -> np.ndarray:
+    """`[B]` int64: states of the roots' streams of random numbers, as `root_stream` in `ctree/random.hpp`."""
+
+    def mixed(counter: np.ndarray) -> np.ndarray:
+        x = counter + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    roots = np.arange(first_root, first_root + num_roots, dtype=np.uint64)
+    return mixed(mixed(np.full(1, seed, dtype=np.uint64)) + roots).view(np.int64)
