@@ -12,3 +12,6 @@ os.environ.setdefault("RAY_ADDRESS", "local")
 # Ray would start its processes with a niceness of 15: where cores are few, what a test waits for would hardly run
 # beside a test that trains meanwhile.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Kernels for GPUs run in Triton's interpreter where there is none. Read when the kernels are imported.
+if not os.path.exists("/dev/nvidia0"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")

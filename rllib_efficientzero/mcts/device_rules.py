@@ -84,7 +84,7 @@ class PuctRules:
         return found.q
 
     def improved_policy(self, found: RootResults) -> np.ndarray:
-        return found.visits / found.visits.sum(axis=1, keepdims=True, dtype=np.float32)
+        return (found.visits / found.visits.sum(axis=1, keepdims=True)).astype(np.float32)
 
     def selected_actions(self, found: RootResults) -> np.ndarray:
         return found.visits.argmax(axis=1)

@@ -1,34 +1,18 @@
-"""The model's side of a search: the states of all nodes, and one network call per simulation.
+"""The way of leaves between a tree on the host and the network on its device.
 
-Latents and LSTM states stay on the model's device, in pools `[(N + 1) * B, ...]` whose slot 0 (its first B rows)
-belongs to the roots and slot s to the leaves of simulation s. Per simulation one small array of indices goes to the
-device and one of scalars comes back. All memory but the network's own is allocated beforehand.
+Per simulation one small array of indices goes to the device and one of scalars comes back.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rllib_efficientzero.mcts.node_actions import EnumeratedActions, NodeActions, SampledRoots
+from rllib_efficientzero.mcts.node_states import Model, NodeStates
 from rllib_efficientzero.models.cuda_graphs import record
 from rllib_efficientzero.models.network import NetworkOutput
-
-
-class Model(Protocol):
-    """What a search needs: an `InferenceNetwork`, or an `EfficientZeroNetwork` in eval mode.
-
-    A model whose actions are sampled has the `distribution` of its policy head. A model that says
-    `is_capturable = True` is called once, to record a CUDA graph, and never again: its weights may change in place
-    only.
-    """
-
-    def initial_inference(self, planes: Tensor) -> NetworkOutput: ...
-
-    def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput: ...
 
 
 class LeafEvaluator:
@@ -55,15 +39,11 @@ class LeafEvaluator:
         horizon: the LSTM's state starts anew below nodes whose depth is a multiple of it.
         actions: what the nodes' actions stand for; None: enumerated ones.
         """
-        self._model, self._batch = model, batch
-        self._node_actions = actions or EnumeratedActions(root.policy_logits.shape[1])
-        num_slots, num_actions = num_simulations + 1, self._node_actions.num_actions
+        self._batch = batch
         device = root.latent.device
-        self._latents = _StatePool(root.latent, num_slots, batch, by_rows=device.type != "cpu")
-        self._reward_hiddens = _StatePool(root.reward_hidden, num_slots, batch, by_rows=device.type != "cpu")
-        # A root's LSTM state is zero, and so is one that starts anew: both are read from slot 0, which stays zero.
-        self._reward_hiddens.slots[0].zero_()
-
+        actions = actions or EnumeratedActions(root.policy_logits.shape[1])
+        num_actions, by_rows = actions.num_actions, device.type != "cpu"
+        self._states = NodeStates(model, root, batch, num_simulations, actions, by_rows=by_rows)
         self._index = _Shared((4, batch), torch.int64, device)
         index = self._index.host.numpy()
         self._parent, self._state_parent, self._leaf, self._action = index
@@ -73,7 +53,7 @@ class LeafEvaluator:
         self._depth, self._is_inside = np.empty_like(self._own_row), np.empty_like(self._own_row)
         # EfficientZero, appendix A.1: the LSTM starts anew every `horizon` steps, below the node that ends a prefix. By
         # the leaf's depth, that of its parent being one less: 0 where it does.
-        self._is_inside_of = np.minimum((np.arange(num_slots) - 1) % horizon, 1)
+        self._is_inside_of = np.minimum((np.arange(num_simulations + 1) - 1) % horizon, 1)
         self._scalars = _Shared((batch * (2 + num_actions),), torch.float32, device)
         scalars = self._scalars.host.numpy()
         self._results = (scalars[:batch], scalars[batch : 2 * batch], scalars[2 * batch :].reshape(batch, num_actions))
@@ -88,8 +68,7 @@ class LeafEvaluator:
         """Begin with `[B, ...]` latents and, where actions are sampled, those of the roots."""
         if self._done is not None:
             self._stream = torch.cuda.current_stream(latents.device)
-        self._latents.slots[0].copy_(latents)
-        self._node_actions.set_roots(sampled)
+        self._states.set_roots(latents, sampled)
 
     def launch(self, slot: int, parent_slot: np.ndarray, action: np.ndarray, depth: np.ndarray) -> None:
         """Start to evaluate the leaves of simulation `slot`, what `BatchedTree.select` returned."""
@@ -124,53 +103,9 @@ class LeafEvaluator:
     def _evaluate(self, slot: int) -> None:
         """What happens on the device."""
         self._index.upload()
-        parent, state_parent, leaf, action = self._device_index
-        output = self._model.recurrent_inference(
-            self._latents.read(parent),
-            self._reward_hiddens.read(state_parent),
-            self._node_actions.taken(parent, action),
-        )
-        self._latents.write(slot, leaf, output.latent)
-        self._reward_hiddens.write(slot, leaf, output.reward_hidden)
-        logits = self._node_actions.open(leaf, output.policy_logits)
-        torch.cat((output.value_prefix, output.value, logits.flatten()), out=self._scalars.device)
+        value_prefix, value, logits = self._states.evaluate(slot, *self._device_index)
+        torch.cat((value_prefix, value, logits.flatten()), out=self._scalars.device)
         self._scalars.download()
-
-
-class _StatePool:
-    """One kind of state of all nodes, and a place for those of the leaves' parents.
-
-    By rows, writing takes many times as long on a CPU; by slot, a CUDA graph could write to one slot only.
-    """
-
-    def __init__(self, like: Tensor, num_slots: int, batch: int, *, by_rows: bool) -> None:
-        self._by_rows = by_rows
-        self._format = torch.contiguous_format
-        if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
-            self._format = torch.channels_last
-        pool, self._parents = self._empty(like, num_slots * batch), self._empty(like, batch)
-        self.slots = pool.split(batch)
-        self._rows, self._parent_rows = self._as_rows(pool), self._as_rows(self._parents)
-
-    def read(self, rows: Tensor) -> Tensor:
-        """States of `[B]` rows; the next call writes over them."""
-        torch.index_select(self._rows, 0, rows, out=self._parent_rows)
-        return self._parents
-
-    def write(self, slot: int, rows: Tensor, states: Tensor) -> None:
-        """Keep `[B, ...]` states of a slot, whose rows these are."""
-        if self._by_rows:
-            self._rows.index_copy_(0, rows, self._as_rows(states.to(self._rows.dtype)))
-        else:
-            self.slots[slot].copy_(states)
-
-    def _empty(self, like: Tensor, count: int) -> Tensor:
-        return torch.empty((count, *like.shape[1:]), dtype=like.dtype, device=like.device, memory_format=self._format)
-
-    def _as_rows(self, states: Tensor) -> Tensor:
-        """`[R, ...] -> [R, D]` without a copy, if they have the pool's layout."""
-        states = states.contiguous(memory_format=self._format)
-        return states.movedim(1, -1).flatten(1) if self._format == torch.channels_last else states.flatten(1)
 
 
 class _Shared:

@@ -1,6 +1,7 @@
 """The batched search loop: one leaf per root and simulation, all leaves evaluated in one network call.
 
-The tree (C++) holds statistics only. States of nodes, and the network that makes them, are the `LeafEvaluator`'s.
+The tree holds statistics only: on the host in C++ (`BatchedTree`), on a GPU in Triton (`DeviceTree`). States of nodes,
+and the network that makes them, are those of `NodeStates`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,11 @@ from torch import Tensor
 
 from rllib_efficientzero.mcts.actions import sample_action
 from rllib_efficientzero.mcts.config import SearchConfig
+from rllib_efficientzero.mcts.device_tree import DeviceTree
 from rllib_efficientzero.mcts.extension import BatchedTree
-from rllib_efficientzero.mcts.leaf_evaluator import LeafEvaluator, Model
-from rllib_efficientzero.mcts.node_actions import (
-    EnumeratedActions,
-    NodeActions,
-    SampledActions,
-    SampledRoots,
-    chosen,
-    sample_roots,
-)
+from rllib_efficientzero.mcts.node_actions import SampledRoots, chosen, sample_roots
+from rllib_efficientzero.mcts.node_states import Model
+from rllib_efficientzero.mcts.parts import Layout, Part, distribution_of, layout_for
 from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.network import NetworkOutput
 
@@ -56,9 +52,6 @@ def _puct_noise(rng: np.random.Generator, shape: tuple[int, int], config: Search
 def _gumbel_noise(rng: np.random.Generator, shape: tuple[int, int], config: SearchConfig) -> dict[str, np.ndarray]:
     return {"gumbel": rng.gumbel(size=shape).astype(np.float32)}
 
-
-MIN_ROOTS_FOR_THREADS = 256
-"""Fewer roots are climbed sooner by one thread than several are woken."""
 
 _ROOT_NOISE: dict[str, Callable[[np.random.Generator, tuple[int, int], SearchConfig], dict[str, np.ndarray]]] = {
     "puct": _puct_noise,
@@ -101,100 +94,19 @@ def _sampled_roots(
     return statistics, sampled
 
 
-def whole(batch: int) -> list[slice]:
-    """A batch in one part: for a CPU, which can do one thing at a time."""
-    return [slice(0, batch)]
-
-
-def halves(batch: int) -> list[slice]:
-    """A large batch in two parts: for a GPU, which evaluates leaves of one while the trees of the other are climbed.
-
-    Rounded up to few sizes, since every size has memory and CUDA graphs of its own.
-    """
-    if batch <= 32:
-        return whole(batch)
-    rounded = -(-batch // 64) * 64
-    return whole(rounded) if rounded < 128 else [slice(0, rounded // 2), slice(rounded // 2, rounded)]
-
-
-class _Part:
-    """The searches of some roots of a batch: their trees, and the evaluator of their leaves.
-
-    `rows` are its roots' places in the batch. Where that ends before, its last root stands in.
-    """
-
-    def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
-        self.rows = rows
-        size = rows.stop - rows.start
-        actions: NodeActions = EnumeratedActions(root.policy_logits.shape[1])
-        considered = config.max_considered_actions
-        if (distribution := _distribution_of(model)) is not None:
-            actions = SampledActions(distribution, config, size, root.latent.device)
-            considered = config.num_sampled_actions
-        horizon = config.value_prefix_horizon
-        self.evaluator = LeafEvaluator(model, root, size, config.num_simulations, horizon, actions)
-        self.tree = BatchedTree(
-            size,
-            actions.num_actions,
-            config.num_simulations,
-            first_root=rows.start,
-            discount=config.discount,
-            policy=config.policy,
-            pb_c_init=config.pb_c_init,
-            pb_c_base=config.pb_c_base,
-            value_delta_max=config.value_delta_max,
-            horizon=horizon,
-            first_visit=config.first_visit,
-            tie_break=config.tie_break,
-            max_considered_actions=considered,
-            c_visit=config.gumbel_c_visit,
-            c_scale=config.gumbel_c_scale,
-            min_q_range=config.gumbel_min_q_range,
-            num_threads=config.num_threads if size >= MIN_ROOTS_FOR_THREADS else 1,
-        )
-
-    def begin(
-        self,
-        latent: Tensor,
-        statistics: dict[str, np.ndarray],
-        sampled: SampledRoots | None,
-        *,
-        noise_fraction: float,
-        seed: int,
-    ) -> None:
-        """New roots; `latent` `[B, ...]`, `statistics`, arrays `[B, ...]` for `BatchedTree.reset`, and sampled actions,
-        of the batch."""
-        if self.rows != slice(0, len(latent)):
-            rows = np.minimum(np.arange(self.rows.start, self.rows.stop), len(latent) - 1)
-            statistics = {name: array[rows] for name, array in statistics.items()}
-            on_device = torch.from_numpy(rows).to(latent.device)
-            latent, sampled = latent[on_device], sampled and sampled.rows(on_device)
-        self.tree.reset(**statistics, noise_fraction=noise_fraction, seed=seed)
-        self.evaluator.set_roots(latent, sampled)
-
-    def select(self, slot: int) -> None:
-        """Descend to the leaves of simulation `slot` and have them evaluated."""
-        self.evaluator.launch(slot, *self.tree.select())
-
-    def backup(self) -> None:
-        """Expand the leaves and back their values up."""
-        self.tree.expand_and_backup(*self.evaluator.collect())
-
-
 class Searcher:
     """Searches with one configuration and keeps the memory of the last batches for the next search."""
 
     MAX_BATCHES = 4
 
-    def __init__(self, config: SearchConfig, split: Callable[[int], list[slice]] | None = None) -> None:
-        """`split` cuts a batch into parts whose searches take turns; results do not depend on it. By default it is
-        `halves` on a GPU and `whole` elsewhere."""
+    def __init__(self, config: SearchConfig, layout: Layout | None = None) -> None:
+        """`layout` says where trees live and which searches take turns; None: what suits the model's device."""
         if config.policy not in _ROOT_NOISE:
             raise ValueError(f"unknown search policy {config.policy!r}; known ones are {sorted(_ROOT_NOISE)}")
         self.config = config
-        self._split = split
-        self._parts: dict[tuple, list[_Part]] = {}
-        self._last: list[_Part] = []
+        self._layout = layout
+        self._parts: dict[tuple, list[Part]] = {}
+        self._last: list[Part] = []
 
     @torch.inference_mode()
     def search(
@@ -223,7 +135,7 @@ class Searcher:
                 outputs are not finite.
         """
         started = time.perf_counter()
-        distribution, sampled = _distribution_of(model), None
+        distribution, sampled = distribution_of(model), None
         if distribution is None:
             statistics = _enumerated_roots(root, legal_actions, self.config, rng, explore=explore)
         elif legal_actions is None:
@@ -245,20 +157,20 @@ class Searcher:
                 return part.tree.node_table(row - part.rows.start)
         raise IndexError(f"there was no root {row} in the last search")
 
-    def _simulate(self, parts: list[_Part]) -> None:
-        """Every part selects, has its leaves evaluated and backs up, N times; parts wait for the device in turns."""
+    def _simulate(self, parts: list[Part]) -> None:
+        """N simulations of every part; parts wait for the device in turns."""
         for part in parts:
-            part.select(1)
+            part.launch(1)
         for slot in range(2, self.config.num_simulations + 1):
             for part in parts:
-                part.backup()
-                part.select(slot)
+                part.finish()
+                part.launch(slot)
         for part in parts:
-            part.backup()
+            part.finish()
 
     def _result(
         self,
-        parts: list[_Part],
+        parts: list[Part],
         statistics: dict[str, np.ndarray],
         rng: np.random.Generator,
         temperature: float,
@@ -266,7 +178,7 @@ class Searcher:
     ) -> SearchResult:
         batch = len(statistics["value"])
 
-        def joined(of: Callable[[BatchedTree], np.ndarray]) -> np.ndarray:
+        def joined(of: Callable[[BatchedTree | DeviceTree], np.ndarray]) -> np.ndarray:
             found = [of(part.tree) for part in parts]
             return (found[0] if len(found) == 1 else np.concatenate(found))[:batch]
 
@@ -289,15 +201,15 @@ class Searcher:
 
     def __reduce__(self) -> tuple:
         """Memory stays behind."""
-        return Searcher, (self.config, self._split)
+        return Searcher, (self.config, self._layout)
 
-    def _parts_for(self, model: Model, root: NetworkOutput) -> list[_Part]:
-        split = self._split or (halves if root.latent.device.type == "cuda" else whole)
-        slices = split(len(root.value))
+    def _parts_for(self, model: Model, root: NetworkOutput) -> list[Part]:
+        layout = self._layout or layout_for(root.latent.device)
+        slices = layout.split(len(root.value))
         key = (id(model), *(rows.stop for rows in slices), root.latent.dtype, root.latent.device)
         parts = self._parts.pop(key, None)
         if parts is None:
-            parts = [_Part(rows, model, root, self.config) for rows in slices]
+            parts = [layout.part(rows, model, root, self.config) for rows in slices]
             while len(self._parts) >= self.MAX_BATCHES:
                 del self._parts[next(iter(self._parts))]
         # Re-inserting keeps the dict in order of last use.
@@ -332,7 +244,7 @@ def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | N
     statistics, candidates = _on_host(root), None
     prior = _masked_softmax(statistics["policy_logits"], legal_actions)
     action = index = prior.argmax(axis=1).astype(np.int64)
-    if (distribution := _distribution_of(model)) is not None:
+    if (distribution := distribution_of(model)) is not None:
         no_noise = torch.zeros(len(action), 1, distribution.noise_size, device=root.policy_logits.device)
         candidates = distribution.sample(root.policy_logits, no_noise, 1.0).cpu().numpy()
         prior, index = np.ones_like(prior[:, :1]), np.zeros_like(index)
@@ -349,10 +261,6 @@ def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | N
         seconds=time.perf_counter() - started,
         candidates=candidates,
     )
-
-
-def _distribution_of(model: Model) -> ActionDistribution | None:
-    return getattr(model, "distribution", None)
 
 
 def _among(sampled: SampledRoots | None, result: SearchResult, distribution: ActionDistribution) -> SearchResult:

@@ -22,12 +22,15 @@ MAX_GRAPHS = 8
 T = TypeVar("T")
 
 
-def record(function: Callable[[], T]) -> tuple[Callable[[], None], T] | None:
+def record(
+    function: Callable[[], T], *, prepare: Callable[[], None] = lambda: None
+) -> tuple[Callable[[], None], T] | None:
     """Record what a function launches on the current device.
 
     Args:
         function: reads and writes tensors that stay where they are, does not wait for the device, and may be called
             several times.
+        prepare: called before each of these calls.
 
     Returns:
         What launches it again, and what it returned, which each launch computes anew in the same place. None where it
@@ -37,6 +40,7 @@ def record(function: Callable[[], T]) -> tuple[Callable[[], None], T] | None:
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP_CALLS):
+            prepare()
             function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()

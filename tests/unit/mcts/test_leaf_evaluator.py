@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult
 from rllib_efficientzero.mcts import leaf_evaluator as leaf_evaluator_module
+from rllib_efficientzero.mcts import node_states as node_states_module
 from rllib_efficientzero.mcts.leaf_evaluator import LeafEvaluator
-from rllib_efficientzero.mcts.search import halves, whole
+from rllib_efficientzero.mcts.parts import DevicePart, HostPart, Layout, halves, rounded, whole
 from rllib_efficientzero.models import InferenceNetwork, ModelConfig, NetworkOutput, build_network
 
 NUM_ACTIONS = 3
@@ -61,8 +62,8 @@ def run(searcher: Searcher, model: Any, root: NetworkOutput) -> SearchResult:
 def test_states_come_back_as_they_were_kept(
     channels_last: bool, by_rows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = leaf_evaluator_module._StatePool
-    monkeypatch.setattr(leaf_evaluator_module, "_StatePool", lambda *args, **_: pool(*args, by_rows=by_rows))
+    pool = node_states_module._StatePool
+    monkeypatch.setattr(node_states_module, "_StatePool", lambda *args, **_: pool(*args, by_rows=by_rows))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     batch, simulations, horizon = 3, 4, 2
     root = NetworkOutput(
@@ -238,7 +239,8 @@ def test_a_gpu_finds_what_the_cpu_finds(shape: tuple[int, ...], policy: str, bat
         close = np.isclose(found.root_value, expected.root_value, rtol=1e-2, atol=1e-2)
         assert close[same].mean() > 0.95
         np.testing.assert_allclose(found.root_value, expected.root_value, rtol=0.2, atol=0.2)
-    assert all(part.evaluator._replay is not None for parts in searcher._parts.values() for part in parts)
+    (((part,)),) = searcher._parts.values()
+    assert isinstance(part, DevicePart) and part._replay != part._simulate, "no graph"
 
 
 class Uncaptured:
@@ -250,22 +252,25 @@ class Uncaptured:
 
 @needs_gpu
 @pytest.mark.parametrize("policy", ["puct", "gumbel"])
-def test_graphs_and_halves_change_nothing_on_a_gpu(policy: str) -> None:
+def test_graphs_and_layouts_change_nothing_on_a_gpu(policy: str) -> None:
     inference, planes = make(IMAGES)
     inference = InferenceNetwork(inference.network.cuda())
     root = inference.initial_inference(torch.rand(200, *planes.shape[1:], device="cuda"))
     config = SearchConfig(policy=policy, num_simulations=20)
-    expected = run(Searcher(config, whole), Uncaptured(inference), root)
-    for model, split in ((inference, whole), (Uncaptured(inference), halves), (inference, halves)):
-        found = run(Searcher(config, split), model, root)
-        assert (found.visit_counts == expected.visit_counts).all(axis=1).mean() > 0.95
+    expected = run(Searcher(config, Layout(whole)), Uncaptured(inference), root)
+    in_halves, on_device = Layout(halves), Layout(rounded, DevicePart)
+    for layout in (Layout(whole), in_halves, on_device):
+        for model in (inference, Uncaptured(inference)):
+            found = run(Searcher(config, layout), model, root)
+            assert (found.visit_counts == expected.visit_counts).all(axis=1).mean() > 0.95
 
 
 @needs_gpu
-def test_a_gpu_allocates_nothing_per_simulation() -> None:
+@pytest.mark.parametrize("part", [HostPart, DevicePart])
+def test_a_gpu_allocates_nothing_per_simulation(part: Any) -> None:
     inference, planes = make(IMAGES)
     inference = InferenceNetwork(inference.network.cuda())
-    searcher = Searcher(SearchConfig(num_simulations=20))
+    searcher = Searcher(SearchConfig(num_simulations=20), Layout(whole, part))
     root = inference.initial_inference(planes.cuda())
     run(searcher, inference, root)
     counts: list[int] = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult
 from rllib_efficientzero.mcts.node_actions import sample_roots, widened
-from rllib_efficientzero.mcts.search import halves
+from rllib_efficientzero.mcts.parts import Layout, halves
 from rllib_efficientzero.models.action_distributions import (
     ActionDistribution,
     IndependentCategoricals,
@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {"policy": "gumbel", "num_simulations": 32, "value_pr
 def run(
     model: Any, batch: int, *, seed: int = 0, explore: bool = True, split: Any = None, **given: Any
 ) -> SearchResult:
-    searcher = Searcher(SearchConfig(**(SETTINGS | given)), split)
+    searcher = Searcher(SearchConfig(**(SETTINGS | given)), split and Layout(split))
     return searcher.search(model, model.roots(batch), rng=np.random.default_rng(seed), explore=explore)
 
 

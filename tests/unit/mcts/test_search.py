@@ -12,7 +12,7 @@ from search_models import TabularModel, corridor, optimal_q, random_process
 from torch import Tensor
 
 from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, search
-from rllib_efficientzero.mcts.search import halves
+from rllib_efficientzero.mcts.parts import Layout, halves
 from rllib_efficientzero.models import ModelConfig, NetworkOutput, build_network
 
 POLICIES = ("puct", "gumbel")
@@ -285,7 +285,7 @@ def test_results_do_not_depend_on_how_a_batch_is_cut(policy: str, batch: int, sp
             temperature=1.0,
         )
 
-    in_parts = Searcher(config, split)
+    in_parts = Searcher(config, Layout(split))
     of(in_parts)
     assert_same(of(Searcher(config)), of(in_parts))
 
@@ -304,7 +304,7 @@ def test_batches_on_a_gpu_are_rounded_up_to_few_sizes(batch: int) -> None:
 
 def test_memory_is_taken_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    module = __import__("sys").modules["rllib_efficientzero.mcts.search"]
+    module = __import__("sys").modules["rllib_efficientzero.mcts.parts"]
     real = module.BatchedTree
     monkeypatch.setattr(module, "BatchedTree", lambda *args, **kwargs: made.append(args) or real(*args, **kwargs))
     model, searcher = random_process(0), Searcher(SearchConfig(num_simulations=10, tie_break="first"))
@@ -328,7 +328,7 @@ def test_memory_is_taken_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_threads_are_for_large_batches_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = __import__("sys").modules["rllib_efficientzero.mcts.search"]
+    module = __import__("sys").modules["rllib_efficientzero.mcts.parts"]
     real, threads = module.BatchedTree, []
 
     def make(*args: Any, **kwargs: Any) -> Any:

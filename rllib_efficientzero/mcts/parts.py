@@ -1,0 +1,212 @@
+"""The searches of a batch in parts, which take turns at the device: where their trees live, and who waits for whom."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_efficientzero.mcts.config import SearchConfig
+from rllib_efficientzero.mcts.device_tree import DeviceTree, has_triton
+from rllib_efficientzero.mcts.extension import BatchedTree
+from rllib_efficientzero.mcts.leaf_evaluator import LeafEvaluator
+from rllib_efficientzero.mcts.node_actions import EnumeratedActions, NodeActions, SampledActions, SampledRoots
+from rllib_efficientzero.mcts.node_states import Model, NodeStates
+from rllib_efficientzero.models.action_distributions import ActionDistribution
+from rllib_efficientzero.models.cuda_graphs import record
+from rllib_efficientzero.models.network import NetworkOutput
+
+MIN_ROOTS_FOR_THREADS = 256
+"""Fewer roots are climbed sooner by one thread than several are woken."""
+
+
+class Part(Protocol):
+    """The searches of some roots of a batch.
+
+    `rows` are its roots' places in the batch. Where that ends before, its last root stands in.
+    """
+
+    rows: slice
+    tree: BatchedTree | DeviceTree
+
+    def begin(
+        self,
+        latent: Tensor,
+        statistics: dict[str, np.ndarray],
+        sampled: SampledRoots | None,
+        *,
+        noise_fraction: float,
+        seed: int,
+    ) -> None:
+        """New roots; `latent` `[B, ...]`, `statistics`, arrays `[B, ...]` for `BatchedTree.reset`, and sampled actions,
+        of the batch."""
+
+    def launch(self, slot: int) -> None:
+        """Begin simulation `slot`, once the one before is finished."""
+
+    def finish(self) -> None:
+        """End it, as far as the host has a part in it."""
+
+
+class HostPart:
+    """Trees on the host, leaves on the model's device."""
+
+    def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
+        self.rows, size = rows, rows.stop - rows.start
+        actions, considered = _node_actions(model, root, config, size)
+        horizon = config.value_prefix_horizon
+        self.evaluator = LeafEvaluator(model, root, size, config.num_simulations, horizon, actions)
+        self.tree = BatchedTree(
+            size,
+            actions.num_actions,
+            config.num_simulations,
+            first_root=rows.start,
+            discount=config.discount,
+            policy=config.policy,
+            pb_c_init=config.pb_c_init,
+            pb_c_base=config.pb_c_base,
+            value_delta_max=config.value_delta_max,
+            horizon=horizon,
+            first_visit=config.first_visit,
+            tie_break=config.tie_break,
+            max_considered_actions=considered,
+            c_visit=config.gumbel_c_visit,
+            c_scale=config.gumbel_c_scale,
+            min_q_range=config.gumbel_min_q_range,
+            num_threads=config.num_threads if size >= MIN_ROOTS_FOR_THREADS else 1,
+        )
+
+    def begin(
+        self,
+        latent: Tensor,
+        statistics: dict[str, np.ndarray],
+        sampled: SampledRoots | None,
+        *,
+        noise_fraction: float,
+        seed: int,
+    ) -> None:
+        """See `Part`."""
+        latent, statistics, sampled = _of_rows(self.rows, latent, statistics, sampled)
+        self.tree.reset(**statistics, noise_fraction=noise_fraction, seed=seed)
+        self.evaluator.set_roots(latent, sampled)
+
+    def launch(self, slot: int) -> None:
+        """Descend to the leaves and have them evaluated."""
+        self.evaluator.launch(slot, *self.tree.select())
+
+    def finish(self) -> None:
+        """Expand the leaves and back their values up."""
+        self.tree.expand_and_backup(*self.evaluator.collect())
+
+
+class DevicePart:
+    """Trees and leaves on one device: a simulation is a CUDA graph, and the host waits for the last one only."""
+
+    def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
+        self.rows, size, device = rows, rows.stop - rows.start, root.latent.device
+        actions, considered = _node_actions(model, root, config, size)
+        self.tree = DeviceTree(
+            size, actions.num_actions, config, device, max_considered_actions=considered, first_root=rows.start
+        )
+        self._states = NodeStates(model, root, size, config.num_simulations, actions, by_rows=True)
+        recorded = None
+        if getattr(model, "is_capturable", False):
+            nothing = np.zeros((size, actions.num_actions), np.float32)
+            reset = functools.partial(self.tree.reset, nothing, value=nothing[:, 0].copy(), seed=0)
+            recorded = record(self._simulate, prepare=reset)
+        self._replay = self._simulate if recorded is None else recorded[0]
+
+    def begin(
+        self,
+        latent: Tensor,
+        statistics: dict[str, np.ndarray],
+        sampled: SampledRoots | None,
+        *,
+        noise_fraction: float,
+        seed: int,
+    ) -> None:
+        """See `Part`."""
+        latent, statistics, sampled = _of_rows(self.rows, latent, statistics, sampled)
+        self.tree.reset(**statistics, noise_fraction=noise_fraction, seed=seed)
+        self._states.set_roots(latent, sampled)
+
+    def launch(self, slot: int) -> None:
+        """A whole simulation; the trees count them themselves."""
+        self._replay()
+
+    def finish(self) -> None:
+        """The host has no part in it."""
+
+    def _simulate(self) -> None:
+        self.tree.select()
+        # Slots are for states that are not kept by rows.
+        self.tree.expand_and_backup(*self._states.evaluate(0, *self.tree.index.unbind()))
+
+
+# --- How a batch is cut ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a batch of searches is laid out; results do not depend on it, but for rounding."""
+
+    split: Callable[[int], list[slice]]
+    """Cuts a batch of some size into the rows of its parts."""
+    part: Callable[[slice, Model, NetworkOutput, SearchConfig], Part] = HostPart
+
+
+def whole(batch: int) -> list[slice]:
+    """A batch in one part: for a CPU, which can do one thing at a time."""
+    return [slice(0, batch)]
+
+
+def rounded(batch: int) -> list[slice]:
+    """One part, rounded up to few sizes, since every size has memory and CUDA graphs of its own."""
+    return whole(batch if batch <= 32 else -(-batch // 64) * 64)
+
+
+def halves(batch: int) -> list[slice]:
+    """A large batch in two parts, rounded up too: for a GPU that evaluates the leaves of one while the host climbs the
+    trees of the other."""
+    (part,) = rounded(batch)
+    middle = part.stop // 2
+    return [part] if part.stop < 128 else [slice(0, middle), slice(middle, part.stop)]
+
+
+def layout_for(device: torch.device) -> Layout:
+    """The fastest one for a model's device."""
+    if device.type != "cuda":
+        return Layout(whole)
+    return Layout(rounded, DevicePart) if has_triton(device) else Layout(halves)
+
+
+# --- Helpers ---------------------------------------------------------------------------------------------------------
+
+
+def distribution_of(model: Model) -> ActionDistribution | None:
+    """What a model's actions are sampled from; None where all are enumerated."""
+    return getattr(model, "distribution", None)
+
+
+def _node_actions(model: Model, root: NetworkOutput, config: SearchConfig, batch: int) -> tuple[NodeActions, int]:
+    """What the actions of B roots' nodes stand for, and with how many sequential halving starts."""
+    if (distribution := distribution_of(model)) is None:
+        return EnumeratedActions(root.policy_logits.shape[1]), config.max_considered_actions
+    return SampledActions(distribution, config, batch, root.latent.device), config.num_sampled_actions
+
+
+def _of_rows(
+    rows: slice, latent: Tensor, statistics: dict[str, np.ndarray], sampled: SampledRoots | None
+) -> tuple[Tensor, dict[str, np.ndarray], SampledRoots | None]:
+    """What a part of a batch begins with."""
+    if rows == slice(0, len(latent)):
+        return latent, statistics, sampled
+    chosen = np.minimum(np.arange(rows.start, rows.stop), len(latent) - 1)
+    on_device = torch.from_numpy(chosen).to(latent.device)
+    statistics = {name: array[chosen] for name, array in statistics.items()}
+    return latent[on_device], statistics, sampled and sampled.rows(on_device)
