@@ -3,10 +3,11 @@
     python -m benchmarks.gpu [--device cuda|cpu] [--quick] [--updates N] [--out benchmarks/results/gpu.json]
 
 Searches: the paper's network for Atari with 18 actions, "puct" with 50 and "gumbel" with 16 simulations, from 4, 256
-and 1536 roots, as acting and reanalysis run them (bfloat16, CUDA graphs, two halves in turns). The time of the host is
-split into its work on the trees, starting the device, and waiting for it. In another run, torch's profiler says for how
-much of the time the device was busy, and how long with copies between device and host. "one part, no graph" is the same
-search without either. All times are wall time.
+and 1536 roots, as acting and reanalysis run them (bfloat16, fused kernels, CUDA graphs, trees on the GPU), and with
+trees on the host, which is what happens without Triton: two halves in turns, whose time of the host is split into its
+work on the trees, starting the device, and waiting for it. In another run, torch's profiler says for how much of the
+time the device was busy, and how long with trees, with copies between device and host, and with the network. "no graph"
+is the search with trees on the host, in one part and without CUDA graphs. All times are wall time.
 
 Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates without clocks and 500 with, for which
 the host waits between the parts; from the means of the former, the minutes of a run of 100k environment steps. That is
@@ -37,7 +38,7 @@ from benchmarks import report as reports
 from benchmarks.report import Stopwatch
 from benchmarks.search import make_network
 from rllib_efficientzero.mcts import SearchConfig, Searcher
-from rllib_efficientzero.mcts.search import halves, whole
+from rllib_efficientzero.mcts.parts import DevicePart, Layout, halves, layout_for, whole
 from rllib_efficientzero.models import InferenceNetwork
 
 ROOTS = (4, 256, 1536)
@@ -61,6 +62,7 @@ QUICK = {
     "env_config": {"screen_size": 32, "grayscale": True},
 }
 TREE, LAUNCH, WAIT, OTHER = "tree", "launch", "wait", "other"
+TREE_KERNELS = ("puct_select", "gumbel_select", "expand_and_backup")
 
 
 # --- Searches --------------------------------------------------------------------------------------------------------
@@ -80,10 +82,13 @@ def watch_parts(searcher: Searcher, watch: Stopwatch) -> None:
     """Clocks of the host around its work in a search that has been run before."""
     ((*parts,),) = searcher._parts.values()
     for part in parts:
-        watch.wrap_method(part, "select", LAUNCH)
-        watch.wrap_method(part, "backup", TREE)
-        watch.wrap_method(part.evaluator, "launch", LAUNCH, before=TREE)
-        watch.wrap_method(part.evaluator, "collect", WAIT)
+        watch.wrap_method(part, "launch", LAUNCH)
+        if isinstance(part, DevicePart):
+            watch.wrap_method(part.tree, "_results", WAIT)
+        else:
+            watch.wrap_method(part, "finish", TREE)
+            watch.wrap_method(part.evaluator, "launch", LAUNCH, before=TREE)
+            watch.wrap_method(part.evaluator, "collect", WAIT)
 
 
 def device_times(run: Callable[[], object], device: str) -> dict[str, float]:
@@ -100,17 +105,20 @@ def device_times(run: Callable[[], object], device: str) -> dict[str, float]:
 
 
 def device_summary(spans: list[tuple[str, float, float]], wall: float) -> dict[str, float]:
-    """Milliseconds that the device was busy in all, copied (to, from and within it), and computed the network.
+    """Milliseconds that the device was busy in all, copied (to, from and within it), grew trees, and did other things,
+    which is to compute the network.
 
     Args:
         spans: name, start and end of everything that it did, in microseconds.
         wall: seconds of the run.
     """
-    copies = [(start, end) for name, start, end in spans if "memcpy" in name.lower()]
-    others = [(start, end) for name, start, end in spans if "memcpy" not in name.lower()]
-    busy = _covered(copies + others) / 1e3
-    parts = {"busy_ms": busy, "copies_ms": _covered(copies) / 1e3, "network_ms": _covered(others) / 1e3}
-    return {"wall_ms": 1e3 * wall, **parts, "busy_share": busy / (1e3 * wall)}
+    kinds: dict[str, list[tuple[float, float]]] = {"copies_ms": [], "trees_ms": [], "network_ms": []}
+    for name, start, end in spans:
+        is_tree = any(kernel in name for kernel in TREE_KERNELS)
+        kinds["copies_ms" if "memcpy" in name.lower() else "trees_ms" if is_tree else "network_ms"].append((start, end))
+    busy = _covered([span for spans_of_kind in kinds.values() for span in spans_of_kind]) / 1e3
+    parts = {kind: _covered(spans_of_kind) / 1e3 for kind, spans_of_kind in kinds.items()}
+    return {"wall_ms": 1e3 * wall, "busy_ms": busy, **parts, "busy_share": busy / (1e3 * wall)}
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
@@ -127,34 +135,40 @@ def measure_search(
 ) -> dict[str, Any]:
     """One row: a search of as many roots as there are planes."""
     device = planes.device.type
-    synchronize = torch.cuda.synchronize if device == "cuda" else None
     config = SearchConfig(policy=policy, num_simulations=num_simulations)
-    searcher = Searcher(config, halves)
-    run = search_subject(network, planes, searcher)
+    on_host = Searcher(config, Layout(halves))
+    searcher = Searcher(config, layout_for(planes.device)) if device == "cuda" else on_host
     bare = SimpleNamespace(initial_inference=network.initial_inference, recurrent_inference=network.recurrent_inference)
-    plain = search_subject(bare, planes, Searcher(config, whole))
-    for subject in (run, plain):
+    subjects = {
+        "search": search_subject(network, planes, searcher),
+        "on_host": search_subject(network, planes, on_host),
+        "plain": search_subject(bare, planes, Searcher(config, Layout(whole))),
+    }
+    for subject in subjects.values():
         subject()  # allocates, records
     turns = reports.time_in_turns(
-        {"search": (run, time.perf_counter), "plain": (plain, time.perf_counter)}, repetitions, at_least=repetitions
+        {name: (subject, time.perf_counter) for name, subject in subjects.items()}, repetitions, at_least=repetitions
     )
-    on_device = device_times(run, device)
-    watch = Stopwatch(time.perf_counter)
-    watch_parts(searcher, watch)
-    watch.start()
-    run()
-    watch.mark(OTHER)
-    if synchronize is not None:
-        synchronize()
+    on_device = device_times(subjects["search"], device)
+    host_ms = {}
+    for name, watched in (("search", searcher), ("on_host", on_host)):
+        watch = Stopwatch(time.perf_counter)
+        watch_parts(watched, watch)
+        watch.start()
+        subjects[name]()
+        watch.mark(OTHER)
+        host_ms[name] = {phase: round(1000 * watch.seconds[phase], 3) for phase in (TREE, LAUNCH, WAIT, OTHER)}
     milliseconds = statistics.median(turns["search"])
     return {
         "policy": policy,
         "num_roots": len(planes),
         "num_simulations": num_simulations,
         "search_ms": reports.spread(turns["search"]),
-        "one_part_no_graph_ms": reports.spread(turns["plain"]),
+        "trees_on_host_ms": reports.spread(turns["on_host"]),
+        "no_graph_ms": reports.spread(turns["plain"]),
         "simulations_per_s": round(1000 * len(planes) * num_simulations / milliseconds),
-        "host_ms": {name: round(1000 * watch.seconds[name], 3) for name in (TREE, LAUNCH, WAIT, OTHER)},
+        "host_ms": host_ms["search"],
+        "host_ms_with_trees": host_ms["on_host"],
         "device": {name: round(value, 3) for name, value in on_device.items()},
     }
 
@@ -223,13 +237,15 @@ def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], devic
     for row in searches:
         busy = "no GPU"
         if device_row := row["device"]:
-            copies, network = device_row["copies_ms"], device_row["network_ms"]
-            busy = f"{device_row['busy_share']:.0%} busy (copies {copies:.1f} ms, network {network:.1f} ms)"
+            parts = ", ".join(f"{kind} {device_row[f'{kind}_ms']:.1f} ms" for kind in ("trees", "copies", "network"))
+            busy = f"{device_row['busy_share']:.0%} busy ({parts})"
         host = " ".join(f"{name} {row['host_ms'][name]:.1f}" for name in (TREE, LAUNCH, WAIT, OTHER))
         what = "{policy}, B={num_roots} N={num_simulations}".format(**row)
-        ms, plain = row["search_ms"]["median"], row["one_part_no_graph_ms"]["median"]
+        ms, on_host, plain = (row[key]["median"] for key in ("search_ms", "trees_on_host_ms", "no_graph_ms"))
         speed = f"{row['simulations_per_s']:,} simulations/s"
-        lines[what] = f"{speed}, {busy}, {ms:.1f} ms (host: {host}; one part, no graph: {plain:.1f})"
+        lines[what] = (
+            f"{speed}, {busy}, {ms:.1f} ms (host: {host}); trees on the host: {on_host:.1f} ms, no graph: {plain:.1f}"
+        )
     for row in updates:
         parts = ", ".join(f"{name} {ms:.1f}" for name, ms in row["ms_per_update"].items())
         lines[f"{row['example']}: update of batch {row['batch']}"] = (

@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks import report as reports
 from benchmarks.report import Stopwatch, spread, time_in_turns
 from rllib_efficientzero.mcts import SearchConfig, Searcher
-from rllib_efficientzero.mcts.search import whole
+from rllib_efficientzero.mcts.parts import Layout, whole
 from rllib_efficientzero.models import EfficientZeroNetwork, InferenceNetwork, ModelConfig, build_network
 
 POLICIES = ("puct", "gumbel")
@@ -123,7 +123,7 @@ def split_subject(
         # Between the selection and this call the leaves are described and their parents picked out of the pool.
         recurrent_inference=watch.wrap(network.recurrent_inference, "network", before="gather"),
     )
-    searcher = Searcher(config, whole)
+    searcher = Searcher(config, Layout(whole))
     run = search_subject(timed, planes, config, searcher)
     run()
     ((part,),) = searcher._parts.values()

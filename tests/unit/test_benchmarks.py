@@ -166,17 +166,18 @@ def test_gpu_benchmark_without_a_gpu_ends_with_a_sentence(
     assert "no GPU" in capsys.readouterr().out
 
 
-def test_a_gpu_is_busy_with_copies_and_the_network() -> None:
-    spans = [("Memcpy HtoD", 0.0, 150.0), ("gemm", 50.0, 450.0), ("conv", 500.0, 900.0), ("memcpy DtoH", 950.0, 1000.0)]
+def test_a_gpu_is_busy_with_trees_copies_and_the_network() -> None:
+    spans = [("Memcpy HtoD", 0.0, 150.0), ("gemm", 50.0, 450.0), ("conv", 500.0, 800.0), ("memcpy DtoH", 950.0, 1000.0)]
+    spans += [("puct_select", 800.0, 850.0), ("expand_and_backup", 850.0, 900.0)]
     found = gpu.device_summary(spans, wall=0.0018)
     assert found == pytest.approx(
-        {"wall_ms": 1.8, "busy_ms": 0.9, "copies_ms": 0.2, "network_ms": 0.8, "busy_share": 0.5}
+        {"wall_ms": 1.8, "busy_ms": 0.9, "copies_ms": 0.2, "trees_ms": 0.1, "network_ms": 0.7, "busy_share": 0.5}
     )
     row = {"policy": "puct", "num_roots": 4, "num_simulations": 50, "device": found, "simulations_per_s": 1}
-    row |= {"search_ms": {"median": 2.0}, "one_part_no_graph_ms": {"median": 3.0}}
+    row |= {"search_ms": {"median": 2.0}, "trees_on_host_ms": {"median": 2.5}, "no_graph_ms": {"median": 3.0}}
     row["host_ms"] = dict.fromkeys((gpu.TREE, gpu.LAUNCH, gpu.WAIT, gpu.OTHER), 0.5)
     (line,) = gpu.summary([row], [], "cuda").values()
-    assert "50% busy (copies 0.2 ms, network 0.8 ms)" in line
+    assert "50% busy (trees 0.1 ms, copies 0.2 ms, network 0.7 ms)" in line
 
 
 def test_what_overlaps_is_counted_once() -> None:
