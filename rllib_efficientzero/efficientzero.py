@@ -46,16 +46,17 @@ class EfficientZero(ScaledAlgorithm):
             with self._timer(names.REPLAY_ADD_TIMER):
                 self.local_replay_buffer.add(episodes)
 
-        for _ in range(min(self._updates_owed(), self.config.updates_per_sample())):
-            if interruption.requested():
+        for remaining in reversed(range(min(self._updates_owed(), self.config.updates_per_sample()))):
+            if interruption.requested() and not self.batches.is_ahead():
                 break  # What is owed comes first when the run goes on.
             with self._timer(names.REPLAY_SAMPLE_TIMER):
-                batch = self._next_batch()
+                batch = self._next_batch(more=remaining > 0 and not interruption.requested())
             with self._timer(names.LEARNER_UPDATE_TIMER):
                 position_ids, priorities = self._update(batch)
             if len(position_ids) == 0:
                 continue  # Not finite: the learner left everything as it was, counted it, and will stop a series.
             with self._timer(names.UPDATE_PRIORITIES_TIMER):
+                self.batches.settle()
                 self.local_replay_buffer.update_priorities(position_ids, priorities)
             self.num_updates += 1
             if self.num_updates == 1 or self.num_updates % self.config.self_play_update_freq == 0:
@@ -79,10 +80,10 @@ class EfficientZero(ScaledAlgorithm):
         remaining, num_envs = self.config.total_env_steps - self.num_interactions, self.config.num_envs()
         return max(0, min(self.config.rollout_fragment_length * num_envs, remaining - (num_envs - 1)))
 
-    def _beta(self) -> float:
+    def _beta(self, num_updates: int) -> float:
         beta = self.config.replay_buffer_config["beta"]
         first, last = beta if isinstance(beta, list | tuple) else (beta, beta)
-        return linear(first, last, self.num_updates / self.config.updates_at_end())
+        return linear(first, last, num_updates / self.config.updates_at_end())
 
     # --- The steps of the picture ------------------------------------------------------------------------------------
 
@@ -95,9 +96,9 @@ class EfficientZero(ScaledAlgorithm):
         self.num_interactions += sum(sample.num_steps for sample in samples)
         return [episode for sample in samples for episode in sample.episodes]
 
-    def _next_batch(self) -> Batch:
+    def _next_batch(self, *, more: bool) -> Batch:
         size = self.config.total_train_batch_size
-        return self.batches.next(size, beta=self._beta(), num_updates=self.num_updates)
+        return self.batches.next(size, beta=self._beta, num_updates=self.num_updates, more=more)
 
     def _update(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """One gradient step on a batch of windows; returns the position ids and their new priorities."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeVar
 
+import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 
 Config = TypeVar("Config", bound="ScaleOutConfig")
@@ -47,7 +48,9 @@ class ScaleOutConfig(AlgorithmConfig):
                 `num_cpus_per_reanalyze_actor`).
             prefetch: batches made ahead of the update that learns from them (key `reanalyze_prefetch`). With 0, results
                 equal those without actors; with n, a batch's windows, priorities and target network are up to n updates
-                older. None: as many as actors, so that none is idle.
+                older. Without actors it is 0 or 1, which makes the next batch in a thread while a Learner in the same
+                process is at this one: it misses the priorities of the update before, nothing else. None: as many as
+                actors, so that none is idle; without actors 1 where that Learner has a GPU, else 0.
             timeout_s: seconds after which an actor that does not answer is started again, and the batch made by the
                 Learners (key `reanalyze_timeout_s`).
         """
@@ -120,7 +123,13 @@ class ScaleOutConfig(AlgorithmConfig):
 
     def prefetched_batches(self) -> int:
         """`reanalyze_prefetch`, its default resolved."""
-        return self.num_reanalyze_actors if self.reanalyze_prefetch is None else self.reanalyze_prefetch
+        if self.reanalyze_prefetch is not None:
+            return self.reanalyze_prefetch
+        return self.num_reanalyze_actors or int(self.has_gpu_in_this_process())
+
+    def has_gpu_in_this_process(self) -> bool:
+        """Whether the Learner is in the algorithm's process, and computes on a GPU."""
+        return self.num_learners == 0 and self.num_gpus_per_learner > 0 and torch.cuda.is_available()
 
     def _set(self: Config, **values: Any) -> Config:
         for key, value in values.items():

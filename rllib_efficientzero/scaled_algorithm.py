@@ -6,10 +6,10 @@ import functools
 from typing import Any
 
 import ray
-import torch
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from rllib_efficientzero.actors import resources
+from rllib_efficientzero.actors.ahead import BatchesAhead
 from rllib_efficientzero.actors.batches import Batches, InlineBatches
 from rllib_efficientzero.actors.reanalyze import ReanalyzedBatches, start_actors
 from rllib_efficientzero.actors.replay_actor import RemoteReplay
@@ -36,10 +36,12 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
         actors = start_actors(config) if config.num_reanalyze_actors else None
         super().setup(config)
         replay = self.local_replay_buffer
-        if actors is None:
-            self.batches = InlineBatches(replay, config.num_learners)
-        else:
+        if actors is not None:
             self.batches = ReanalyzedBatches(config, replay, self.learner_group, actors)
+        elif config.prefetched_batches():
+            self.batches = BatchesAhead(config, replay, self.learner_group._learner)
+        else:
+            self.batches = InlineBatches(replay, config.num_learners)
         group = self.env_runner_group
         restore = functools.partial(self.restore_env_runners, group)
         if config.sample_asynchronously:
@@ -88,6 +90,5 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
         }
         if settings["placement"] == "driver":
             reuse_freed_memory()  # a batch of windows is large
-            learner_here = config.num_learners == 0 and config.num_gpus_per_learner > 0 and torch.cuda.is_available()
-            return PrioritizedReplay(**arguments, pin_memory=learner_here)
+            return PrioritizedReplay(**arguments, pin_memory=config.has_gpu_in_this_process())
         return RemoteReplay(arguments, resources.scheduling(config, index=0, beside_driver=True))

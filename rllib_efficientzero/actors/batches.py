@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import ray
@@ -23,8 +24,21 @@ class Batch:
 class Batches(Protocol):
     """A source of batches."""
 
-    def next(self, batch_size: int, *, beta: float, num_updates: int) -> Batch:
-        """The batch of the update after `num_updates`; see `PrioritizedReplay.sample`."""
+    def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, more: bool) -> Batch:
+        """The batch of the update after `num_updates`.
+
+        Args:
+            batch_size: see `PrioritizedReplay.sample`.
+            beta: by the number of updates made; see there.
+            num_updates: updates made so far.
+            more: another update follows in this iteration.
+        """
+
+    def is_ahead(self) -> bool:
+        """Whether a batch was begun that no later iteration could begin as well: the next update should follow."""
+
+    def settle(self) -> None:
+        """Waits until nothing reads of the replay what is about to change."""
 
     def forget(self) -> None:
         """Drops what was made of a state that no longer holds, after a restore."""
@@ -47,12 +61,20 @@ class InlineBatches:
         self._replay = replay
         self._num_learners = num_learners
 
-    def next(self, batch_size: int, *, beta: float, num_updates: int) -> Batch:
+    def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, more: bool) -> Batch:
         """See `Batches`."""
+        exponent = beta(num_updates)
         if self._num_learners == 0:
-            return Batch(TrainingData(episodes=[self._replay.sample(batch_size, beta=beta)]))
+            return Batch(TrainingData(episodes=[self._replay.sample(batch_size, beta=exponent)]))
         # RLlib would sort and cut episodes to shard them, so the shards are ours.
-        return Batch(TrainingData(episodes_refs=draw_shards(self._replay, batch_size, beta, self._num_learners)))
+        return Batch(TrainingData(episodes_refs=draw_shards(self._replay, batch_size, exponent, self._num_learners)))
+
+    def is_ahead(self) -> bool:
+        """See `Batches`."""
+        return False
+
+    def settle(self) -> None:
+        """See `Batches`."""
 
     def forget(self) -> None:
         """See `Batches`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -122,14 +122,15 @@ class ReanalyzedBatches:
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
-    def next(self, batch_size: int, *, beta: float, num_updates: int) -> Batch:
+    def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, more: bool) -> Batch:
         """See `Batches`."""
+        exponent = beta(num_updates)
         self._publish_weights(num_updates)
         self._welcome_restarted()
         while len(self._queue) <= self._config.prefetched_batches() and self._manager.healthy_actor_ids():
-            self._queue.append(self._request(batch_size, beta, num_updates))
+            self._queue.append(self._request(batch_size, exponent, num_updates))
         if not self._queue:
-            return self._inline(self._draw(batch_size, beta))
+            return self._inline(self._draw(batch_size, exponent))
         request = self._queue.popleft()
         self._lag = num_updates - request.num_updates
         results = self._await(request)
@@ -139,6 +140,13 @@ class ReanalyzedBatches:
         if self._learner_group.is_local:
             return Batch(TrainingData(batch=ray.get(references[0])), results)
         return Batch(TrainingData(batch_refs=references), results)
+
+    def is_ahead(self) -> bool:
+        """See `Batches`. Batches on their way serve the next iteration as well."""
+        return False
+
+    def settle(self) -> None:
+        """See `Batches`. Windows are drawn when they are asked for."""
 
     def forget(self) -> None:
         """See `Batches`."""

@@ -1,0 +1,114 @@
+"""Batches made in a thread beside the Learner: the same run, but for the priorities that it misses."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from scale_helpers import tiny_config, train_until
+from test_scale_reanalyze import run, short
+
+from rllib_efficientzero import interruption
+from rllib_efficientzero.actors.ahead import BatchesAhead
+
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
+UNIFORM = {"replay_buffer_config": {"alpha": 0.0}}
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("reanalyze")}
+
+
+def test_where_priorities_do_not_matter_the_run_is_the_same() -> None:
+    """Bit by bit, over several copies of the target network."""
+    expected, result = run(short(**UNIFORM))
+    ahead, other = run(short(**UNIFORM).reanalyze(prefetch=1))
+    assert result["num_updates_lifetime"] == other["num_updates_lifetime"] > 3 * 5
+    assert ahead == expected
+    assert other["learners"]["default_policy"]["reanalyze"]["simulations_per_s"] > 0
+    assert not threads()
+
+
+def test_where_they_do_the_run_repeats_itself() -> None:
+    first, _ = run(short().reanalyze(prefetch=1))
+    second, _ = run(short().reanalyze(prefetch=1))
+    assert first == second
+    assert run(short())[0] != first
+
+
+def test_a_batch_is_made_while_the_learner_is_at_the_one_before() -> None:
+    algo = short(target_network_update_freq=4).reanalyze(prefetch=1).build_algo()
+    assert isinstance(algo.batches, BatchesAhead)
+    update, sample = algo.learner_group._learner.update, algo.local_replay_buffer.sample
+    is_drawn, ahead = threading.Event(), []
+
+    def watched_sample(*args: Any, **kwargs: Any) -> Any:
+        windows = sample(*args, **kwargs)
+        is_drawn.set()
+        return windows
+
+    def watched_update(*args: Any, **kwargs: Any) -> Any:
+        if algo.batches.is_ahead():
+            assert is_drawn.wait(20), "nobody draws the next windows meanwhile"
+        ahead.append(algo.batches.is_ahead())
+        is_drawn.clear()
+        return update(*args, **kwargs)
+
+    algo.learner_group._learner.update, algo.local_replay_buffer.sample = watched_update, watched_sample
+    while algo.num_updates < 16:
+        before = len(ahead)
+        algo.train()
+        # Not across a copy of the target network, which is after every fourth update, and the end of an iteration.
+        last = len(ahead) - 1
+        assert ahead[before:] == [update % 4 != 3 and update < last for update in range(before, len(ahead))]
+        assert not algo.batches.is_ahead()
+    algo.stop()
+
+
+def test_an_error_in_the_thread_ends_the_iteration() -> None:
+    algo = short().reanalyze(prefetch=1).build_algo()
+    train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
+    sample, drawn = algo.local_replay_buffer.sample, []
+
+    def failing_sample(*args: Any, **kwargs: Any) -> Any:
+        drawn.append(1)
+        if len(drawn) == 3:
+            raise OSError("the memory is gone")
+        return sample(*args, **kwargs)
+
+    algo.local_replay_buffer.sample = failing_sample
+    with pytest.raises(OSError, match="the memory is gone"):
+        algo.train()
+    algo.stop()
+    assert not threads()
+
+
+def test_an_interrupted_iteration_loses_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch that was drawn is learned from, so that the run goes on as if nothing had been drawn ahead."""
+    algo = short(**UNIFORM).reanalyze(prefetch=1).build_algo()
+    plain = short(**UNIFORM).build_algo()
+    for running in (algo, plain):
+        train_until(running, lambda result: result["num_updates_lifetime"] >= 8)
+    made = algo.num_updates
+    assert plain.num_updates == made
+    asked = iter([False] * 5)
+    monkeypatch.setattr(interruption, "requested", lambda: next(asked, True))
+    algo.train()
+    assert made < algo.num_updates < made + 8
+    assert not algo.batches.is_ahead()
+    monkeypatch.setattr(interruption, "requested", lambda: plain.num_updates >= algo.num_updates)
+    plain.train()
+    assert plain.num_updates == algo.num_updates
+    drawn = [running.local_replay_buffer.sample(16, beta=1.0).position_ids.tolist() for running in (algo, plain)]
+    assert drawn[0] == drawn[1]
+    algo.stop()
+    plain.stop()
+
+
+@pytest.mark.parametrize(("num_learners", "prefetch"), [(0, 2), (2, 1)])
+def test_more_cannot_be_made_ahead_without_actors(num_learners: int, prefetch: int) -> None:
+    config = tiny_config().learners(num_learners=num_learners).reanalyze(prefetch=prefetch)
+    with pytest.raises(ValueError, match=f"`reanalyze_prefetch` cannot be {prefetch} without reanalyze actors"):
+        config.validate()
