@@ -164,10 +164,10 @@ def _scale_problems(config: Any) -> Iterator[str]:
                 f"sample of all EnvRunners owes, not {config.max_sample_staleness}."
             )
     ahead = config.reanalyze_prefetch
-    if config.num_reanalyze_actors == 0 and _is_whole(ahead) and ahead > (1 if config.num_learners == 0 else 0):
+    if ahead and config.num_learners and not config.num_reanalyze_actors:
         yield (
-            f"`reanalyze_prefetch` cannot be {ahead} without reanalyze actors: it is 0, or 1 where the Learner is in the "
-            "algorithm's process (`num_learners` 0); else set `num_reanalyze_actors`."
+            f"`reanalyze_prefetch` {ahead} needs somebody who makes batches ahead: reanalyze actors "
+            "(`num_reanalyze_actors`), or a Learner in the algorithm's process (`num_learners` 0)."
         )
     if config.sync_batch_norm is True and not (config.num_learners > 1 and config.num_gpus_per_learner > 0):
         yield "`sync_batch_norm` needs at least 2 Learners, and torch has it for GPUs only."

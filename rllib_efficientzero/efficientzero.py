@@ -46,11 +46,11 @@ class EfficientZero(ScaledAlgorithm):
             with self._timer(names.REPLAY_ADD_TIMER):
                 self.local_replay_buffer.add(episodes)
 
-        for remaining in reversed(range(min(self._updates_owed(), self.config.updates_per_sample()))):
+        for num_following in reversed(range(min(self._updates_owed(), self.config.updates_per_sample()))):
             if interruption.requested() and not self.batches.is_ahead():
                 break  # What is owed comes first when the run goes on.
             with self._timer(names.REPLAY_SAMPLE_TIMER):
-                batch = self._next_batch(more=remaining > 0 and not interruption.requested())
+                batch = self._next_batch(0 if interruption.requested() else num_following)
             with self._timer(names.LEARNER_UPDATE_TIMER):
                 position_ids, priorities = self._update(batch)
             if len(position_ids) == 0:
@@ -96,9 +96,9 @@ class EfficientZero(ScaledAlgorithm):
         self.num_interactions += sum(sample.num_steps for sample in samples)
         return [episode for sample in samples for episode in sample.episodes]
 
-    def _next_batch(self, *, more: bool) -> Batch:
-        size = self.config.total_train_batch_size
-        return self.batches.next(size, beta=self._beta, num_updates=self.num_updates, more=more)
+    def _next_batch(self, num_following: int) -> Batch:
+        size, num_updates = self.config.total_train_batch_size, self.num_updates
+        return self.batches.next(size, beta=self._beta, num_updates=num_updates, num_following=num_following)
 
     def _update(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """One gradient step on a batch of windows; returns the position ids and their new priorities."""

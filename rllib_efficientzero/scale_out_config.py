@@ -48,9 +48,9 @@ class ScaleOutConfig(AlgorithmConfig):
                 `num_cpus_per_reanalyze_actor`).
             prefetch: batches made ahead of the update that learns from them (key `reanalyze_prefetch`). With 0, results
                 equal those without actors; with n, a batch's windows, priorities and target network are up to n updates
-                older. Without actors it is 0 or 1, which makes the next batch in a thread while a Learner in the same
-                process is at this one: it misses the priorities of the update before, nothing else. None: as many as
-                actors, so that none is idle; without actors 1 where that Learner has a GPU, else 0.
+                older. Without actors they are made in threads beside a Learner in the same process, and miss the
+                priorities of up to n updates, nothing else. None: as many as actors, so that none is idle; without
+                actors 2 where that Learner has a GPU, else 0.
             timeout_s: seconds after which an actor that does not answer is started again, and the batch made by the
                 Learners (key `reanalyze_timeout_s`).
         """
@@ -125,7 +125,7 @@ class ScaleOutConfig(AlgorithmConfig):
         """`reanalyze_prefetch`, its default resolved."""
         if self.reanalyze_prefetch is not None:
             return self.reanalyze_prefetch
-        return self.num_reanalyze_actors or int(self.has_gpu_in_this_process())
+        return self.num_reanalyze_actors or (2 if self.has_gpu_in_this_process() else 0)
 
     def has_gpu_in_this_process(self) -> bool:
         """Whether the Learner is in the algorithm's process, and computes on a GPU."""

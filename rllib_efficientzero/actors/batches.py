@@ -24,18 +24,18 @@ class Batch:
 class Batches(Protocol):
     """A source of batches."""
 
-    def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, more: bool) -> Batch:
+    def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """The batch of the update after `num_updates`.
 
         Args:
             batch_size: see `PrioritizedReplay.sample`.
             beta: by the number of updates made; see there.
             num_updates: updates made so far.
-            more: another update follows in this iteration.
+            num_following: updates that follow in this iteration.
         """
 
     def is_ahead(self) -> bool:
-        """Whether a batch was begun that no later iteration could begin as well: the next update should follow."""
+        """Whether a batch was begun that would be lost with this iteration."""
 
     def settle(self) -> None:
         """Waits until nothing reads of the replay what is about to change."""
@@ -61,7 +61,7 @@ class InlineBatches:
         self._replay = replay
         self._num_learners = num_learners
 
-    def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, more: bool) -> Batch:
+    def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """See `Batches`."""
         exponent = beta(num_updates)
         if self._num_learners == 0:

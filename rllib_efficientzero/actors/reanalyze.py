@@ -122,7 +122,7 @@ class ReanalyzedBatches:
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
-    def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, more: bool) -> Batch:
+    def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """See `Batches`."""
         exponent = beta(num_updates)
         self._publish_weights(num_updates)

@@ -45,7 +45,7 @@ def record(
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = function()
     except RuntimeError as error:
         logger.warning("no CUDA graph could be recorded, which makes searches slower: %s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -223,9 +224,14 @@ class PrioritizedReplay:
             position_ids=self._first_position + (slots - self._first_position) % self.capacity,
             weights=(weights / weights.max()).astype(np.float32),
             num_added=self._num_added,
-            num_threads=min(torch.get_num_threads(), MAX_DECODING_THREADS),
+            num_threads=self._num_decoding_threads(),
             pin_memory=self.pin_memory,
         )
+
+    def _num_decoding_threads(self) -> int:
+        # Ray lets torch have one thread in a trial. Beside a GPU the other cores have little to do.
+        num_cores = len(os.sched_getaffinity(0)) if self.pin_memory else torch.get_num_threads()
+        return min(num_cores, MAX_DECODING_THREADS)
 
     # --- priorities --------------------------------------------------------------------------------------------------
 

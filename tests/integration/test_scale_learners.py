@@ -101,8 +101,8 @@ def build(num_learners: int, *, fixed_statistics: bool, synchronised: bool) -> E
 
 
 def update(algo: EfficientZero, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    num_learners = algo.config.num_learners
-    return algo._update(InlineBatches(GivenWindows(windows), num_learners).next(BATCH, beta=1.0, num_updates=0))
+    batches = InlineBatches(GivenWindows(windows), algo.config.num_learners)
+    return algo._update(batches.next(BATCH, beta=lambda num_updates: 1.0, num_updates=0, num_following=0))
 
 
 def weights(algo: EfficientZero, learner_index: int = 0) -> dict[str, torch.Tensor]:

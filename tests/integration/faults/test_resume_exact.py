@@ -24,7 +24,7 @@ CONFIGS = {
     "evaluation": with_evaluation,
     "environment without state": lambda: tiny_config(Unsaveable),
     "two remote runners": lambda: tiny_config(TinyPixels, num_env_runners=2),
-    "batches made ahead": lambda: tiny_config().reanalyze(prefetch=1),
+    "batches made ahead": lambda: tiny_config().reanalyze(prefetch=2),
     "remote reanalyze actor": lambda: tiny_config().reanalyze(num_actors=1, prefetch=0),
     "without a seed": lambda: tiny_config(seed=None),
 }
