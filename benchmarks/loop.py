@@ -6,7 +6,8 @@ A tuned example is run for a few iterations: random steps until the replay can f
 the measured part. Figures per step and per update come from the metrics that the algorithm logs (`timers/*`,
 `learners/default_policy/reanalyze/*`) and from clocks around the calls that search, compute or emulate; what these
 leave over of the wall clock is Python, RLlib and replay ("neither network nor search"). An iteration is then put
-together at the example's own replay ratio, however few updates were measured.
+together at the example's own replay ratio, however few updates were measured. Parts of an update are measured one after another; where a GPU's
+run makes batches ahead, the whole is measured without clocks too.
 
 On a CPU, a batch of 256 of the paper's network takes minutes per update. Batches of 8 and 16 are measured there and a
 straight line is drawn through both, from nowhere flatter than constant to nowhere steeper than proportional, because
@@ -32,6 +33,7 @@ from benchmarks import report as reports
 from benchmarks.report import Stopwatch
 from rllib_efficientzero import EfficientZeroConfig
 from rllib_efficientzero import metrics as names
+from rllib_efficientzero.actors.batches import InlineBatches
 from rllib_efficientzero.cli.experiment import Overrides, load_experiments
 
 EXAMPLES = {"paper": "pong-ez", "small": "pong-ez-cpu"}
@@ -91,8 +93,10 @@ def measure(plan: Plan, batch: int) -> dict[str, Any]:
     algo = config.build_algo()
     while algo.num_updates == 0 or algo._updates_owed() >= 1:  # as long as there is no search in self-play, or debt
         algo.train()
-    # On a GPU every clock makes the host wait, which without them goes on.
+    # On a GPU every clock makes the host wait, which without them goes on; and batches are made ahead.
     unclocked = {"unclocked": measure_unclocked(algo, plan.updates)} if cuda else {}
+    algo.batches.stop()
+    algo.batches = InlineBatches(algo.local_replay_buffer, num_learners=0)
     watch = Stopwatch(time.perf_counter, torch.cuda.synchronize if cuda else None)
     cpu_watch = Stopwatch(time.thread_time)
     for clocks in (cpu_watch, watch):
