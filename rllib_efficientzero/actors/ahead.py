@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import SimpleNamespace
@@ -56,13 +57,19 @@ class BatchesAhead:
         self._reanalyses = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reanalyze")
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._queue: collections.deque[_Job] = collections.deque()
+        # What is compiled at its first call is compiled by one thread at a time: reanalysis first, then the Learner.
+        self._has_begun = False
+        self._learner_has_begun = threading.Event()
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """See `Batches`."""
+        if self._has_begun:
+            self._learner_has_begun.set()
         if not self._queue:
             self._begin(batch_size, beta, num_updates)
+        self._has_begun = True
         tensors = self._queue.popleft().made.result()
         if self._stream is not None:
             learners_stream = torch.cuda.current_stream(self._device)
@@ -86,6 +93,7 @@ class BatchesAhead:
 
     def forget(self) -> None:
         """See `Batches`."""
+        self._learner_has_begun.set()
         wait([job.made for job in self._queue])
         self._queue.clear()
 
@@ -105,12 +113,19 @@ class BatchesAhead:
         drawn = self._draws.submit(self._replay.sample, batch_size, beta=beta(num_updates))
         # What the Learner's stream has been told to do to the target network comes first.
         told = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
-        self._queue.append(_Job(drawn, self._reanalyses.submit(self._reanalyze, drawn, num_updates, told)))
+        ready = self._learner_has_begun if self._has_begun else None
+        self._queue.append(_Job(drawn, self._reanalyses.submit(self._reanalyze, drawn, num_updates, told, ready)))
 
     def _reanalyze(
-        self, drawn: Future[Windows], num_updates: int, told: torch.cuda.Event | None
+        self,
+        drawn: Future[Windows],
+        num_updates: int,
+        told: torch.cuda.Event | None,
+        ready: threading.Event | None,
     ) -> dict[str, Tensor]:
         windows = drawn.result()
+        if ready is not None:
+            ready.wait()
         # The module's own counter moves on meanwhile.
         module = self._learner.module[DEFAULT_MODULE_ID].unwrapped()
         target = SimpleNamespace(target_inference_network=module.target_inference_network, num_updates=num_updates)
