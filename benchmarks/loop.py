@@ -6,8 +6,8 @@ A tuned example is run for a few iterations: random steps until the replay can f
 the measured part. Figures per step and per update come from the metrics that the algorithm logs (`timers/*`,
 `learners/default_policy/reanalyze/*`) and from clocks around the calls that search, compute or emulate; what these
 leave over of the wall clock is Python, RLlib and replay ("neither network nor search"). An iteration is then put
-together at the example's own replay ratio, however few updates were measured. Parts of an update are measured one after another; where a GPU's
-run makes batches ahead, the whole is measured without clocks too.
+together at the example's own replay ratio, however few updates were measured. Parts of an update are measured one after
+another; where a GPU's run makes batches ahead, the whole is measured without clocks too.
 
 On a CPU, a batch of 256 of the paper's network takes minutes per update. Batches of 8 and 16 are measured there and a
 straight line is drawn through both, from nowhere flatter than constant to nowhere steeper than proportional, because

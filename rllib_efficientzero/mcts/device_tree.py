@@ -1,4 +1,4 @@
-"""The search tree in a GPU's memory: what `BatchedTree` is on the host, for searches that the host does not wait for."""
+"""The search tree in a GPU's memory: what `BatchedTree` is on the host, without the host in every simulation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rllib_efficientzero.mcts.config import SearchConfig
-from rllib_efficientzero.mcts.extension import BatchedTree
 from rllib_efficientzero.mcts.device_rules import GumbelRules, PuctRules, RootResults, power_of_two
+from rllib_efficientzero.mcts.extension import BatchedTree
 
 logger = logging.getLogger(__name__)
 
@@ -190,11 +190,11 @@ class DeviceTree:
             of_roots = (value, trees["raw_value"][:, 0], trees["is_valid"])
             flat = torch.cat([tensor.float().flatten() for tensor in (*of_actions, *of_roots)]).cpu().numpy()
             visits, q, row = flat[: 3 * self.num_roots * self.num_actions].reshape(3, *shape)
-            value, raw_value, is_valid = flat[3 * self.num_roots * self.num_actions :].reshape(3, self.num_roots)
+            mean_value, raw_value, is_valid = flat[3 * self.num_roots * self.num_actions :].reshape(3, self.num_roots)
             if not is_valid.all():
                 root = int(is_valid.argmin())
                 raise ValueError(f"what the network says of a leaf below root {root} is not finite, or beyond 1e30")
-            self._found = RootResults(row, visits.astype(np.int32), q, value, raw_value)
+            self._found = RootResults(row, visits.astype(np.int32), q, mean_value, raw_value)
         return self._found
 
     def _current_device(self) -> contextlib.AbstractContextManager[Any]:

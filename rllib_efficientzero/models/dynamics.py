@@ -41,20 +41,35 @@ def action_encoding(actions: Actions, kind: str) -> ActionEncoding:
 
 
 class ImageDynamics(nn.Module):
-    """`[B, C, h, w]` latent, actions -> `[B, C, h, w]` next latent; the action enters as constant planes."""
+    """`[B, C, h, w]` latent, actions -> `[B, C, h, w]` next latent; the action enters as E constant planes."""
 
     def __init__(self, channels: int, encoding: ActionEncoding, num_blocks: int) -> None:
         super().__init__()
-        self.encode_action = encoding.encode
-        self.conv = conv3x3(channels + encoding.size, channels)
+        self.num_planes, self.encode_action = encoding
+        self.conv = conv3x3(channels + self.num_planes, channels)
         self.norm = nn.BatchNorm2d(channels)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        encoded = self.encode_action(action).to(latent.dtype)
-        planes = encoded[:, :, None, None].expand(-1, -1, *latent.shape[2:])
-        x = self.norm(self.conv(torch.cat((latent, planes), dim=1)))
+        x = self.norm(self._convolve(latent, action))
         return self.blocks(F.relu(x.add_(latent), inplace=True))
+
+    def _convolve(self, latent: Tensor, action: Tensor) -> Tensor:
+        """`conv` of the latent and the action's planes, which are not made.
+
+        A convolution is linear: what comes of a constant plane is its number times what comes of a plane of ones. On a
+        GPU, to put the planes behind the latent and to fill its channels up took longer than to convolve it.
+        """
+        encoded = self.encode_action(action).to(latent.dtype)
+        of_latent, of_planes = self.conv.weight.split((self.conv.out_channels, self.num_planes), dim=1)
+        x = F.conv2d(latent, of_latent, self.conv.bias, padding=1)
+        ones = torch.eye(self.num_planes, dtype=latent.dtype, device=latent.device)
+        responses = F.conv2d(ones[:, :, None, None].expand(-1, -1, *latent.shape[2:]), of_planes, padding=1)
+        responses = responses.permute(0, 2, 3, 1)  # channels last, as the latent is
+        flat = responses.flatten(1)
+        # One plane is the rule, and a product without a sum can be fused with what follows.
+        of_action = encoded * flat if self.num_planes == 1 else encoded @ flat
+        return x.add_(of_action.unflatten(1, responses.shape[1:]).permute(0, 3, 1, 2))
 
 
 class VectorDynamics(nn.Module):
@@ -69,6 +84,15 @@ class VectorDynamics(nn.Module):
         encoded = self.encode_action(action).to(latent.dtype)
         x = self.layers(torch.cat((latent, encoded), dim=1))
         return F.relu(x.add_(latent), inplace=True)
+
+
+def _lstm_step(cell: nn.LSTMCell, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What the cell computes, operation by operation."""
+    h, c = state
+    gates = F.linear(x, cell.weight_ih, cell.bias_ih) + F.linear(h, cell.weight_hh, cell.bias_hh)
+    enters, stays, new, leaves = gates.chunk(4, dim=1)
+    c = torch.sigmoid(stays) * c + torch.sigmoid(enters) * torch.tanh(new)
+    return torch.sigmoid(leaves) * torch.tanh(c), c
 
 
 class ValuePrefixHead(nn.Module):
@@ -90,7 +114,10 @@ class ValuePrefixHead(nn.Module):
     def advance(self, next_latent: Tensor, reward_hidden: Tensor) -> Tensor:
         """Next latent, LSTM state -> next LSTM state."""
         h, c = reward_hidden.chunk(2, dim=1)
-        return torch.cat(self.lstm(self.features(next_latent), (h, c)), dim=1)
+        features = self.features(next_latent)
+        # torch.compile takes torch's own cell as it is, which is slower on a GPU than its formula fused.
+        step = _lstm_step if torch.compiler.is_compiling() else nn.LSTMCell.__call__
+        return torch.cat(step(self.lstm, features, (h, c)), dim=1)
 
     def read(self, reward_hidden: Tensor) -> Tensor:
         """LSTM state -> value prefix logits."""

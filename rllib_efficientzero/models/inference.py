@@ -150,7 +150,7 @@ class InferenceNetwork:
         return function if name == "recurrent_inference" else _graphed_if_small(function)
 
     def _call_network(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        with autocast(self.device, self.mixed_precision):
+        with torch.inference_mode(), autocast(self.device, self.mixed_precision):
             return _Method(self.network, name).forward(*inputs)
 
     def __getstate__(self) -> dict[str, Any]:

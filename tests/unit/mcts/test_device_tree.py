@@ -137,12 +137,12 @@ def test_a_tree_can_be_used_again(policy: str) -> None:
         for output in outputs:
             simulate(tree, output)
         results.append([getattr(tree, name)() for name in RESULTS])
-    for first, other, again in zip(*results, strict=True):
+    for first, again in zip(results[0], results[2], strict=True):
         np.testing.assert_array_equal(first, again)
     assert not np.array_equal(results[0][3], results[1][3])
 
 
-# --- What is wrong with inputs -----------------------------------------------------------------------------------------
+# --- What is wrong with inputs ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -206,7 +206,7 @@ def test_triton_is_found() -> None:
     assert has_triton(DEVICE)
 
 
-# --- Searches ----------------------------------------------------------------------------------------------------------
+# --- Searches --------------------------------------------------------------------------------------------------------
 
 
 class OnDevice(TabularModel):

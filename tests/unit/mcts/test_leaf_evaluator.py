@@ -240,7 +240,8 @@ def test_a_gpu_finds_what_the_cpu_finds(shape: tuple[int, ...], policy: str, bat
         assert close[same].mean() > 0.95
         np.testing.assert_allclose(found.root_value, expected.root_value, rtol=0.2, atol=0.2)
     (((part,)),) = searcher._parts.values()
-    assert isinstance(part, DevicePart) and part._replay != part._simulate, "no graph"
+    assert isinstance(part, DevicePart)
+    assert part._replay != part._simulate, "no graph"
 
 
 class Uncaptured:

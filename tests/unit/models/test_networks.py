@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from rllib_efficientzero.models import (
     build_network,
     observation_planes,
 )
+from rllib_efficientzero.models import dynamics as dynamics_module
 from rllib_efficientzero.models.catalog import num_halvings
 from rllib_efficientzero.models.dynamics import ImageDynamics, ValuePrefixHead, VectorDynamics, action_encoding
 
@@ -167,16 +169,22 @@ def test_larger_images_are_halved_more_often_than_the_papers() -> None:
 # --- Dynamics --------------------------------------------------------------------------------------------------------
 
 
-def test_the_action_enters_images_as_one_plane_of_a_over_num_actions() -> None:
-    dynamics = ImageDynamics(4, action_encoding(6, "scaled"), num_blocks=1).eval()
-    seen: list[Tensor] = []
-    dynamics.conv.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    latent = torch.rand(3, 4, 5, 7)
-    dynamics(latent, torch.tensor([0, 3, 5]))
-    assert seen[0].shape == (3, 5, 5, 7)
-    assert torch.equal(seen[0][:, :4], latent)
-    for sample, value in enumerate((0.0, 0.5, 5 / 6)):
-        torch.testing.assert_close(seen[0][sample, 4], torch.full((5, 7), value))
+@pytest.mark.parametrize(
+    ("kind", "encoded"),
+    [("scaled", [[0.0], [0.5], [5 / 6]]), ("one_hot", np.eye(6)[[0, 3, 5]].tolist())],
+)
+@pytest.mark.parametrize("biased", [False, True])  # as trained, and as folded
+def test_the_action_enters_images_as_constant_planes(kind: str, encoded: list[list[float]], biased: bool) -> None:
+    dynamics = ImageDynamics(4, action_encoding(6, kind), num_blocks=1).double()
+    if biased:
+        dynamics.conv.bias = nn.Parameter(torch.rand(4, dtype=torch.float64))
+    latent = torch.rand(3, 4, 5, 7, dtype=torch.float64)
+    planes = torch.tensor(encoded, dtype=torch.float64)[:, :, None, None].expand(-1, -1, 5, 7)
+    expected = dynamics.conv(torch.cat((latent, planes), dim=1))
+    found = dynamics._convolve(latent, torch.tensor([0, 3, 5]))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    gradients = [torch.autograd.grad(x.square().sum(), dynamics.conv.weight)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
 
 
 def test_image_dynamics_adds_the_latent_before_its_blocks() -> None:
@@ -194,6 +202,12 @@ def test_the_action_enters_vectors_one_hot() -> None:
     latent = torch.rand(2, 4)
     dynamics(latent, torch.tensor([2, 0]))
     assert torch.equal(seen[0], torch.cat((latent, torch.tensor([[0.0, 0, 1], [1, 0, 0]])), dim=1))
+
+
+def test_the_lstm_is_the_same_where_it_is_compiled() -> None:
+    cell = nn.LSTMCell(7, 5).double()
+    x, h, c = (torch.randn(3, size, dtype=torch.float64) for size in (7, 5, 5))
+    torch.testing.assert_close(dynamics_module._lstm_step(cell, x, (h, c)), cell(x, (h, c)))
 
 
 def test_value_prefix_is_predicted_from_normalised_and_its_state_is_not() -> None:
@@ -267,17 +281,6 @@ def test_sizes_from_yaml() -> None:
     assert (config.channels, config.head_hidden, config.mlp_hidden) == (32, (64, 32), ())
     network = build_network((1, 4), 2, config)
     assert network.initial_inference(torch.rand(2, 4)).policy_logits.shape == (2, 2)
-
-
-def test_one_hot_actions_enter_as_one_plane_each() -> None:
-    dynamics = ImageDynamics(4, action_encoding(3, "one_hot"), num_blocks=1).eval()
-    seen: list[torch.Tensor] = []
-    dynamics.conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    dynamics(torch.zeros(3, 4, 2, 2), torch.tensor([0, 1, 2]))
-    planes = seen[0][:, 4:]
-    assert planes.shape == (3, 3, 2, 2)
-    torch.testing.assert_close(planes.mean(dim=(2, 3)), torch.eye(3))
-    assert torch.equal(planes.amax(dim=(2, 3)), planes.amin(dim=(2, 3)))
 
 
 def test_an_unknown_action_encoding_is_refused() -> None:
