@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,15 @@ from torch import Tensor
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.replay import Windows
 
+MAX_WORKERS = 2
+"""Threads that reanalyze. Two fill a GPU; each takes memory for its searches."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """A batch in the making: its windows, and the tensors that are made of them."""
+    """A batch in the making: its windows, the tensors that are made of them, and by whom."""
 
+    worker: _Reanalysis
     drawn: Future[Windows]
     made: Future[dict[str, Tensor]]
 
@@ -37,8 +42,8 @@ class BatchesAhead:
     no batch is made across a copy of the target network, so that it is made by that of its own update; and none across
     the end of an iteration, so that new steps are seen and nothing is lost with a checkpoint.
 
-    Windows are drawn in one thread and reanalyzed in another. On a GPU the latter has a stream of its own. Kernels of
-    its and of the Learner's share the device, and while one of them waits for the host the other goes on.
+    Windows are drawn in one thread and reanalyzed in one or two others, which on a GPU have streams of their own: while
+    one of them, or the Learner, waits for the host, the others' kernels go on.
     """
 
     def __init__(self, config: Any, replay: Any, learner: Any) -> None:
@@ -47,15 +52,13 @@ class BatchesAhead:
         replay: a `PrioritizedReplay` or `RemoteReplay`.
         learner: a Learner in this process.
         """
-        self._replay, self._learner = replay, learner
-        self._device: torch.device = learner._device
-        self._connector = config.build_learner_connector(None, None, self._device)
+        self._replay = replay
         self._num_ahead = config.prefetched_batches()
         self._target_network_update_freq = config.target_network_update_freq
         self._metrics = MetricsLogger()
         self._draws = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw-windows")
-        self._reanalyses = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reanalyze")
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        num_workers = min(self._num_ahead, MAX_WORKERS)
+        self._workers = [_Reanalysis(config, learner, self._metrics) for _ in range(num_workers)]
         self._queue: collections.deque[_Job] = collections.deque()
         # What is compiled at its first call is compiled by one thread at a time: reanalysis first, then the Learner.
         self._has_begun = False
@@ -70,12 +73,9 @@ class BatchesAhead:
         if not self._queue:
             self._begin(batch_size, beta, num_updates)
         self._has_begun = True
-        tensors = self._queue.popleft().made.result()
-        if self._stream is not None:
-            learners_stream = torch.cuda.current_stream(self._device)
-            learners_stream.wait_stream(self._stream)
-            for tensor in tensors.values():
-                tensor.record_stream(learners_stream)  # else its memory would be given away too early
+        job = self._queue.popleft()
+        tensors = job.made.result()
+        job.worker.hand_over(tensors.values())
         for update in range(num_updates + 1 + len(self._queue), num_updates + 1 + min(num_following, self._num_ahead)):
             if update // self._target_network_update_freq == num_updates // self._target_network_update_freq:
                 self._begin(batch_size, beta, update)
@@ -105,18 +105,50 @@ class BatchesAhead:
         """See `Batches`."""
         self.forget()
         self._draws.shutdown()
-        self._reanalyses.shutdown()
-
-    # --- In the threads ----------------------------------------------------------------------------------------------
+        for worker in self._workers:
+            worker.stop()
 
     def _begin(self, batch_size: int, beta: Callable[[int], float], num_updates: int) -> None:
         drawn = self._draws.submit(self._replay.sample, batch_size, beta=beta(num_updates))
+        worker = self._workers[num_updates % len(self._workers)]
+        ready = self._learner_has_begun if self._has_begun else None
+        self._queue.append(_Job(worker, drawn, worker.begin(drawn, num_updates, ready)))
+
+
+class _Reanalysis:
+    """A thread that makes train batches of windows, with a stream, a copy of the target network and buffers of its own.
+
+    The copy reads the target network's weights where they are; it holds what is folded and compiled of them.
+    """
+
+    def __init__(self, config: Any, learner: Any, metrics: MetricsLogger) -> None:
+        self._learner, self._metrics = learner, metrics
+        self._device: torch.device = learner._device
+        self._connector = config.build_learner_connector(None, None, self._device)
+        self._network: Any = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reanalyze")
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def begin(
+        self, drawn: Future[Windows], num_updates: int, ready: threading.Event | None
+    ) -> Future[dict[str, Tensor]]:
+        """Make the batch of an update once its windows are drawn, and not before it is `ready`."""
         # What the Learner's stream has been told to do to the target network comes first.
         told = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
-        ready = self._learner_has_begun if self._has_begun else None
-        self._queue.append(_Job(drawn, self._reanalyses.submit(self._reanalyze, drawn, num_updates, told, ready)))
+        return self._thread.submit(self._make, drawn, num_updates, told, ready)
 
-    def _reanalyze(
+    def hand_over(self, tensors: Iterable[Tensor]) -> None:
+        """Let the Learner's stream use what was made."""
+        if self._stream is not None:
+            learners_stream = torch.cuda.current_stream(self._device)
+            learners_stream.wait_stream(self._stream)
+            for tensor in tensors:
+                tensor.record_stream(learners_stream)  # else its memory would be given away too early
+
+    def stop(self) -> None:
+        self._thread.shutdown()
+
+    def _make(
         self,
         drawn: Future[Windows],
         num_updates: int,
@@ -126,9 +158,11 @@ class BatchesAhead:
         windows = drawn.result()
         if ready is not None:
             ready.wait()
-        # The module's own counter moves on meanwhile.
-        module = self._learner.module[DEFAULT_MODULE_ID].unwrapped()
-        target = SimpleNamespace(target_inference_network=module.target_inference_network, num_updates=num_updates)
+        network = self._learner.module[DEFAULT_MODULE_ID].unwrapped().target_inference_network
+        if self._network is None or self._network.network is not network.network:
+            self._network = copy.copy(network)
+        # The module's own counter of updates moves on meanwhile.
+        target = SimpleNamespace(target_inference_network=self._network, num_updates=num_updates)
         target.unwrapped = lambda: target
         with self._own_stream(told):
             made = self._connector(

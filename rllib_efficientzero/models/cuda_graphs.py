@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,6 +21,8 @@ MAX_GRAPHS = 8
 """Graphs of one function. Each keeps its activations."""
 
 T = TypeVar("T")
+
+_recording = threading.Lock()  # torch records on one stream, whatever thread asks
 
 
 def record(
@@ -45,7 +48,8 @@ def record(
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Other threads may go on meanwhile, as long as they record nothing.
+        with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = function()
     except RuntimeError as error:
         logger.warning("no CUDA graph could be recorded, which makes searches slower: %s", error)
