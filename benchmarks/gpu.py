@@ -9,10 +9,10 @@ work on the trees, starting the device, and waiting for it. In another run, torc
 time the device was busy, and how long with trees, with copies between device and host, and with the network. "no graph"
 is the search with trees on the host, in one part and without CUDA graphs. All times are wall time.
 
-Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates without clocks, as a run makes them, and
-200 with clocks, for which the host waits between the parts and no batch is made ahead; from the means of the former, the
-minutes of a run of 100k environment steps. That is an extrapolation: evaluation, the first steps at random and compiling
-are not in it.
+Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates without clocks, as a run makes them,
+and 200 with clocks, for which the host waits between the parts and no batch is made ahead; from the means of the
+former, the minutes of a run of 100k environment steps. That is an extrapolation: evaluation, the first steps at random
+and compiling are not in it.
 
 `--quick` is the same with next to no work, to see that it runs; on a CPU it needs `--device cpu`.
 """

@@ -38,7 +38,7 @@ from rllib_efficientzero.models import (
     observation_planes,
 )
 from rllib_efficientzero.models.compilation import CompiledFunction
-from rllib_efficientzero.models.precision import MixedPrecision, autocast
+from rllib_efficientzero.models.precision import MixedPrecision, autocast, low_precision
 from rllib_efficientzero.models.unroll import Unrolled, unroll, unroll_planes
 
 ROOT_VALUE = "root_value"
@@ -159,8 +159,11 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         self._unroll = CompiledFunction(unroll)
 
     def _unrolled(self, batch: dict[str, Any], function: Callable[..., Unrolled]) -> dict[str, Any]:
-        root, targets = unroll_planes(batch, use_augmentation=self.use_augmentation)
-        with autocast(root.device, self.mixed_precision):
+        device = batch["frames"].device
+        # The first layer would round them all the same; until then half the memory moves.
+        dtype = low_precision(device, self.mixed_precision) or torch.float32
+        root, targets = unroll_planes(batch, use_augmentation=self.use_augmentation, dtype=dtype)
+        with autocast(device, self.mixed_precision):
             predicted = function(
                 self.network,
                 root,

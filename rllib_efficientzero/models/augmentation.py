@@ -46,5 +46,6 @@ def augment(planes: Tensor, shift: Tensor, intensity: Tensor) -> Tensor:
     pixels = (samples[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
     # Whole pixels are gathered, each contiguous in memory: several times cheaper than picking from every plane.
     flat = planes.permute(0, 2, 3, 1).reshape(-1, planes_per_sample)
-    scaled = flat.index_select(0, pixels.flatten()).view(batch, -1) * intensity[:, None]
+    # In place: in low precision, factors so near to 1 are not rounded, only the result is.
+    scaled = flat.index_select(0, pixels.flatten()).view(batch, -1).mul_(intensity[:, None])
     return scaled.view(batch, height, width, planes_per_sample).permute(0, 3, 1, 2)

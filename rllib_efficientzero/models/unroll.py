@@ -24,20 +24,23 @@ class Unrolled(NamedTuple):
     target_projection: Tensor | None  # [B, K, P], projector(latent of the real observation), no gradient
 
 
-def unroll_planes(batch: Mapping[str, Tensor], *, use_augmentation: bool) -> tuple[Tensor, Tensor]:
+def unroll_planes(
+    batch: Mapping[str, Tensor], *, use_augmentation: bool, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """From a batch's raw frames to the network input that `unroll` takes.
 
     Args:
         batch: `frames` `[B, S + K, ...]`, `actions` `[B, K, ...]`, and for images `shift` and `intensity`; see
             `targets.Reanalyzer.train_batch`.
         use_augmentation: shift and scale images.
+        dtype: of the result.
 
     Returns:
         Root planes `[B, ...]` and target planes `[B, K, ...]`.
     """
     frames, unroll_steps = batch["frames"], batch["actions"].shape[1]
     frame_stack = frames.shape[1] - unroll_steps
-    planes = observation_planes(frames)
+    planes = observation_planes(frames, dtype)
     width = planes.shape[1] // frames.shape[1]  # planes, or features, per frame
     # The root's stack and the frames of all targets are augmented apart, each as a whole.
     root, following = planes[:, : frame_stack * width], planes[:, width:]

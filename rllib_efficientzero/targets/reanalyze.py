@@ -31,8 +31,8 @@ from rllib_efficientzero.targets.returns import (
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-CPU_BATCH_SIZE, GPU_BATCH_SIZE = 256, 2048
-"""A GPU is kept busy by all roots of an update at once, a CPU by few, whose states need less memory."""
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 256, 4096
+"""A GPU is kept busy by all that an update needs at once, a CPU by few, whose states need less memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,13 +207,16 @@ class _Evaluated:
             return observation_planes(stacks, network.dtype)
 
         size = config.batch_size or (CPU_BATCH_SIZE if frames.device.type == "cpu" else GPU_BATCH_SIZE)
-        roots = [
-            _Roots(rows, times, network.initial_inference(planes(rows, times)))
-            for rows, times in _in_chunks(wants_root, size)
-        ]
-        values = [(root.rows, root.times, root.output.value) for root in roots]
-        for rows, times in _in_chunks(wants_value & ~wants_root, size):
-            values.append((rows, times, network.value(planes(rows, times))))
+        roots, values = [], []
+        for rows, times, num_roots in _in_chunks(wants_root, wants_value & ~wants_root, size):
+            if num_roots:
+                output = network.initial_inference(planes(rows, times))
+                found = output.value
+                of_roots = NetworkOutput(*(tensor[:num_roots] for tensor in output))
+                roots.append(_Roots(rows[:num_roots], times[:num_roots], of_roots))
+            else:
+                found = network.value(planes(rows, times))
+            values.append((rows, times, found))
         value = np.zeros(wants_value.shape, dtype=np.float32)
         for rows, times, found in values:
             value[rows, times] = found.cpu().numpy()
@@ -358,11 +361,13 @@ def _choose_rows(batch: int, share: float, rng: np.random.Generator) -> np.ndarr
     return chosen
 
 
-def _in_chunks(wanted: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`[B, T]` bool -> rows and times of what is wanted, at most `size` at a time."""
-    rows, times = np.nonzero(wanted)
+def _in_chunks(roots: np.ndarray, others: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """`[B, T]` bool twice -> rows and times of both, at most `size` at a time, and how many are roots: the first."""
+    rows, times = np.concatenate([np.nonzero(roots), np.nonzero(others)], axis=1)
+    num_roots = int(np.count_nonzero(roots))
     for start in range(0, len(rows), size):
-        yield rows[start : start + size], times[start : start + size]
+        chunk = slice(start, start + size)
+        yield rows[chunk], times[chunk], min(max(0, num_roots - start), size)
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:
