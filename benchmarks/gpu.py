@@ -42,6 +42,7 @@ from rllib_efficientzero.mcts import SearchConfig, Searcher
 from rllib_efficientzero.mcts.parts import DevicePart, Layout, halves, layout_for, whole
 from rllib_efficientzero.models import InferenceNetwork
 
+NUM_ACTIONS = 18
 ROOTS = (4, 256, 1536)
 SEARCHES = {"puct": 50, "gumbel": 16}
 EXAMPLES = {"pong-ez": 60.0, "pong-ezv2": 25.0}
@@ -138,7 +139,9 @@ def measure_search(
     device = planes.device.type
     config = SearchConfig(policy=policy, num_simulations=num_simulations)
     on_host = Searcher(config, Layout(halves))
-    searcher = Searcher(config, layout_for(planes.device)) if device == "cuda" else on_host
+    searcher = (
+        Searcher(config, layout_for(planes.device, NUM_ACTIONS, num_simulations)) if device == "cuda" else on_host
+    )
     bare = SimpleNamespace(initial_inference=network.initial_inference, recurrent_inference=network.recurrent_inference)
     subjects = {
         "search": search_subject(network, planes, searcher),
@@ -176,7 +179,7 @@ def measure_search(
 
 def measure_searches(device: str, quick: bool) -> list[dict[str, Any]]:
     """All rows of the grid; the quick one has the small network and few roots."""
-    plain, input_shape = make_network("small" if quick else "paper", 18)
+    plain, input_shape = make_network("small" if quick else "paper", NUM_ACTIONS)
     network = InferenceNetwork(plain.to(device), mixed_precision=True, fused=True)
     rows = []
     for roots in (4, 80) if quick else ROOTS:

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.device_rules import GumbelRules, PuctRules, RootResults, power_of_two
-from rllib_efficientzero.mcts.extension import BatchedTree
+from rllib_efficientzero.mcts.host_tree import host_tree
 
 logger = logging.getLogger(__name__)
+
+MAX_LANES = 1024
+"""Actions and simulations that one program of a kernel can look at at once."""
 
 
 @functools.cache
@@ -77,7 +80,7 @@ class DeviceTree:
             config, num_roots, num_actions, considered, device
         )
         # A tree without simulations checks what a search starts from, and mixes noise into the priors.
-        self._roots = BatchedTree(num_roots, num_actions, 0, discount=config.discount, policy=config.policy)
+        self._roots = host_tree(config, num_roots, num_actions, num_simulations=0)
         num_slots = config.num_simulations + 1
         self._sizes = {"S": num_slots, "A": num_actions, "LANES": power_of_two(num_actions)}
         self._trees = _allocate(num_roots, num_slots, num_actions, device)
@@ -151,22 +154,27 @@ class DeviceTree:
     # --- Results, which wait for the device --------------------------------------------------------------------------
 
     def visit_counts(self) -> np.ndarray:
-        """See `BatchedTree`, as for the others."""
+        """See `BatchedTree`."""
         return self._results().visits
 
     def root_values(self) -> np.ndarray:
+        """See `BatchedTree`."""
         return self._results().value
 
     def qvalues(self) -> np.ndarray:
+        """See `BatchedTree`."""
         return self._rules.qvalues(self._results())
 
     def improved_policy(self) -> np.ndarray:
+        """See `BatchedTree`."""
         return self._rules.improved_policy(self._results())
 
     def selected_actions(self) -> np.ndarray:
+        """See `BatchedTree`."""
         return self._rules.selected_actions(self._results())
 
     def node_table(self, root: int) -> dict[str, np.ndarray]:
+        """See `BatchedTree`."""
         trees, nodes = self._trees, slice(0, int(self._trees["simulation"][root]))
         columns = {name: trees[name][root, nodes].cpu().numpy() for name in ("parent", "action", "depth", "visits")}
         columns["value"] = (trees["value_sum"][root, nodes].cpu().numpy() / columns["visits"]).astype(np.float32)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from rllib_efficientzero.mcts.config import SearchConfig
-from rllib_efficientzero.mcts.device_tree import DeviceTree, has_triton
+from rllib_efficientzero.mcts.device_tree import MAX_LANES, DeviceTree, has_triton
 from rllib_efficientzero.mcts.extension import BatchedTree
+from rllib_efficientzero.mcts.host_tree import host_tree
 from rllib_efficientzero.mcts.leaf_evaluator import LeafEvaluator
 from rllib_efficientzero.mcts.node_actions import EnumeratedActions, NodeActions, SampledActions, SampledRoots
 from rllib_efficientzero.mcts.node_states import Model, NodeStates
@@ -59,25 +60,13 @@ class HostPart:
     def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
         self.rows, size = rows, rows.stop - rows.start
         actions, considered = _node_actions(model, root, config, size)
-        horizon = config.value_prefix_horizon
-        self.evaluator = LeafEvaluator(model, root, size, config.num_simulations, horizon, actions)
-        self.tree = BatchedTree(
+        self.evaluator = LeafEvaluator(model, root, size, config.num_simulations, config.value_prefix_horizon, actions)
+        self.tree = host_tree(
+            config,
             size,
             actions.num_actions,
-            config.num_simulations,
-            first_root=rows.start,
-            discount=config.discount,
-            policy=config.policy,
-            pb_c_init=config.pb_c_init,
-            pb_c_base=config.pb_c_base,
-            value_delta_max=config.value_delta_max,
-            horizon=horizon,
-            first_visit=config.first_visit,
-            tie_break=config.tie_break,
             max_considered_actions=considered,
-            c_visit=config.gumbel_c_visit,
-            c_scale=config.gumbel_c_scale,
-            min_q_range=config.gumbel_min_q_range,
+            first_root=rows.start,
             num_threads=config.num_threads if size >= MIN_ROOTS_FOR_THREADS else 1,
         )
 
@@ -178,11 +167,13 @@ def halves(batch: int) -> list[slice]:
     return [part] if part.stop < 128 else [slice(0, middle), slice(middle, part.stop)]
 
 
-def layout_for(device: torch.device) -> Layout:
-    """The fastest one for a model's device."""
+def layout_for(device: torch.device, num_actions: int, num_simulations: int) -> Layout:
+    """The fastest one for searches with a model on a device."""
     if device.type != "cuda":
         return Layout(whole)
-    return Layout(rounded, DevicePart) if has_triton(device) else Layout(halves)
+    if max(num_actions, num_simulations) <= MAX_LANES and has_triton(device):
+        return Layout(rounded, DevicePart)
+    return Layout(halves)
 
 
 # --- Helpers ---------------------------------------------------------------------------------------------------------

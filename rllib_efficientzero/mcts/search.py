@@ -204,7 +204,8 @@ class Searcher:
         return Searcher, (self.config, self._layout)
 
     def _parts_for(self, model: Model, root: NetworkOutput) -> list[Part]:
-        layout = self._layout or layout_for(root.latent.device)
+        num_actions, num_simulations = root.policy_logits.shape[1], self.config.num_simulations
+        layout = self._layout or layout_for(root.latent.device, num_actions, num_simulations)
         slices = layout.split(len(root.value))
         key = (id(model), *(rows.stop for rows in slices), root.latent.dtype, root.latent.device)
         parts = self._parts.pop(key, None)

@@ -17,7 +17,8 @@ from rllib_efficientzero.mcts import device_tree as device_tree_module
 from rllib_efficientzero.mcts import parts as parts_module
 from rllib_efficientzero.mcts.device_tree import DeviceTree, has_triton
 from rllib_efficientzero.mcts.extension import BatchedTree
-from rllib_efficientzero.mcts.parts import DevicePart, HostPart, Layout, rounded, whole
+from rllib_efficientzero.mcts.host_tree import host_tree
+from rllib_efficientzero.mcts.parts import DevicePart, HostPart, Layout, halves, rounded, whole
 from rllib_efficientzero.models import NetworkOutput
 
 pytest.importorskip("triton")
@@ -29,24 +30,7 @@ POLICIES = ["puct", "gumbel"]
 
 def trees(config: SearchConfig, roots: int, actions: int, first_root: int = 0) -> tuple[BatchedTree, DeviceTree]:
     """One on the host and one on the device, of the same configuration."""
-    on_host = BatchedTree(
-        roots,
-        actions,
-        config.num_simulations,
-        first_root=first_root,
-        discount=config.discount,
-        policy=config.policy,
-        pb_c_init=config.pb_c_init,
-        pb_c_base=config.pb_c_base,
-        value_delta_max=config.value_delta_max,
-        horizon=config.value_prefix_horizon,
-        first_visit=config.first_visit,
-        tie_break=config.tie_break,
-        max_considered_actions=config.max_considered_actions,
-        c_visit=config.gumbel_c_visit,
-        c_scale=config.gumbel_c_scale,
-        min_q_range=config.gumbel_min_q_range,
-    )
+    on_host = host_tree(config, roots, actions, first_root=first_root)
     return on_host, DeviceTree(roots, actions, config, DEVICE, first_root=first_root)
 
 
@@ -182,6 +166,15 @@ def test_roots_are_checked_as_on_the_host() -> None:
         tree.reset(**(given | {"policy_logits": np.full((1, 3), np.nan, np.float32)}))
 
 
+def test_a_configuration_is_checked_as_on_the_host() -> None:
+    for changed in ({"tie_break": "lowest"}, {"first_visit": "never"}, {"pb_c_init": -1.0}, {"discount": 2.0}):
+        (name,) = changed
+        with pytest.raises(ValueError, match=name):
+            trees(SearchConfig(**changed), 1, 2)
+        with pytest.raises(ValueError, match=name):
+            DeviceTree(1, 2, SearchConfig(**changed), DEVICE)
+
+
 def test_without_triton_trees_stay_on_the_host_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,10 +189,13 @@ def test_without_triton_trees_stay_on_the_host_and_a_warning_says_so(
     (record,) = caplog.records
     assert "No module named 'triton'" in record.getMessage()
     monkeypatch.setattr(parts_module, "has_triton", lambda device: False)
-    assert parts_module.layout_for(torch.device("cuda")).part is HostPart
+    gpu, on_host = torch.device("cuda"), Layout(halves, HostPart)
+    assert parts_module.layout_for(gpu, 18, 50) == on_host
     monkeypatch.setattr(parts_module, "has_triton", lambda device: True)
-    assert parts_module.layout_for(torch.device("cuda")) == Layout(rounded, DevicePart)
-    assert parts_module.layout_for(torch.device("cpu")) == Layout(whole, HostPart)
+    assert parts_module.layout_for(gpu, 18, 50) == Layout(rounded, DevicePart)
+    # Too wide for a program of a kernel.
+    assert parts_module.layout_for(gpu, 5000, 50) == parts_module.layout_for(gpu, 18, 5000) == on_host
+    assert parts_module.layout_for(torch.device("cpu"), 18, 50) == Layout(whole, HostPart)
 
 
 def test_triton_is_found() -> None:

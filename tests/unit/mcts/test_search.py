@@ -304,7 +304,7 @@ def test_batches_on_a_gpu_are_rounded_up_to_few_sizes(batch: int) -> None:
 
 def test_memory_is_taken_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    module = __import__("sys").modules["rllib_efficientzero.mcts.parts"]
+    module = __import__("sys").modules["rllib_efficientzero.mcts.host_tree"]
     real = module.BatchedTree
     monkeypatch.setattr(module, "BatchedTree", lambda *args, **kwargs: made.append(args) or real(*args, **kwargs))
     model, searcher = random_process(0), Searcher(SearchConfig(num_simulations=10, tie_break="first"))
@@ -328,7 +328,7 @@ def test_memory_is_taken_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_threads_are_for_large_batches_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = __import__("sys").modules["rllib_efficientzero.mcts.parts"]
+    module = __import__("sys").modules["rllib_efficientzero.mcts.host_tree"]
     real, threads = module.BatchedTree, []
 
     def make(*args: Any, **kwargs: Any) -> Any:
