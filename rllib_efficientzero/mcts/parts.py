@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,13 +26,11 @@ MIN_ROOTS_FOR_THREADS = 256
 """Fewer roots are climbed sooner by one thread than several are woken."""
 
 
-class Part(Protocol):
-    """The searches of some roots of a batch.
-
-    `rows` are its roots' places in the batch. Where that ends before, its last root stands in.
-    """
+class Part(abc.ABC):
+    """The searches of some roots of a batch."""
 
     rows: slice
+    """Its roots' places in the batch. Where that ends before, its last root stands in."""
     tree: BatchedTree | DeviceTree
 
     def begin(
@@ -46,16 +44,31 @@ class Part(Protocol):
     ) -> None:
         """New roots; `latent` `[B, ...]`, `statistics`, arrays `[B, ...]` for `BatchedTree.reset`, and sampled actions,
         of the batch."""
+        if self.rows != slice(0, len(latent)):
+            chosen = np.minimum(np.arange(self.rows.start, self.rows.stop), len(latent) - 1)
+            on_device = torch.from_numpy(chosen).to(latent.device)
+            statistics = {name: array[chosen] for name, array in statistics.items()}
+            latent, sampled = latent[on_device], sampled and sampled.rows(on_device)
+        self.tree.reset(**statistics, noise_fraction=noise_fraction, seed=seed)
+        self._set_roots(latent, sampled)
 
+    @abc.abstractmethod
     def launch(self, slot: int) -> None:
         """Begin simulation `slot`, once the one before is finished."""
 
+    @abc.abstractmethod
     def finish(self) -> None:
         """End it, as far as the host has a part in it."""
 
+    @abc.abstractmethod
+    def _set_roots(self, latents: Tensor, sampled: SampledRoots | None) -> None:
+        """Begin with states of the roots."""
 
-class HostPart:
+
+class HostPart(Part):
     """Trees on the host, leaves on the model's device."""
+
+    tree: BatchedTree
 
     def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
         self.rows, size = rows, rows.stop - rows.start
@@ -70,20 +83,6 @@ class HostPart:
             num_threads=config.num_threads if size >= MIN_ROOTS_FOR_THREADS else 1,
         )
 
-    def begin(
-        self,
-        latent: Tensor,
-        statistics: dict[str, np.ndarray],
-        sampled: SampledRoots | None,
-        *,
-        noise_fraction: float,
-        seed: int,
-    ) -> None:
-        """See `Part`."""
-        latent, statistics, sampled = _of_rows(self.rows, latent, statistics, sampled)
-        self.tree.reset(**statistics, noise_fraction=noise_fraction, seed=seed)
-        self.evaluator.set_roots(latent, sampled)
-
     def launch(self, slot: int) -> None:
         """Descend to the leaves and have them evaluated."""
         self.evaluator.launch(slot, *self.tree.select())
@@ -92,9 +91,14 @@ class HostPart:
         """Expand the leaves and back their values up."""
         self.tree.expand_and_backup(*self.evaluator.collect())
 
+    def _set_roots(self, latents: Tensor, sampled: SampledRoots | None) -> None:
+        self.evaluator.set_roots(latents, sampled)
 
-class DevicePart:
+
+class DevicePart(Part):
     """Trees and leaves on one device: a simulation is a CUDA graph, and the host waits for the last one only."""
+
+    tree: DeviceTree
 
     def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
         self.rows, size, device = rows, rows.stop - rows.start, root.latent.device
@@ -110,26 +114,15 @@ class DevicePart:
             recorded = record(self._simulate, prepare=reset)
         self._replay = self._simulate if recorded is None else recorded[0]
 
-    def begin(
-        self,
-        latent: Tensor,
-        statistics: dict[str, np.ndarray],
-        sampled: SampledRoots | None,
-        *,
-        noise_fraction: float,
-        seed: int,
-    ) -> None:
-        """See `Part`."""
-        latent, statistics, sampled = _of_rows(self.rows, latent, statistics, sampled)
-        self.tree.reset(**statistics, noise_fraction=noise_fraction, seed=seed)
-        self._states.set_roots(latent, sampled)
-
     def launch(self, slot: int) -> None:
         """A whole simulation; the trees count them themselves."""
         self._replay()
 
     def finish(self) -> None:
         """The host has no part in it."""
+
+    def _set_roots(self, latents: Tensor, sampled: SampledRoots | None) -> None:
+        self._states.set_roots(latents, sampled)
 
     def _simulate(self) -> None:
         self.tree.select()
@@ -189,15 +182,3 @@ def _node_actions(model: Model, root: NetworkOutput, config: SearchConfig, batch
     if (distribution := distribution_of(model)) is None:
         return EnumeratedActions(root.policy_logits.shape[1]), config.max_considered_actions
     return SampledActions(distribution, config, batch, root.latent.device), config.num_sampled_actions
-
-
-def _of_rows(
-    rows: slice, latent: Tensor, statistics: dict[str, np.ndarray], sampled: SampledRoots | None
-) -> tuple[Tensor, dict[str, np.ndarray], SampledRoots | None]:
-    """What a part of a batch begins with."""
-    if rows == slice(0, len(latent)):
-        return latent, statistics, sampled
-    chosen = np.minimum(np.arange(rows.start, rows.stop), len(latent) - 1)
-    on_device = torch.from_numpy(chosen).to(latent.device)
-    statistics = {name: array[chosen] for name, array in statistics.items()}
-    return latent[on_device], statistics, sampled and sampled.rows(on_device)
