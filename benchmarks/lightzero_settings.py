@@ -1,11 +1,13 @@
 """Self-play and learning at the settings of LightZero's EfficientZero on Pong, beside figures measured of LightZero.
 
-    python -m benchmarks.lightzero_settings [--updates N] [--out benchmarks/results/lightzero_settings.json]
+    python -m benchmarks.lightzero_settings [--updates N] [--peer PYTHON] [--out FILE]
 
 One process and one thread: 8 environments, 50 simulations, batches of 256, no policy reanalyzed; 4 grey frames of
 64x64, 64 channels, latents of 8x8, LSTM of 512 (11.1 M parameters with the consistency heads). Times are CPU time of
 the process, all of it: emulator, RLlib, replay. LightZero's own figures (`LIGHTZERO`) are wall time of one thread on
-two cores of a 2.5 GHz Xeon that did nothing else; on another processor the ratios say less.
+two cores of a 2.5 GHz Xeon that did nothing else; on another processor the ratios say less. With `--peer`, the python
+of an environment that has LightZero (`lightzero_peer.py` says how to make one), LightZero itself is measured before and
+after ours, in CPU time too, and the ratios to the mean of both stand beside those to the recorded figures.
 
 Measured in float32, as LightZero computes, and where the processor has instructions for it again with
 `mixed_precision: cpu`, which a user of ours has to ask for.
@@ -14,6 +16,10 @@ Measured in float32, as LightZero computes, and where the processor has instruct
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +49,54 @@ SETTINGS: dict[str, Any] = {
 }
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 SELF_PLAY, TARGETS, LEARN, REST = "self_play", "targets", "learn", "rest"
+PEER_SCRIPT = Path(__file__).with_name("lightzero_peer.py")
+PEER_FIGURES = ("env_steps_per_s", "seconds_per_iteration", "train_s", "targets_s")
+PEER_TIMEOUT_S = 3600
+PEER_ERROR_LINES = 5
+HERE = "here"
+"""In names of goals and lines of the summary: against LightZero as measured on this machine, in this run."""
+
+
+class PeerError(RuntimeError):
+    """LightZero could not be measured; the message says why."""
+
+
+def measure_peer(python: Path, updates: int) -> dict[str, Any]:
+    """What `lightzero_peer.py` prints, run by `python` for as many steps and iterations as ours."""
+    arguments = ("--steps", str(updates * ENVIRONMENTS * FRAGMENT), "--iterations", str(updates))
+    # Isolated: names of modules beside the script (`replay`, `tree`) must not hide those that LightZero imports.
+    command = [str(python), "-I", str(PEER_SCRIPT), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    try:
+        run = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=PEER_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PeerError(f"LightZero was not measured, since {python} did not run through: {error}") from error
+    if run.returncode != 0:
+        last = "\n".join(run.stderr.splitlines()[-PEER_ERROR_LINES:])
+        raise PeerError(
+            f"LightZero was not measured: {PEER_SCRIPT.name}, run by {python}, ended with exit code {run.returncode}. "
+            f"Its docstring says how to install LightZero. Its last lines were:\n{last}"
+        )
+    try:
+        found = json.loads(run.stdout.splitlines()[-1])
+        return {"version": str(found["version"])} | found | {name: float(found[name]) for name in PEER_FIGURES}
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise PeerError(
+            f"LightZero was not measured: the last line that {PEER_SCRIPT.name} printed should be a JSON object with "
+            f"version, {', '.join(PEER_FIGURES)}, but reading it failed: {error!r}"
+        ) from error
+
+
+def peer_report(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Both runs, their mean, and the mean's rates under the names of `LIGHTZERO`."""
+    mean = {name: sum(run[name] for run in runs) / len(runs) for name in PEER_FIGURES}
+    rates = {
+        "env_steps_per_s": mean["env_steps_per_s"],
+        "learner_iterations_per_s": 1.0 / mean["seconds_per_iteration"],
+    }
+    return {"version": runs[0]["version"], "clock": "CPU time of the process", "runs": runs, "mean": mean | rates}
 
 
 def measure(updates: int, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -83,11 +137,12 @@ def measure(updates: int, overrides: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def goals(measured: dict[str, Any], precision: str) -> dict[str, Any]:
-    """Times LightZero's figures, and whether that is what was asked for."""
-    ratios = {name: measured[name] / LIGHTZERO[name] for name in GOALS}
+def goals(measured: dict[str, Any], precision: str, peer: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Times LightZero's figures, recorded or (`peer`) measured here, and whether that is what was asked for."""
+    ratios = {name: measured[name] / (peer or LIGHTZERO)[name] for name in GOALS}
+    whose = f"LightZero's {HERE}" if peer else "LightZero's"
     return {
-        f"{precision}: {name} over LightZero's, at least": {
+        f"{precision}: {name} over {whose}, at least": {
             "measured": round(ratio, 2),
             "goal": goal,
             "met": ratio >= goal,
@@ -96,17 +151,38 @@ def goals(measured: dict[str, Any], precision: str) -> dict[str, Any]:
     }
 
 
-def summary(measured: dict[str, Any], precision: str) -> dict[str, str]:
-    """Both figures beside LightZero's."""
-    speed, peer_speed = measured["env_steps_per_s"], LIGHTZERO["env_steps_per_s"]
-    iteration, peer_iteration = (1.0 / rates["learner_iterations_per_s"] for rates in (measured, LIGHTZERO))
+def summary(measured: dict[str, Any], precision: str, peer: dict[str, Any] | None = None) -> dict[str, str]:
+    """Both figures beside LightZero's, recorded or (`peer`) measured here."""
+    theirs, where = (peer, f", beside LightZero {HERE}") if peer else (LIGHTZERO, "")
+    speed, peer_speed = measured["env_steps_per_s"], theirs["env_steps_per_s"]
+    iteration, peer_iteration = (1.0 / rates["learner_iterations_per_s"] for rates in (measured, theirs))
     self_play = f"{speed:.1f} env steps/s, {speed / peer_speed:.2f} x LightZero's {peer_speed:.1f}"
     update = f"{iteration:.2f} s, {peer_iteration / iteration:.2f} x as fast as LightZero's {peer_iteration:.1f} s"
-    return {f"{precision}, self-play, 8 environments": self_play, f"{precision}, update of batch 256": update}
+    return {
+        f"{precision}, self-play, 8 environments{where}": self_play,
+        f"{precision}, update of batch 256{where}": update,
+    }
+
+
+def run_beside(peer: Path, updates: int, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The whole report, LightZero measured before and after ours; or `["peer"]["error"]`, and why, beside ours."""
+    try:
+        first = measure_peer(peer, updates)
+    except PeerError as error:
+        return run(updates, overrides) | {"peer": {"error": str(error)}}
+    report = run(updates, overrides)
+    try:
+        found = peer_report([first, measure_peer(peer, updates)])
+    except PeerError as error:
+        return report | {"peer": {"error": str(error), "runs": [first]}}
+    for name, measured in report["measured"].items():
+        report[reports.SUMMARY] |= summary(measured, name, found["mean"])
+        report["goals"] |= goals(measured, name, found["mean"])
+    return report | {"peer": found}
 
 
 def run(updates: int, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The whole report."""
+    """The report of ours."""
     conditions = reports.conditions("torch", "ray", "ale_py") | {"threads": torch.get_num_threads()}
     conditions["clock"] = "CPU time of the process"
     if not ray.is_initialized():
@@ -125,19 +201,24 @@ def run(updates: int, overrides: dict[str, Any] | None = None) -> dict[str, Any]
     }
 
 
-def main() -> None:
-    """Measures and writes one JSON file."""
+def main() -> int:
+    """Measures and writes one JSON file; the exit status is 1 where LightZero was to be measured and could not be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=4, help="updates to time, with 40 steps for each (default: 4)")
+    parser.add_argument("--peer", type=Path, metavar="PYTHON", help="a python that has LightZero, measured beside ours")
     parser.add_argument("--out", type=Path, default=reports.RESULTS / "lightzero_settings.json")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    report = run(args.updates)
+    report = run_beside(args.peer, args.updates) if args.peer else run(args.updates)
     for what, figure in report[reports.SUMMARY].items():
         print(f"{what}: {figure}")
     reports.write(args.out, report)
+    if error := report.get("peer", {}).get("error"):
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ and on another one, but not against a loop that moved into Python.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +135,85 @@ def test_lightzero_settings_benchmark_runs() -> None:
             ratio = result["goals"][f"{precision}: {name} over LightZero's, at least"]["measured"]
             assert ratio == pytest.approx(measured[name] / lightzero_settings.LIGHTZERO[name], abs=0.01)
             assert goal in (2.0, 3.0)
+
+
+OURS = {"env_steps_per_s": 20.0, "learner_iterations_per_s": 0.125}
+
+
+@pytest.fixture
+def ours_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of ours at once: only what is done with LightZero's is tested."""
+    report_of_ours = {report.SUMMARY: {"ours": "1"}, "measured": {"float32": OURS}, "goals": {"recorded": {}}}
+    monkeypatch.setattr(lightzero_settings, "run", lambda updates, overrides=None: report_of_ours)
+
+
+def fake_lightzero(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> Path:
+    """`code` instead of `lightzero_peer.py`; it may count its runs in `runs`. Returns the python that runs it."""
+    script = tmp_path / "peer.py"
+    lines = ("import json, os, pathlib, sys", f"log = pathlib.Path({str(tmp_path / 'runs')!r})")
+    lines += ("log.open('a').write(' '.join(sys.argv[1:]) + '\\n')", "runs = len(log.read_text().splitlines())", code)
+    script.write_text("\n".join(lines))
+    monkeypatch.setattr(lightzero_settings, "PEER_SCRIPT", script)
+    return Path(sys.executable)
+
+
+PRINTS_FIGURES = """
+print("a line of its log")
+print(json.dumps({"version": "0.2.0", "env_steps_per_s": 8.0 * runs, "seconds_per_iteration": 10.0 * runs,
+                  "train_s": 6.0 * runs, "targets_s": 4.0 * runs, "threads": os.environ["OMP_NUM_THREADS"]}))
+"""
+
+
+@pytest.mark.usefixtures("ours_measured")
+def test_lightzero_is_measured_before_and_after_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python = fake_lightzero(monkeypatch, tmp_path, PRINTS_FIGURES)
+    result = lightzero_settings.run_beside(python, updates=3)
+    peer = result["peer"]
+    assert (tmp_path / "runs").read_text().splitlines() == ["--steps 120 --iterations 3"] * 2
+    assert [run["env_steps_per_s"] for run in peer["runs"]] == [8.0, 16.0]
+    assert [run["threads"] for run in peer["runs"]] == ["1", "1"]
+    assert (peer["version"], peer["mean"]["env_steps_per_s"], peer["mean"]["train_s"]) == ("0.2.0", 12.0, 9.0)
+    goals = {name: goal["measured"] for name, goal in result["goals"].items() if name != "recorded"}
+    assert goals == {
+        "float32: env_steps_per_s over LightZero's here, at least": round(20 / 12, 2),
+        "float32: learner_iterations_per_s over LightZero's here, at least": round(15 / 8, 2),
+    }
+    assert len(result[report.SUMMARY]) == 3
+    assert "recorded" in result["goals"]
+
+
+@pytest.mark.usefixtures("ours_measured")
+@pytest.mark.parametrize(
+    ("code", "expected", "runs_kept"),
+    [
+        ("sys.exit('No module named lzero')", "exit code 1", 0),
+        ("sys.exit('No module named lzero') if runs > 1 else None" + PRINTS_FIGURES, "No module named lzero", 1),
+        ("print('no figures')", "JSON", 0),
+        ("print(json.dumps({'version': '0.2.0'}))", "env_steps_per_s", 0),
+        ("", "JSON", 0),
+    ],
+)
+def test_a_lightzero_that_fails_costs_only_its_own_figures(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+    expected: str,
+    runs_kept: int,
+) -> None:
+    python, out = fake_lightzero(monkeypatch, tmp_path, code), tmp_path / "out.json"
+    monkeypatch.setattr("sys.argv", ["lightzero_settings", "--peer", str(python), "--out", str(out)])
+    assert lightzero_settings.main() == 1
+    assert expected in capsys.readouterr().err
+    written = json.loads(out.read_text())
+    assert written["measured"]["float32"] == OURS
+    assert expected in written["peer"]["error"]
+    assert len(written["peer"].get("runs", [])) == runs_kept
+
+
+def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(lightzero_settings.PeerError, match="no_python"):
+        lightzero_settings.measure_peer(tmp_path / "no_python", updates=1)
 
 
 @pytest.mark.usefixtures("own_ray")
