@@ -11,6 +11,7 @@ Using the first two registers "EfficientZero" with Ray Tune.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ _HOMES = {
     "EfficientZeroConfig": "rllib_efficientzero.efficientzero_config",
     "Networks": "rllib_efficientzero.models.catalog",
 }
+
+
+if os.environ.get("MUJOCO_GL") in ("egl", "osmesa"):
+    # RLlib will import parts of dm_control, and with them OpenGL.
+    importlib.import_module("rllib_efficientzero.env.rendering").load_triton_first()
 
 
 def __getattr__(name: str) -> Any:

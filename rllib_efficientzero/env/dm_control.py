@@ -23,7 +23,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_efficientzero.env.atari import package_versions
-from rllib_efficientzero.env.rendering import choose_renderer
+from rllib_efficientzero.env.rendering import choose_renderer, load_triton_first
 from rllib_efficientzero.env.spaces import MAX_JOINT_ACTIONS
 
 PREFIX = "dmc/"
@@ -281,6 +281,7 @@ def _unknown_task(task: str, known: list[str]) -> str:
 
 def _import_suite(with_images: bool) -> Any:
     """dm_control's suite, with a renderer that works."""
+    load_triton_first()
     loaded = sys.modules.get("dm_control._render")
     if "MUJOCO_GL" not in os.environ and (loaded is None or loaded.BACKEND not in HEADLESS):
         # RLlib imports parts of dm_control by itself, which then settles for a renderer that needs a screen, or fails.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ctypes.util
+import importlib
 
 PACKAGES = {"egl": "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 """What Debian and Ubuntu call what each needs."""
@@ -14,6 +15,16 @@ MAX_DEVICES = 16
 
 class RenderingError(RuntimeError):
     """Nothing here can draw."""
+
+
+def load_triton_first() -> None:
+    """Load Triton, where it is installed, before OpenGL is.
+
+    Mesa's drivers bring an LLVM, and so does Triton, which crashes when it comes second. torch loads it on occasions
+    that nobody would expect, such as to be made deterministic.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")
 
 
 def choose_renderer(*, required: bool = True) -> str:
