@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import ctypes.util
 import importlib
+import sys
 
 PACKAGES = {"egl": "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 """What Debian and Ubuntu call what each needs."""
@@ -21,10 +22,11 @@ def load_triton_first() -> None:
     """Load Triton, where it is installed, before OpenGL is.
 
     Mesa's drivers bring an LLVM, and so does Triton, which crashes when it comes second. torch loads it on occasions
-    that nobody would expect, such as to be made deterministic.
+    that nobody would expect, such as to be made deterministic. Where OpenGL was loaded before this, nothing is done.
     """
-    with contextlib.suppress(ImportError):
-        importlib.import_module("triton")
+    if "OpenGL" not in sys.modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton")
 
 
 def choose_renderer(*, required: bool = True) -> str:
