@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import copy
 import dataclasses
 import threading
@@ -164,7 +163,9 @@ class _Reanalysis:
         # The module's own counter of updates moves on meanwhile.
         target = SimpleNamespace(target_inference_network=self._network, num_updates=num_updates)
         target.unwrapped = lambda: target
-        with self._own_stream(told):
+        if self._stream is not None and told is not None:
+            self._stream.wait_event(told)
+        with torch.cuda.stream(self._stream):  # without a GPU None, which changes nothing
             made = self._connector(
                 rl_module={DEFAULT_MODULE_ID: target},
                 batch={},
@@ -173,9 +174,3 @@ class _Reanalysis:
                 metrics=self._metrics,
             )
         return made[DEFAULT_MODULE_ID]
-
-    def _own_stream(self, after: torch.cuda.Event | None) -> contextlib.AbstractContextManager[Any]:
-        if self._stream is None or after is None:
-            return contextlib.nullcontext()
-        self._stream.wait_event(after)
-        return torch.cuda.stream(self._stream)

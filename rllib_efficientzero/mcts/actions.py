@@ -1,4 +1,4 @@
-"""From visit counts to an action."""
+"""From logits to probabilities, and from visit counts to an action."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ def sample_action(visit_counts: np.ndarray, temperature: float, rng: np.random.G
     cumulative = weights.cumsum(axis=1)
     threshold = rng.random(len(weights))[:, None] * cumulative[:, -1:]
     return (cumulative > threshold).argmax(axis=1)
+
+
+def masked_softmax(logits: np.ndarray, legal_actions: np.ndarray | None = None) -> np.ndarray:
+    """`[..., A]` logits -> probabilities over the legal actions; None: over all."""
+    if legal_actions is not None:
+        logits = np.where(legal_actions, logits, -np.inf)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rllib_efficientzero.mcts.actions import greedy_action, masked_softmax
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.extension import BatchedTree
 
@@ -55,12 +56,13 @@ class PuctRules:
         self,
         roots: BatchedTree,
         policy_logits: np.ndarray,
-        legal: np.ndarray,
+        legal_actions: np.ndarray | None,
         gumbel: np.ndarray | None,
-        streams: np.ndarray,
+        first_root: int,
+        seed: int,
     ) -> np.ndarray:
         """Returns the root's rows. `roots` has begun with what the search begins with."""
-        self._random.copy_(torch.from_numpy(streams))
+        self._random.copy_(torch.from_numpy(_root_streams(seed, first_root, len(policy_logits))))
         return roots.improved_policy()
 
     def select(self, trees: dict[str, Tensor], options: dict[str, Any]) -> None:
@@ -87,7 +89,7 @@ class PuctRules:
         return (found.visits / found.visits.sum(axis=1, keepdims=True)).astype(np.float32)
 
     def selected_actions(self, found: RootResults) -> np.ndarray:
-        return found.visits.argmax(axis=1)
+        return greedy_action(found.visits)
 
 
 class GumbelRules:
@@ -115,11 +117,13 @@ class GumbelRules:
         self,
         roots: BatchedTree,
         policy_logits: np.ndarray,
-        legal: np.ndarray,
+        legal_actions: np.ndarray | None,
         gumbel: np.ndarray | None,
-        streams: np.ndarray,
+        first_root: int,
+        seed: int,
     ) -> np.ndarray:
         """Returns the root's rows. `roots` has begun with what the search begins with."""
+        legal = np.ones(policy_logits.shape, bool) if legal_actions is None else legal_actions.astype(bool)
         self._noise = np.where(legal, 0.0 if gumbel is None else gumbel, -np.inf).astype(np.float32)
         self._gumbel.copy_(torch.from_numpy(self._noise))
         considered = np.minimum(legal.sum(axis=1), self._max_considered).astype(np.int32)
@@ -143,16 +147,13 @@ class GumbelRules:
 
     def priors(self, rows: np.ndarray) -> np.ndarray:
         """`[..., A]` rows of nodes -> their priors."""
-        weights = np.exp(rows)
-        return weights / weights.sum(axis=-1, keepdims=True)
+        return masked_softmax(rows)
 
     def qvalues(self, found: RootResults) -> np.ndarray:
         return np.where(found.visits > 0, found.q, self._mixed_value(found)[:, None]).astype(np.float32)
 
     def improved_policy(self, found: RootResults) -> np.ndarray:
-        logits = found.row + self._scaled(found)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        return masked_softmax(found.row + self._scaled(found)).astype(np.float32)
 
     def selected_actions(self, found: RootResults) -> np.ndarray:
         scores = np.maximum(self._noise + found.row + self._scaled(found), -1e9)
@@ -188,3 +189,16 @@ def halving_schedule(num_considered: int, num_simulations: int) -> list[int]:
 
 def _chosen(trees: dict[str, Tensor], *names: str) -> list[Tensor]:
     return [trees[name] for name in names]
+
+
+def _root_streams(seed: int, first_root: int, num_roots: int) -> np.ndarray:
+    """`[B]` int64: states of the roots' streams of random numbers, as `root_stream` in `ctree/random.hpp`."""
+
+    def mixed(counter: np.ndarray) -> np.ndarray:
+        x = counter + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    roots = np.arange(first_root, first_root + num_roots, dtype=np.uint64)
+    return mixed(mixed(np.full(1, seed, dtype=np.uint64)) + roots).view(np.int64)

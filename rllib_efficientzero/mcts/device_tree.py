@@ -112,9 +112,7 @@ class DeviceTree:
             noise_fraction=noise_fraction,
             gumbel=gumbel,
         )
-        legal = np.ones(policy_logits.shape, bool) if legal_actions is None else legal_actions.astype(bool)
-        streams = _root_streams(seed, self._first_root, self.num_roots)
-        row = self._rules.reset(self._roots, policy_logits, legal, gumbel, streams)
+        row = self._rules.reset(self._roots, policy_logits, legal_actions, gumbel, self._first_root, seed)
         self._begin(row, value)
 
     def _begin(self, row: np.ndarray, value: np.ndarray) -> None:
@@ -227,16 +225,3 @@ def _allocate(num_roots: int, num_slots: int, num_actions: int, device: torch.de
         | zeros(of_roots, num_roots)
         | zeros({"index": torch.int64}, 4, num_roots)
     )
-
-
-def _root_streams(seed: int, first_root: int, num_roots: int) -> np.ndarray:
-    """`[B]` int64: states of the roots' streams of random numbers, as `root_stream` in `ctree/random.hpp`."""
-
-    def mixed(counter: np.ndarray) -> np.ndarray:
-        x = counter + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-    roots = np.arange(first_root, first_root + num_roots, dtype=np.uint64)
-    return mixed(mixed(np.full(1, seed, dtype=np.uint64)) + roots).view(np.int64)

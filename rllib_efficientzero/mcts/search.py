@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rllib_efficientzero.mcts.actions import sample_action
+from rllib_efficientzero.mcts.actions import masked_softmax, sample_action
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.device_tree import DeviceTree
 from rllib_efficientzero.mcts.extension import BatchedTree
@@ -195,7 +195,7 @@ class Searcher:
             root_value=joined(lambda tree: tree.root_values()),
             qvalues=joined(lambda tree: tree.qvalues()),
             network_value=statistics["value"],
-            prior=_masked_softmax(statistics["policy_logits"], statistics.get("legal_actions")),
+            prior=masked_softmax(statistics["policy_logits"], statistics.get("legal_actions")),
             seconds=time.perf_counter() - started,
         )
 
@@ -243,7 +243,7 @@ def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | N
     """What acting without a search would be: the likeliest action of the policy head; nothing was visited."""
     started = time.perf_counter()
     statistics, candidates = _on_host(root), None
-    prior = _masked_softmax(statistics["policy_logits"], legal_actions)
+    prior = masked_softmax(statistics["policy_logits"], legal_actions)
     action = index = prior.argmax(axis=1).astype(np.int64)
     if (distribution := distribution_of(model)) is not None:
         no_noise = torch.zeros(len(action), 1, distribution.noise_size, device=root.policy_logits.device)
@@ -277,11 +277,3 @@ def _on_host(root: NetworkOutput) -> dict[str, np.ndarray]:
     batch, num_actions = root.policy_logits.shape
     scalars = torch.cat((root.value, root.policy_logits.flatten())).cpu().numpy()
     return {"value": scalars[:batch], "policy_logits": scalars[batch:].reshape(batch, num_actions)}
-
-
-def _masked_softmax(logits: np.ndarray, legal_actions: np.ndarray | None) -> np.ndarray:
-    """`[B, A]` logits -> probabilities over the legal actions."""
-    if legal_actions is not None:
-        logits = np.where(legal_actions, logits, -np.inf)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
