@@ -49,7 +49,7 @@ def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None
             say(f"checkpoint {trial.checkpoint.path}")
         if outcome.status(trial) == "failed":
             file = _error_file(trial)
-            say_error(f"trial {trial.trial_id} failed: {_last_line(file)}")
+            say_error(f"trial {trial.trial_id} failed: {what_went_wrong(file)}")
             say_error(f"the whole traceback is in {file}")
     if outcome.was_stopped:
         say_warning("interrupted")
@@ -89,13 +89,16 @@ def _error_file(trial: Trial) -> pathlib.Path:
     return beside if beside.is_file() else pathlib.Path(trial.error_file or "")
 
 
-def _last_line(file: pathlib.Path) -> str:
-    """The exception itself: the last line of a traceback that says what went wrong."""
+def what_went_wrong(file: pathlib.Path) -> str:
+    """The exception itself, without the traceback around it."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         return f"({error})"
     # RLlib re-raises some errors without their message; the cause stands further up.
     told = re.findall(r"^[A-Za-z_][\w.]*(?:Error|Exception): \S.*$", text, flags=re.MULTILINE)
-    lines = told or text.strip().splitlines()
-    return lines[-1] if lines else "(no message)"
+    lines = told or text.strip().splitlines() or ["(no message)"]
+    if not told and lines[0].startswith("The actor died"):
+        # Ray's account of a lost process: what it died of stands amid identifiers, which are indented.
+        return " ".join(line.strip() for line in lines if not line.startswith("\t"))
+    return lines[-1]

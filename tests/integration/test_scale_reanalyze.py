@@ -186,7 +186,7 @@ def test_a_restored_run_learns_from_no_batch_made_before(tmp_path: pathlib.Path)
     expected = {name: tensor.clone() for name, tensor in target.items()}
     train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
     algo.restore_from_path(path)
-    batch = algo._next_batch()
+    batch = algo._next_batch(num_following=0)
     assert algo.batches.get_metrics()["batch_lag"] == 0
     assert (
         int(batch.training_data.batch.policy_batches[DEFAULT_MODULE_ID]["position_ids"].max()) < algo.num_interactions
