@@ -102,6 +102,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
 
     def make_module(self) -> None:
         super().make_module()
+        self.module.eval()  # once: RLlib would switch there and back in every forward pass, which takes milliseconds
         self.module.rng = np.random.default_rng(self._seed_sequence("search"))
         self.module.on_search = self._count_search
 

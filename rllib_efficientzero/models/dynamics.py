@@ -43,12 +43,29 @@ def action_encoding(actions: Actions, kind: str) -> ActionEncoding:
 class ImageDynamics(nn.Module):
     """`[B, C, h, w]` latent, actions -> `[B, C, h, w]` next latent; the action enters as E constant planes."""
 
+    held_weight: Tensor | None
+    held_responses: Tensor | None
+    """See `hold`."""
+
     def __init__(self, channels: int, encoding: ActionEncoding, num_blocks: int) -> None:
         super().__init__()
         self.num_planes, self.encode_action = encoding
         self.conv = conv3x3(channels + self.num_planes, channels)
         self.norm = nn.BatchNorm2d(channels)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
+        self.register_buffer("held_weight", None, persistent=False)
+        self.register_buffer("held_responses", None, persistent=False)
+
+    @torch.no_grad()
+    def hold(self, size: Sequence[int]) -> None:
+        """Compute now what depends on the weights alone, for latents of this size; again after weights changed."""
+        weight, responses = self._weight_of_latent(), self._responses(size)
+        if self.held_weight is None or self.held_responses is None:
+            self.held_weight = weight.contiguous(memory_format=torch.channels_last)
+            self.held_responses = responses.contiguous()
+        else:
+            self.held_weight.copy_(weight)
+            self.held_responses.copy_(responses)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         x = self.norm(self._convolve(latent, action))
@@ -60,16 +77,24 @@ class ImageDynamics(nn.Module):
         A convolution is linear: what comes of a constant plane is its number times what comes of a plane of ones. On a
         GPU, to put the planes behind the latent and to fill its channels up took longer than to convolve it.
         """
-        encoded = self.encode_action(action).to(latent.dtype)
-        of_latent, of_planes = self.conv.weight.split((self.conv.out_channels, self.num_planes), dim=1)
-        x = F.conv2d(latent, of_latent, self.conv.bias, padding=1)
-        ones = torch.eye(self.num_planes, dtype=latent.dtype, device=latent.device)
-        responses = F.conv2d(ones[:, :, None, None].expand(-1, -1, *latent.shape[2:]), of_planes, padding=1)
-        responses = responses.permute(0, 2, 3, 1)  # channels last, as the latent is
-        flat = responses.flatten(1)
+        weight, responses = self.held_weight, self.held_responses
+        if weight is None or responses is None:
+            weight, responses = self._weight_of_latent(), self._responses(latent.shape[2:])
+        x = F.conv2d(latent, weight, self.conv.bias, padding=1)
+        encoded, flat = self.encode_action(action).to(latent.dtype), responses.flatten(1)
         # One plane is the rule, and a product without a sum can be fused with what follows.
         of_action = encoded * flat if self.num_planes == 1 else encoded @ flat
         return x.add_(of_action.unflatten(1, responses.shape[1:]).permute(0, 3, 1, 2))
+
+    def _weight_of_latent(self) -> Tensor:
+        """`conv`'s, without that of the planes."""
+        return self.conv.weight[:, : self.conv.out_channels]
+
+    def _responses(self, size: Sequence[int]) -> Tensor:
+        """`[E, h, w, C]`: what `conv` makes of planes of ones, channels last as those of the latent are."""
+        weight = self.conv.weight[:, self.conv.out_channels :]
+        ones = torch.eye(self.num_planes, dtype=weight.dtype, device=weight.device)
+        return F.conv2d(ones[:, :, None, None].expand(-1, -1, *size), weight, padding=1).permute(0, 2, 3, 1)
 
 
 class VectorDynamics(nn.Module):

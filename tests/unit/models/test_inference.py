@@ -114,11 +114,19 @@ def test_many_observations_are_encoded_in_chunks(kind: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_only_the_normalisation_behind_the_lstm_remains(kind: str) -> None:
+def test_no_normalisation_remains(kind: str) -> None:
     folded = FoldedCopy(make(kind), torch.float32)
-    left = [name for name, module in folded.module.named_modules() if isinstance(module, NORMALISATIONS)]
-    assert left == ["value_prefix.norm"]
+    assert not [name for name, module in folded.module.named_modules() if isinstance(module, NORMALISATIONS)]
     assert not folded.module.training
+
+
+@pytest.mark.parametrize("settings", [{"affine": False}, {"track_running_stats": False}], ids=str)
+def test_normalisations_of_other_kinds_are_taken_as_they_are(settings: dict[str, bool]) -> None:
+    network, planes = make(), planes_for("image, no halving", 8)
+    network.dynamics.norm = nn.BatchNorm2d(SIZES["channels"], **settings)
+    network.value_prefix.norm = nn.BatchNorm1d(SIZES["lstm_hidden"], **settings)
+    both(network, planes_for("image, no halving", 8, seed=2))  # statistics, where there are any
+    assert_close(both(InferenceNetwork(network), planes), plain(network, planes))
 
 
 def test_the_network_itself_is_left_alone() -> None:
@@ -241,10 +249,15 @@ def test_weights_arrive_in_place() -> None:
     """Whatever was recorded with the copy's tensors has to stay valid."""
     network = make()
     folded = FoldedCopy(network, torch.float32)
-    places = {name: tensor.data_ptr() for name, tensor in folded.module.state_dict().items()}
+
+    def places() -> dict[str, int]:
+        tensors = (*folded.module.named_parameters(), *folded.module.named_buffers())
+        return {name: tensor.data_ptr() for name, tensor in tensors}
+
+    before = places()
     network.load_state_dict(make(seed=1).state_dict())
     folded.update()
-    assert {name: tensor.data_ptr() for name, tensor in folded.module.state_dict().items()} == places
+    assert places() == before
 
 
 # --- Copies and precision --------------------------------------------------------------------------------------------
