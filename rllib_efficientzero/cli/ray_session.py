@@ -10,10 +10,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rllib_efficientzero.cli.errors import InputError
+from rllib_efficientzero.env.rendering import load_triton_first, must_load_triton_first
 
 CONNECT_SECONDS = 5.0
+TRITON_HOOK = f"{load_triton_first.__module__}.{load_triton_first.__name__}"
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,14 @@ def ray_session(options: RayOptions) -> Iterator[None]:
         _check_reachable(options.address)
     level = logging.INFO if options.verbosity else logging.ERROR
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    common = {"log_to_driver": options.verbosity > 0, "logging_level": level}
+    common: dict[str, Any] = {"log_to_driver": options.verbosity > 0, "logging_level": level}
     try:
         if options.address:
             ray.init(address=options.address, **common)
         else:
+            if must_load_triton_first():
+                # In a process of one of RLlib's algorithms nothing else would import this package first.
+                common["runtime_env"] = {"worker_process_setup_hook": TRITON_HOOK}
             ray.init(
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,

@@ -97,8 +97,9 @@ def what_went_wrong(file: pathlib.Path) -> str:
         return f"({error})"
     # RLlib re-raises some errors without their message; the cause stands further up.
     told = re.findall(r"^[A-Za-z_][\w.]*(?:Error|Exception): \S.*$", text, flags=re.MULTILINE)
-    lines = told or text.strip().splitlines() or ["(no message)"]
-    if not told and lines[0].startswith("The actor died"):
+    lost = re.search(r"^The actor died .*", text, flags=re.MULTILINE | re.DOTALL)
+    if lost and not told:
         # Ray's account of a lost process: what it died of stands amid identifiers, which are indented.
-        return " ".join(line.strip() for line in lines if not line.startswith("\t"))
-    return lines[-1]
+        return " ".join(line.strip() for line in lost.group().splitlines() if not line.startswith("\t"))
+    lines = told or text.strip().splitlines()
+    return lines[-1] if lines else "(no message)"

@@ -23,7 +23,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_efficientzero.env.atari import package_versions
-from rllib_efficientzero.env.rendering import choose_renderer, load_triton_first
+from rllib_efficientzero.env.rendering import HEADLESS, choose_renderer, load_triton_first
 from rllib_efficientzero.env.spaces import MAX_JOINT_ACTIONS
 
 PREFIX = "dmc/"
@@ -32,7 +32,6 @@ ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "ball_in_cup": 4, "cheetah": 4, "
 """Steps per decision by domain, as in PlaNet and CURL, with whose numbers the paper compares; 2 elsewhere."""
 CAMERAS = {"quadruped": 2}
 """Cameras by domain where the first one does not show enough."""
-HEADLESS = ("egl", "osmesa")
 EXTRA = "rllib_efficientzero[dmc]"
 
 

@@ -6,10 +6,14 @@ import contextlib
 import ctypes
 import ctypes.util
 import importlib
-import sys
+import importlib.util
+import os
+import pathlib
 
 PACKAGES = {"egl": "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 """What Debian and Ubuntu call what each needs."""
+HEADLESS = ("egl", "osmesa")
+"""Values of MUJOCO_GL that need no screen."""
 EGL_PLATFORM_DEVICE = 0x313F
 MAX_DEVICES = 16
 
@@ -19,14 +23,27 @@ class RenderingError(RuntimeError):
 
 
 def load_triton_first() -> None:
-    """Load Triton, where it is installed, before OpenGL is.
+    """Load Triton, where it is installed, before Mesa is.
 
     Mesa's drivers bring an LLVM, and so does Triton, which crashes when it comes second. torch loads it on occasions
-    that nobody would expect, such as to be made deterministic. Where OpenGL was loaded before this, nothing is done.
+    that nobody would expect, such as to be made deterministic. Where Mesa was loaded before this, nothing is done.
     """
-    if "OpenGL" not in sys.modules:
+    if not _is_llvm_loaded():
         with contextlib.suppress(ImportError):
             importlib.import_module("triton")
+
+
+def _is_llvm_loaded() -> bool:
+    """Whether this process has loaded an LLVM as a library, which Triton's own is not."""
+    try:
+        return "/libLLVM" in pathlib.Path("/proc/self/maps").read_text()
+    except OSError:  # not Linux: there is no Triton either
+        return False
+
+
+def must_load_triton_first() -> bool:
+    """Whether RLlib, which imports parts of dm_control by itself, will load OpenGL in every process."""
+    return os.environ.get("MUJOCO_GL") in HEADLESS and importlib.util.find_spec("triton") is not None
 
 
 def choose_renderer(*, required: bool = True) -> str:
@@ -50,6 +67,7 @@ def choose_renderer(*, required: bool = True) -> str:
 def _egl_works() -> bool:
     """Whether an EGL display can be initialised on any device. Asked of the library itself: PyOpenGL can only be loaded
     for one of the two, and stays with it."""
+    load_triton_first()
     name = ctypes.util.find_library("EGL")
     if name is None or not ctypes.util.find_library("GL"):
         return False

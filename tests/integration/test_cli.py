@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from rllib_efficientzero.env.rendering import choose_renderer
+
 PPO = """
 cartpole:
   run: PPO
@@ -50,9 +52,10 @@ def command(*arguments: str) -> list[str]:
     return [str(script)] if script.is_file() else [sys.executable, "-m", "rllib_efficientzero"]
 
 
-def run(directory: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(directory: pathlib.Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     full = [*command(), "train", "file", *arguments, "--storage-path", "results"]
-    return subprocess.run(full, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
+    env = {**os.environ, **environment}
+    return subprocess.run(full, cwd=directory, capture_output=True, text=True, timeout=300, check=False, env=env)
 
 
 def results(directory: pathlib.Path) -> list[dict[str, Any]]:
@@ -66,10 +69,11 @@ def newest_checkpoint(directory: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Two iterations, with a local ray."""
+    """Two iterations, with a local ray, where RLlib's import of dm_control loads Mesa, and torch Triton."""
     directory = tmp_path_factory.mktemp("trained")
     (directory / "ppo.yaml").write_text(PPO)
-    done = run(directory, "ppo.yaml", "--ray-num-cpus", "2")
+    renderer = choose_renderer(required=False)
+    done = run(directory, "ppo.yaml", "--ray-num-cpus", "2", MUJOCO_GL=renderer, PYOPENGL_PLATFORM=renderer)
     assert done.returncode == 0, done.stderr
     assert "[cartpole] iter 2  env steps 200" in done.stdout
     assert "go on with: rllib train file ppo.yaml --ray-num-cpus 2 --storage-path results --resume" in done.stdout

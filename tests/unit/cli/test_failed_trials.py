@@ -16,7 +16,8 @@ The above exception was the direct cause of the following exception:
 
 ray.exceptions.RayTaskError(ValueError)
 """
-LOST = """The actor died unexpectedly before finishing this task.
+LOST = """Failure # 1 (occurred at 2026-11-26_17-55-32)
+The actor died unexpectedly before finishing this task.
 \tclass_name: PPO
 \tactor_id: 0123
 The node was running low on memory.

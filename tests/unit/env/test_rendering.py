@@ -10,19 +10,26 @@ import pytest
 
 from rllib_efficientzero.env.rendering import choose_renderer
 
+GIVEN = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+OURS = "import rllib_efficientzero.env.dm_control as ours; suite = ours._import_suite(with_images=True)"
 
-@pytest.mark.parametrize("how", ["by us", "by RLlib"])
-def test_torch_can_load_triton_after_images_were_drawn(how: str) -> None:
+
+@pytest.mark.parametrize(
+    ("drawing", "is_given"),
+    [
+        (OURS, False),
+        (f"import ray.rllib; {OURS}", False),
+        ("import rllib_efficientzero; from dm_control import suite", True),
+    ],
+    ids=["by us", "by us, after RLlib was imported", "by RLlib"],
+)
+def test_torch_can_load_triton_after_images_were_drawn(drawing: str, is_given: bool) -> None:
     """Each of Triton and Mesa brings an LLVM: the process used to crash."""
     pytest.importorskip("triton")
     pytest.importorskip("dm_control")
-    environment = dict(os.environ)
-    if how == "by us":
-        environment.pop("MUJOCO_GL", None)
-        drawing = "import rllib_efficientzero.env.dm_control as ours; suite = ours._import_suite(with_images=True)"
-    else:
-        environment |= dict.fromkeys(("MUJOCO_GL", "PYOPENGL_PLATFORM"), choose_renderer())
-        drawing = "import rllib_efficientzero; from dm_control import suite"
+    environment = {name: value for name, value in os.environ.items() if name not in GIVEN}
+    if is_given:
+        environment |= dict.fromkeys(GIVEN, choose_renderer())
     code = f"""{drawing}
 suite.load("cartpole", "swingup").physics.render(8, 8, camera_id=0)
 import torch
