@@ -19,8 +19,9 @@ TRAIN := .train$(if $(filter dmc-%,$(EXAMPLE)),-dmc)
 train: $(VENV)/$(TRAIN)
 	$(BIN)/rllib train file tuned_examples/$(EXAMPLE).yaml $(ARGS)
 
+# Two processes: tests of actors wait much of their time. A file is one process's, for what its tests share.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
 
 test-long: $(VENV)/.test-long
 	$(BIN)/python -m pytest -m long $(ARGS)

@@ -202,11 +202,11 @@ def compare_many(policy, num_trees, first_seed):
 @pytest.mark.parametrize("policy", ["puct", "gumbel"])
 @pytest.mark.parametrize("part", range(2))
 def test_random_trees_match_the_reference(policy, part, record_property):
-    record_property("tally", compare_many(policy, 550, 100_000 * part))
+    record_property("tally", str(compare_many(policy, 550, 100_000 * part)))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("policy", ["puct", "gumbel"])
 @pytest.mark.parametrize("part", range(10))
 def test_ten_thousand_random_trees_match_the_reference(policy, part, record_property):
-    record_property("tally", compare_many(policy, 500, 1_000_000 + 100_000 * part))
+    record_property("tally", str(compare_many(policy, 500, 1_000_000 + 100_000 * part)))

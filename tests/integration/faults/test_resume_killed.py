@@ -39,31 +39,32 @@ def test_killed_and_resumed_equals_straight(
     shared_ray: None, tmp_path: pathlib.Path, measured: Callable[[str], None], env: str, half: int
 ) -> None:
     arguments = ["--checkpoint-freq", str(half), "--stop", f'{{"training_iteration": {2 * half}}}']
-    ends = {}
-    for name in ("straight", "killed"):
+
+    def begin(name: str) -> Command:
         directory = tmp_path / name
         directory.mkdir()
-        file = experiment(directory, env=env)
-        command = Command(directory, file, *arguments)
-        if name == "killed":
-            command.wait_for(f"[tiny] iter {half + half // 2} ")
-            # Ray's two agents look once a minute whether they are still needed.
-            started = {pid for pid in descendants(command.process.pid) if "Agent" not in title(pid)}
-            os.kill(command.process.pid, signal.SIGKILL)
-            killed_at = time.monotonic()
-            assert command.end() == -signal.SIGKILL
-            assert still_alive(started, timeout_s=60) == set()
-            measured(f"{len(started)} processes gone {time.monotonic() - killed_at:.0f} s after kill -9 of the driver")
-            command = Command(directory, file, *arguments, "--resume")
+        return Command(directory, experiment(directory, env=env), *arguments)
+
+    straight, killed = begin("straight"), begin("killed")
+    killed.wait_for(f"[tiny] iter {half + half // 2} ")
+    # Ray's two agents look once a minute whether they are still needed.
+    started = {pid for pid in descendants(killed.process.pid) if "Agent" not in title(pid)}
+    os.kill(killed.process.pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    assert killed.end() == -signal.SIGKILL
+    assert still_alive(started, timeout_s=60) == set()
+    measured(f"{len(started)} processes gone {time.monotonic() - killed_at:.0f} s after kill -9 of the driver")
+    resumed = Command(killed.directory, killed.directory / "tiny.yaml", *arguments, "--resume")
+    ends = []
+    for command in (straight, resumed):
         assert command.end() == 0, command.output
         newest = find_newest(command.trial)
         assert newest is not None
         assert read_manifest(newest)["counters"]["training_iteration"] == 2 * half
-        ends[name] = newest
-    assert f"starting from {command.trial}/checkpoint_000000" in command.output.replace("\n", " ")
-    straight, killed = fingerprint_of(ends["straight"]), fingerprint_of(ends["killed"])
-    assert_equal(killed, straight)
-    measured(f"{env}: {2 * half} iterations straight, and {half} + kill -9 + {half}: {len(killed)} hashes are equal")
+        ends.append(fingerprint_of(newest))
+    assert f"starting from {resumed.trial}/checkpoint_000000" in resumed.output.replace("\n", " ")
+    assert_equal(*reversed(ends))
+    measured(f"{env}: {2 * half} iterations straight, and {half} + kill -9 + {half}: {len(ends[0])} hashes are equal")
 
 
 @pytest.mark.long

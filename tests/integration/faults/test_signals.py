@@ -54,9 +54,12 @@ def test_a_signal_saves_first(
 
 def test_a_second_signal_ends_at_once(tmp_path: pathlib.Path) -> None:
     (tmp_path / "slow_env.py").write_text(SLOW_ENV)
-    command = Command(tmp_path, experiment(tmp_path, env="slow_env.SlowEnv"))
+    command = Command(
+        tmp_path, experiment(tmp_path, env="slow_env.SlowEnv", env_config={"sign": str(tmp_path / "sign")})
+    )
     command.wait_for("[tiny] iter 1 ")
     started = descendants(command.process.pid)
+    (tmp_path / "sign").touch()
     os.kill(command.process.pid, signal.SIGTERM)
     command.wait_for("stopping: running trials save a checkpoint first")
     os.kill(command.process.pid, signal.SIGTERM)
@@ -65,14 +68,17 @@ def test_a_second_signal_ends_at_once(tmp_path: pathlib.Path) -> None:
 
 
 SLOW_ENV = """
-import time
+import pathlib, time
 from tiny_pixels import TinyPixels
 
 class SlowEnv(TinyPixels):
+    def __init__(self, config):
+        super().__init__(config)
+        self.sign = pathlib.Path(config["sign"])
+
     def step(self, action):
-        if self.np_random.random() < 0.1:
-            time.sleep(30.0 if getattr(self, "warm", False) else 0.0)
-        self.warm = True
+        if self.sign.exists():
+            time.sleep(30.0)
         return super().step(action)
 """
 
