@@ -11,12 +11,13 @@ discrete actions (the paper's way, so that its search stays as it is).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -33,6 +34,8 @@ ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "ball_in_cup": 4, "cheetah": 4, "
 CAMERAS = {"quadruped": 2}
 """Cameras by domain where the first one does not show enough."""
 EXTRA = "rllib_efficientzero[dmc]"
+NO_BACKEND = "off"
+"""What dm_control calls it to draw with nothing."""
 
 
 def is_dmc_id(env: str) -> bool:
@@ -278,19 +281,33 @@ def _unknown_task(task: str, known: list[str]) -> str:
     return f"the suite has no task {task!r}; there are {', '.join(PREFIX + name for name in names)}."
 
 
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables for a while, which processes that are started later do not inherit: theirs is their own choice."""
+    before = {name: os.environ[name] for name in variables.keys() & os.environ.keys()}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+        os.environ.update(before)
+
+
 def _import_suite(with_images: bool) -> Any:
     """dm_control's suite, with a renderer that works."""
     load_triton_first()
-    loaded = sys.modules.get("dm_control._render")
-    if "MUJOCO_GL" not in os.environ and (loaded is None or loaded.BACKEND not in HEADLESS):
+    backend = getattr(sys.modules.get("dm_control._render"), "BACKEND", None)
+    is_settled = backend in HEADLESS or (backend == NO_BACKEND and not with_images)
+    variables = {}
+    if "MUJOCO_GL" not in os.environ and not is_settled:
         # RLlib imports parts of dm_control by itself, which then settles for a renderer that needs a screen, or fails.
-        renderer = choose_renderer(required=with_images)
-        os.environ["MUJOCO_GL"] = renderer
-        os.environ["PYOPENGL_PLATFORM"] = renderer
+        variables = dict.fromkeys(("MUJOCO_GL", "PYOPENGL_PLATFORM"), choose_renderer(required=with_images))
         for name in [name for name in sys.modules if name.partition(".")[0] in ("dm_control", "OpenGL")]:
             del sys.modules[name]
     try:
-        from dm_control import suite
+        with _environment(variables):
+            from dm_control import suite
     except ModuleNotFoundError as error:
         raise ImportError(f"DMControl needs dm_control, which is not installed: run pip install '{EXTRA}'.") from error
     except (ImportError, AttributeError, RuntimeError) as error:

@@ -9,6 +9,7 @@ import shlex
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from typer.testing import CliRunner
@@ -39,6 +40,7 @@ def is_valid(config: dict[str, Any], directory: pathlib.Path, command: str = "rl
 
 @pytest.mark.parametrize("config", SETTINGS, ids=["every process", "one GPU"])
 def test_settings_are_valid(config: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    ray.shutdown()  # in a session of other tests, its own resources would decide
     is_valid(config, tmp_path)
 
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from rllib_efficientzero.env.rendering import choose_renderer
+from rllib_efficientzero.env.rendering import HEADLESS, choose_renderer
 
-GIVEN = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+GIVEN = {"MUJOCO_GL", "PYOPENGL_PLATFORM"}
 OURS = "import rllib_efficientzero.env.dm_control as ours; suite = ours._import_suite(with_images=True)"
 
 
@@ -34,5 +34,19 @@ def test_torch_can_load_triton_after_images_were_drawn(drawing: str, is_given: b
 suite.load("cartpole", "swingup").physics.render(8, 8, camera_id=0)
 import torch
 torch.use_deterministic_algorithms(True)
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
+def test_the_choice_is_not_left_to_other_processes() -> None:
+    """Their own imports of dm_control would load Mesa by it, and before Triton."""
+    pytest.importorskip("dm_control")
+    environment = {name: value for name, value in os.environ.items() if name not in GIVEN}
+    code = f"""{OURS}
+import os
+from dm_control import _render
+assert _render.BACKEND in {HEADLESS}, _render.BACKEND
+assert not {GIVEN} & os.environ.keys()
+assert ours._import_suite(with_images=True) is suite
 """
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
