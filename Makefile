@@ -19,9 +19,10 @@ TRAIN := .train$(if $(filter dmc-%,$(EXAMPLE)),-dmc)
 train: $(VENV)/$(TRAIN)
 	$(BIN)/rllib train file tuned_examples/$(EXAMPLE).yaml $(ARGS)
 
-# Two processes: tests of actors wait much of their time. A file is one process's, for what its tests share.
+# Two processes: tests of actors wait much of their time. A file is one process's, for what its tests share; in their own
+# order the files that take longest come first.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: $(VENV)/.test-long
 	$(BIN)/python -m pytest -m long $(ARGS)
