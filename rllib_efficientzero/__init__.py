@@ -29,9 +29,11 @@ _HOMES = {
 }
 
 
-if os.environ.get("MUJOCO_GL") in ("egl", "osmesa"):
+if "MUJOCO_GL" in os.environ:
     # RLlib will import parts of dm_control, and with them OpenGL.
-    importlib.import_module("rllib_efficientzero.env.rendering").load_triton_first()
+    _rendering = importlib.import_module("rllib_efficientzero.env.rendering")
+    if _rendering.must_load_triton_first():
+        _rendering.load_triton_first()
 
 
 def __getattr__(name: str) -> Any:

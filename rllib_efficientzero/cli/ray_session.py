@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.env.rendering import load_triton_first, must_load_triton_first
@@ -56,19 +55,19 @@ def ray_session(options: RayOptions) -> Iterator[None]:
         _check_reachable(options.address)
     level = logging.INFO if options.verbosity else logging.ERROR
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    common: dict[str, Any] = {"log_to_driver": options.verbosity > 0, "logging_level": level}
+    common = {"log_to_driver": options.verbosity > 0, "logging_level": level}
     try:
         if options.address:
             ray.init(address=options.address, **common)
         else:
-            if must_load_triton_first():
-                # In a process of one of RLlib's algorithms nothing else would import this package first.
-                common["runtime_env"] = {"worker_process_setup_hook": TRITON_HOOK}
+            # In a process of one of RLlib's algorithms nothing else would import this package first.
+            hook = {"worker_process_setup_hook": TRITON_HOOK} if must_load_triton_first() else None
             ray.init(
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,
                 object_store_memory=options.object_store_memory,
                 include_dashboard=options.dashboard,
+                runtime_env=hook,
                 **common,
             )
     except Exception as error:

@@ -19,7 +19,7 @@ NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class FoldedCopy:
-    """A copy of a network as it is in eval mode, without normalisations.
+    """A copy of a network as it is in eval mode, without normalisations but those by statistics of the batch.
 
     `module` equals the original up to rounding. Its tensors stay where they are: `update` writes into them, so that
     what was traced or captured with them remains valid.
@@ -97,8 +97,8 @@ def foldable(network: nn.Module) -> dict[str, str]:
     """Names of the layers whose output goes to a normalisation and nowhere else, and of that normalisation.
 
     All networks of this package define their layers in the order in which they call them, so that a normalisation
-    belongs to the layer before it. One that follows anything but a convolution or a linear layer (an LSTM) stays, and
-    so does one in a user's module, whose order may be any.
+    belongs to the layer before it. One that follows anything but a convolution or a linear layer (an LSTM) stays in its
+    place, as a scale and a shift, and so does one in a user's module, whose order may be any.
     """
     leaves = [(name, module) for name, module in network.named_modules() if not any(module.children())]
     return {

@@ -63,8 +63,9 @@ def test_killed_and_resumed_equals_straight(
         assert read_manifest(newest)["counters"]["training_iteration"] == 2 * half
         ends.append(fingerprint_of(newest))
     assert f"starting from {resumed.trial}/checkpoint_000000" in resumed.output.replace("\n", " ")
-    assert_equal(*reversed(ends))
-    measured(f"{env}: {2 * half} iterations straight, and {half} + kill -9 + {half}: {len(ends[0])} hashes are equal")
+    expected, found = ends
+    assert_equal(found, expected)
+    measured(f"{env}: {2 * half} iterations straight, and {half} + kill -9 + {half}: {len(found)} hashes are equal")
 
 
 @pytest.mark.long
