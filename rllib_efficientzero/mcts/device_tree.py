@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +11,7 @@ from torch import Tensor
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.device_rules import GumbelRules, PuctRules, RootResults, power_of_two
 from rllib_efficientzero.mcts.host_tree import host_tree
-
-logger = logging.getLogger(__name__)
+from rllib_efficientzero.models.triton_support import current, succeeds
 
 MAX_LANES = 1024
 """Actions and simulations that one program of a kernel can look at at once."""
@@ -27,18 +23,16 @@ def has_triton(device: torch.device) -> bool:
 
     A warning says why not, once.
     """
-    try:
+
+    def grow() -> None:
         tree = DeviceTree(1, 2, SearchConfig(num_simulations=1), device)
         zeros = torch.zeros(1, 2, device=device)
         tree.reset(np.zeros((1, 2), np.float32), value=np.zeros(1, np.float32), noise_fraction=0.0, seed=0)
         tree.select()
         tree.expand_and_backup(zeros[:, 0], zeros[:, 0], zeros)
         tree.visit_counts()
-    except Exception as error:  # Triton has no exception of its own for what it may miss.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        logger.warning("search trees cannot live on %s, which makes searches slower: %s", device, reason[0])
-        return False
-    return True
+
+    return succeeds(grow, f"search trees cannot live on {device}, which makes searches slower")
 
 
 class DeviceTree:
@@ -130,13 +124,13 @@ class DeviceTree:
 
     def select(self) -> None:
         """Descend from every root to a leaf, which `index` tells."""
-        with self._current_device():
+        with current(self._device):
             self._rules.select(self._trees, self._sizes | {"HORIZON": self._config.value_prefix_horizon})
 
     def expand_and_backup(self, value_prefix: Tensor, value: Tensor, policy_logits: Tensor) -> None:
         """Make the selected leaves nodes, with the network's outputs `[B]`, `[B]` and `[B, A]`, and add their values to
         all nodes above."""
-        with self._current_device():
+        with current(self._device):
             self._kernels.expand_and_backup[(self.num_roots,)](
                 **self._trees,
                 new_value_prefix=value_prefix.contiguous(),
@@ -202,10 +196,6 @@ class DeviceTree:
                 raise ValueError(f"what the network says of a leaf below root {root} is not finite, or beyond 1e30")
             self._found = RootResults(row, visits.astype(np.int32), q, mean_value, raw_value)
         return self._found
-
-    def _current_device(self) -> contextlib.AbstractContextManager[Any]:
-        """Triton launches on the current device, whatever device its arguments are on."""
-        return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
 
 
 def _allocate(num_roots: int, num_slots: int, num_actions: int, device: torch.device) -> dict[str, Tensor]:

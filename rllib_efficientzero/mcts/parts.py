@@ -25,6 +25,10 @@ from rllib_efficientzero.models.network import NetworkOutput
 MIN_ROOTS_FOR_THREADS = 256
 """Fewer roots are climbed sooner by one thread than several are woken."""
 
+MOST_RECORDED = 64
+"""Simulations in one CUDA graph. Each takes some hundred kilobytes, and a thread that launches one graph does not wait
+for Python's lock in between."""
+
 
 class Part(abc.ABC):
     """The searches of some roots of a batch."""
@@ -32,6 +36,8 @@ class Part(abc.ABC):
     rows: slice
     """Its roots' places in the batch. Where that ends before, its last root stands in."""
     tree: BatchedTree | DeviceTree
+    num_launches: int
+    """How many a search takes."""
 
     def begin(
         self,
@@ -53,12 +59,12 @@ class Part(abc.ABC):
         self._set_roots(latent, sampled)
 
     @abc.abstractmethod
-    def launch(self, slot: int) -> None:
-        """Begin simulation `slot`, once the one before is finished."""
+    def launch(self, number: int) -> None:
+        """Begin launch `number`, from 1: some simulations, once those before are finished."""
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """End it, as far as the host has a part in it."""
+        """End them, as far as the host has a part in it."""
 
     @abc.abstractmethod
     def _set_roots(self, latents: Tensor, sampled: SampledRoots | None) -> None:
@@ -72,6 +78,7 @@ class HostPart(Part):
 
     def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
         self.rows, size = rows, rows.stop - rows.start
+        self.num_launches = config.num_simulations
         actions, considered = _node_actions(model, root, config, size)
         self.evaluator = LeafEvaluator(model, root, size, config.num_simulations, config.value_prefix_horizon, actions)
         self.tree = host_tree(
@@ -83,9 +90,9 @@ class HostPart(Part):
             num_threads=config.num_threads if size >= MIN_ROOTS_FOR_THREADS else 1,
         )
 
-    def launch(self, slot: int) -> None:
+    def launch(self, number: int) -> None:
         """Descend to the leaves and have them evaluated."""
-        self.evaluator.launch(slot, *self.tree.select())
+        self.evaluator.launch(number, *self.tree.select())
 
     def finish(self) -> None:
         """Expand the leaves and back their values up."""
@@ -96,12 +103,14 @@ class HostPart(Part):
 
 
 class DevicePart(Part):
-    """Trees and leaves on one device: a simulation is a CUDA graph, and the host waits for the last one only."""
+    """Trees and leaves on one device: a search is a CUDA graph, or a few, and the host waits for the last one only."""
 
     tree: DeviceTree
 
     def __init__(self, rows: slice, model: Model, root: NetworkOutput, config: SearchConfig) -> None:
         self.rows, size, device = rows, rows.stop - rows.start, root.latent.device
+        self._num_recorded = _largest_divisor(config.num_simulations, at_most=MOST_RECORDED)
+        self.num_launches = config.num_simulations // self._num_recorded
         actions, considered = _node_actions(model, root, config, size)
         self.tree = DeviceTree(
             size, actions.num_actions, config, device, max_considered_actions=considered, first_root=rows.start
@@ -114,8 +123,8 @@ class DevicePart(Part):
             recorded = record(self._simulate, prepare=reset)
         self._replay = self._simulate if recorded is None else recorded[0]
 
-    def launch(self, slot: int) -> None:
-        """A whole simulation; the trees count them themselves."""
+    def launch(self, number: int) -> None:
+        """Whole simulations; the trees count them themselves."""
         self._replay()
 
     def finish(self) -> None:
@@ -125,9 +134,10 @@ class DevicePart(Part):
         self._states.set_roots(latents, sampled)
 
     def _simulate(self) -> None:
-        self.tree.select()
-        # Slots are for states that are not kept by rows.
-        self.tree.expand_and_backup(*self._states.evaluate(0, *self.tree.index.unbind()))
+        for _ in range(self._num_recorded):
+            self.tree.select()
+            # Slots are for states that are not kept by rows.
+            self.tree.expand_and_backup(*self._states.evaluate(0, *self.tree.index.unbind()))
 
 
 # --- How a batch is cut ----------------------------------------------------------------------------------------------
@@ -175,6 +185,10 @@ def layout_for(device: torch.device, num_actions: int, num_simulations: int) -> 
 def distribution_of(model: Model) -> ActionDistribution | None:
     """What a model's actions are sampled from; None where all are enumerated."""
     return getattr(model, "distribution", None)
+
+
+def _largest_divisor(number: int, *, at_most: int) -> int:
+    return next(divisor for divisor in range(min(number, at_most), 0, -1) if number % divisor == 0)
 
 
 def _node_actions(model: Model, root: NetworkOutput, config: SearchConfig, batch: int) -> tuple[NodeActions, int]:

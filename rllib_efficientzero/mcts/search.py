@@ -161,10 +161,10 @@ class Searcher:
         """N simulations of every part; parts wait for the device in turns."""
         for part in parts:
             part.launch(1)
-        for slot in range(2, self.config.num_simulations + 1):
+        for number in range(2, parts[0].num_launches + 1):
             for part in parts:
                 part.finish()
-                part.launch(slot)
+                part.launch(number)
         for part in parts:
             part.finish()
 

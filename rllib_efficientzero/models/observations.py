@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+
+from rllib_efficientzero.models.augmentation import augment
+from rllib_efficientzero.models.triton_support import succeeds
 
 
 def observation_planes(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -66,3 +71,49 @@ def stack_windows(frames: Tensor, rows: Tensor, times: Tensor, frame_stack: int)
     picked = first[:, None] + torch.arange(frame_stack, device=frames.device)
     # Whole frames are copied at once, where an index per axis would pick out single numbers.
     return frames.flatten(0, 1).index_select(0, picked.flatten()).unflatten(0, picked.shape)
+
+
+def window_planes(
+    frames: Tensor,
+    rows: Tensor,
+    times: Tensor,
+    frame_stack: int,
+    dtype: torch.dtype,
+    augmentation: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Network input of stacks out of windows: `stack_windows`, `observation_planes`, and `augment` where it is given.
+
+    For images on a GPU that is one kernel.
+
+    Args:
+        frames, rows, times, frame_stack: see `stack_windows`.
+        dtype: of the result.
+        augmentation: shifts `[M, 2]` and intensities `[M]`, for images.
+
+    Returns:
+        `[M, S * C, H, W]`, channels last, or `[M, S * D]`.
+    """
+    if has_kernel_for(frames):
+        from rllib_efficientzero.models.plane_kernels import stacked_planes
+
+        return stacked_planes(frames, rows, times, frame_stack, dtype, augmentation)
+    planes = observation_planes(stack_windows(frames, rows, times, frame_stack), dtype)
+    return planes if augmentation is None else augment(planes, *augmentation)
+
+
+def has_kernel_for(frames: Tensor) -> bool:
+    """Whether stacks of these frames are made by one kernel."""
+    is_image = frames.dtype == torch.uint8 and frames.ndim == 5
+    return is_image and frames.device.type == "cuda" and _has_kernel(frames.device)
+
+
+@functools.cache
+def _has_kernel(device: torch.device) -> bool:
+    def stack() -> None:
+        from rllib_efficientzero.models.plane_kernels import stacked_planes
+
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        frames = torch.zeros(1, 1, 2, 2, 1, dtype=torch.uint8, device=device)
+        stacked_planes(frames, zero, zero, 1, torch.float32)
+
+    return succeeds(stack, f"{device} stacks frames step by step, which takes longer")

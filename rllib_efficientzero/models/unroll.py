@@ -11,7 +11,7 @@ from torch import Tensor
 from rllib_efficientzero.models.augmentation import augment
 from rllib_efficientzero.models.consistency import ConsistencyHeads
 from rllib_efficientzero.models.network import EfficientZeroNetwork
-from rllib_efficientzero.models.observations import observation_planes, unrolled_stacks
+from rllib_efficientzero.models.observations import has_kernel_for, observation_planes, unrolled_stacks, window_planes
 
 
 class Unrolled(NamedTuple):
@@ -40,6 +40,9 @@ def unroll_planes(
     """
     frames, unroll_steps = batch["frames"], batch["actions"].shape[1]
     frame_stack = frames.shape[1] - unroll_steps
+    if has_kernel_for(frames):
+        augmentation = (batch["shift"], batch["intensity"]) if use_augmentation else None
+        return _planes_by_kernel(frames, frame_stack, unroll_steps, dtype, augmentation)
     planes = observation_planes(frames, dtype)
     width = planes.shape[1] // frames.shape[1]  # planes, or features, per frame
     # The root's stack and the frames of all targets are augmented apart, each as a whole.
@@ -49,6 +52,29 @@ def unroll_planes(
         root = augment(root, of_root, intensity[:, 0])
         following = augment(following, of_following, intensity[:, 1])
     return root, unrolled_stacks(following, frame_stack, unroll_steps)
+
+
+def _planes_by_kernel(
+    frames: Tensor,
+    frame_stack: int,
+    unroll_steps: int,
+    dtype: torch.dtype,
+    augmentation: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """The same, stack by stack; `augmentation` has shifts `[B, 2, 2]` and intensities `[B, 2]`."""
+    batch = len(frames)
+    rows, steps = torch.arange(batch, device=frames.device), torch.arange(1, unroll_steps + 1, device=frames.device)
+
+    def planes(steps: Tensor, branch: int) -> Tensor:
+        repeats = len(steps)
+        chosen = None
+        if augmentation is not None:
+            shift, intensity = (part[:, branch] for part in augmentation)
+            chosen = (shift.repeat(repeats, 1), intensity.repeat(repeats))
+        return window_planes(frames, rows.repeat(repeats), steps.repeat_interleave(batch), frame_stack, dtype, chosen)
+
+    # In memory one step lies behind the other, as in `unrolled_stacks`.
+    return planes(torch.zeros_like(steps[:1]), 0), planes(steps, 1).unflatten(0, (unroll_steps, batch)).transpose(0, 1)
 
 
 def unroll(

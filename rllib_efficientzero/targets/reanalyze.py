@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from rllib_efficientzero.mcts import Model, SearchConfig, Searcher, SearchResult
-from rllib_efficientzero.models import NetworkOutput, observation_planes, stack_windows
+from rllib_efficientzero.models import NetworkOutput
 from rllib_efficientzero.models.augmentation import draw_augmentation
+from rllib_efficientzero.models.observations import window_planes
 from rllib_efficientzero.replay.windows import Windows
 from rllib_efficientzero.targets.returns import (
     bootstrap_times,
@@ -203,8 +204,7 @@ class _Evaluated:
     ) -> _Evaluated:
         def planes(rows: np.ndarray, times: np.ndarray) -> Tensor:
             device_rows, device_times = _to(rows, frames.device), _to(times, frames.device)
-            stacks = stack_windows(frames, device_rows, device_times, config.frame_stack)
-            return observation_planes(stacks, network.dtype)
+            return window_planes(frames, device_rows, device_times, config.frame_stack, network.dtype)
 
         size = config.batch_size or (CPU_BATCH_SIZE if frames.device.type == "cpu" else GPU_BATCH_SIZE)
         roots, values = [], []

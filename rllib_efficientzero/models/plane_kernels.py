@@ -1,0 +1,59 @@
+"""Triton kernel that makes network input of raw frames: stacked, scaled and augmented in one pass over memory."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rllib_efficientzero.models.triton_support import current
+
+PIXELS = 256
+"""Pixels that one program writes."""
+
+
+@triton.jit
+def _stack(
+    frames, rows, times, shift, intensity, planes, num_pixels, row_stride,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, PLANES: tl.constexpr, LANES: tl.constexpr,
+    PIXELS: tl.constexpr, AUGMENT: tl.constexpr,
+):  # fmt: skip
+    """`PLANES` planes of some pixels of a stack, `LANES` being the next power of two."""
+    stack, lanes = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
+    pixels = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
+    row, column = pixels // WIDTH, pixels % WIDTH
+    if AUGMENT:
+        row = tl.minimum(tl.maximum(row + tl.load(shift + 2 * stack).to(tl.int32), 0), HEIGHT - 1)
+        column = tl.minimum(tl.maximum(column + tl.load(shift + 2 * stack + 1).to(tl.int32), 0), WIDTH - 1)
+    frame = tl.load(times + stack) + lanes // CHANNELS
+    of_frame = tl.load(rows + stack) * row_stride + frame * num_pixels * CHANNELS + lanes % CHANNELS
+    is_plane = (pixels < num_pixels)[:, None] & (lanes < PLANES)[None, :]
+    raw = tl.load(frames + of_frame[None, :] + ((row * WIDTH + column) * CHANNELS)[:, None], mask=is_plane, other=0)
+    value = tl.div_rn(raw.to(tl.float32), 255.0).to(planes.dtype.element_ty)
+    if AUGMENT:  # rounded in between, as it is without this kernel
+        value = (value.to(tl.float32) * tl.load(intensity + stack)).to(planes.dtype.element_ty)
+    place = stack * num_pixels * PLANES + pixels[:, None] * PLANES + lanes[None, :]
+    tl.store(planes + place, value, mask=is_plane)
+
+
+def stacked_planes(
+    frames: Tensor,
+    rows: Tensor,
+    times: Tensor,
+    frame_stack: int,
+    dtype: torch.dtype,
+    augmentation: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """See `observations.window_planes`; frames are `[B, F, H, W, C]` uint8, each window contiguous."""
+    (_, _, height, width, channels), count = frames.shape, len(rows)
+    shift, intensity = (rows, rows) if augmentation is None else [part.contiguous() for part in augmentation]
+    num_planes, num_pixels = frame_stack * channels, height * width
+    planes = torch.empty((count, height, width, num_planes), dtype=dtype, device=frames.device)
+    with current(frames.device):
+        _stack[(count, triton.cdiv(num_pixels, PIXELS))](
+            frames, rows, times, shift, intensity, planes, num_pixels, frames.stride(0),
+            HEIGHT=height, WIDTH=width, CHANNELS=channels, PLANES=num_planes, LANES=triton.next_power_of_2(num_planes),
+            PIXELS=PIXELS, AUGMENT=augmentation is not None,
+        )  # fmt: skip
+    return planes.permute(0, 3, 1, 2)

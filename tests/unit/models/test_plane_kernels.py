@@ -1,0 +1,74 @@
+"""Network input by one kernel equals network input step by step; without a GPU the kernel is interpreted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rllib_efficientzero.models import observations as observations_module
+from rllib_efficientzero.models import unroll as unroll_module
+from rllib_efficientzero.models.augmentation import draw_augmentation
+from rllib_efficientzero.models.observations import has_kernel_for, window_planes
+from rllib_efficientzero.models.unroll import unroll_planes
+
+pytest.importorskip("triton")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+UNROLL_STEPS = 5
+# The interpreter cuts where a GPU rounds, twice where there is augmentation.
+TOLERANCE = {torch.float32: 0.0, torch.bfloat16: 0.0 if DEVICE.type == "cuda" else 2**-6}
+
+
+def allow(monkeypatch: pytest.MonkeyPatch, *, kernel: bool) -> None:
+    for module in (observations_module, unroll_module):
+        monkeypatch.setattr(module, "has_kernel_for", lambda frames: kernel)
+
+
+def random_frames(*shape: int) -> Tensor:
+    """Some frames of longer windows, as the learner's are."""
+    whole = np.random.default_rng(0).integers(256, size=(shape[0], shape[1] + 2, *shape[2:]), dtype=np.uint8)
+    return torch.from_numpy(whole).to(DEVICE)[:, : shape[1]]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("use_augmentation", [False, True])
+@pytest.mark.parametrize(("size", "frame_stack"), [((12, 10, 3), 4), ((20, 20, 1), 4), ((7, 33, 3), 1)])
+def test_a_batch_becomes_the_same_planes(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    use_augmentation: bool,
+    size: tuple[int, int, int],
+    frame_stack: int,
+) -> None:
+    drawn = [draw_augmentation(3, torch.Generator().manual_seed(seed)) for seed in range(2)]
+    shift, intensity = (torch.stack(parts, dim=1).to(DEVICE) for parts in zip(*drawn, strict=True))
+    batch = {"frames": random_frames(3, frame_stack + UNROLL_STEPS, *size), "shift": shift, "intensity": intensity}
+    batch["actions"] = torch.zeros(3, UNROLL_STEPS, device=DEVICE)
+    allow(monkeypatch, kernel=False)
+    expected = unroll_planes(batch, use_augmentation=use_augmentation, dtype=dtype)
+    allow(monkeypatch, kernel=True)
+    found = unroll_planes(batch, use_augmentation=use_augmentation, dtype=dtype)
+    for planes, known in zip(found, expected, strict=True):
+        assert planes.dtype == dtype
+        torch.testing.assert_close(planes, known, rtol=0.0, atol=TOLERANCE[dtype])
+    # What the networks take without turning it around: one step behind the other, channels last.
+    for images in (found[0], found[1].transpose(0, 1).flatten(0, 1)):
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_stacks_are_picked_from_any_window_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = random_frames(4, 9, 6, 5, 3)
+    rows, times = torch.tensor([3, 0, 0, 2], device=DEVICE), torch.tensor([5, 0, 1, 4], device=DEVICE)
+    allow(monkeypatch, kernel=False)
+    expected = window_planes(frames, rows, times, 4, torch.float32)
+    allow(monkeypatch, kernel=True)
+    torch.testing.assert_close(window_planes(frames, rows, times, 4, torch.float32), expected, rtol=0.0, atol=0.0)
+
+
+def test_the_kernel_is_for_images_of_bytes_on_a_gpu() -> None:
+    assert not has_kernel_for(torch.zeros(1, 4, 6, 6, 3, dtype=torch.uint8))
+    on_gpu = DEVICE.type == "cuda"
+    assert has_kernel_for(torch.zeros(1, 4, 6, 6, 3, dtype=torch.uint8, device=DEVICE)) == on_gpu
+    assert not has_kernel_for(torch.zeros(1, 4, 6, 6, 3, device=DEVICE))
+    assert not has_kernel_for(torch.zeros(1, 4, 6, dtype=torch.uint8, device=DEVICE))
