@@ -41,18 +41,22 @@ class EfficientZero(ScaledAlgorithm):
         # Self-play waits while updates are owed: the ratio of updates to steps is exact on any machine.
         num_steps = self._steps_to_sample() if self._updates_owed() < 1 else 0
         if num_steps > 0 or self.self_play.must_collect(self.num_updates):
+            self._begin_batches(self._updates_owed(num_steps))
             with self._timer(names.SAMPLE_TIMER):
                 episodes = self._sample(num_steps)
             with self._timer(names.REPLAY_ADD_TIMER):
+                self.batches.settle()
                 self.local_replay_buffer.add(episodes)
 
-        for num_following in reversed(range(min(self._updates_owed(), self.config.updates_per_sample()))):
-            if interruption.requested() and not self.batches.is_ahead():
+        for num_following in reversed(range(self._updates_now(self._updates_owed()))):
+            is_interrupted = interruption.requested()
+            if is_interrupted and not self.batches.is_ahead():
                 break  # What is owed comes first when the run goes on.
+            num_following = 0 if is_interrupted else num_following
             with self._timer(names.REPLAY_SAMPLE_TIMER):
-                batch = self._next_batch(0 if interruption.requested() else num_following)
+                batch = self._next_batch(num_following)
             with self._timer(names.LEARNER_UPDATE_TIMER):
-                position_ids, priorities = self._update(batch)
+                position_ids, priorities = self._update(batch, num_following)
             if len(position_ids) == 0:
                 continue  # Not finite: the learner left everything as it was, counted it, and will stop a series.
             with self._timer(names.UPDATE_PRIORITIES_TIMER):
@@ -62,17 +66,25 @@ class EfficientZero(ScaledAlgorithm):
             if self.num_updates == 1 or self.num_updates % self.config.self_play_update_freq == 0:
                 with self._timer(names.SYNC_WEIGHTS_TIMER):
                     self.self_play.update_weights(self.learner_group, self.num_updates)
+        if self.batches.is_ahead():
+            self.batches.forget()  # Fewer steps came than were asked for.
         self._log_progress()
 
     # --- How much to sample and to learn -----------------------------------------------------------------------------
 
-    def _updates_owed(self) -> int:
-        """Whole updates that the replay ratio, or the end of the run, demands and that were not made yet."""
+    def _updates_owed(self, num_more_steps: int = 0) -> int:
+        """Whole updates that the replay ratio, or the end of the run, demands and that were not made yet, when so many
+        steps more are there."""
         if len(self.local_replay_buffer) < self.config.num_steps_sampled_before_learning_starts:
             return 0
         if self._steps_to_sample() == 0:
             return max(0, self.config.updates_at_end() - self.num_updates)
-        return int(self.config.replay_ratio * self.num_interactions + 1e-9) - self.num_updates
+        num_interactions = self.num_interactions + num_more_steps
+        return int(self.config.replay_ratio * num_interactions + 1e-9) - self.num_updates
+
+    def _updates_now(self, num_owed: int) -> int:
+        """Those of them that are made in one iteration."""
+        return max(0, min(num_owed, self.config.updates_per_sample()))
 
     def _steps_to_sample(self) -> int:
         """Steps to ask for such that the budget is never exceeded: all environments of a runner step together, so that
@@ -96,16 +108,23 @@ class EfficientZero(ScaledAlgorithm):
         self.num_interactions += sum(sample.num_steps for sample in samples)
         return [episode for sample in samples for episode in sample.episodes]
 
+    def _begin_batches(self, num_owed: int) -> None:
+        size, num_following = self.config.total_train_batch_size, self._updates_now(num_owed)
+        self.batches.begin(size, beta=self._beta, num_updates=self.num_updates, num_following=num_following)
+
     def _next_batch(self, num_following: int) -> Batch:
         size, num_updates = self.config.total_train_batch_size, self.num_updates
         return self.batches.next(size, beta=self._beta, num_updates=num_updates, num_following=num_following)
 
-    def _update(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    def _update(self, batch: Batch, num_following: int) -> tuple[np.ndarray, np.ndarray]:
         """One gradient step on a batch of windows; returns the position ids and their new priorities."""
         try:
             results = self.learner_group.update(
                 training_data=batch.training_data,
-                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_interactions},
+                timesteps={
+                    NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_interactions,
+                    names.NUM_FOLLOWING_UPDATES: num_following,
+                },
             )
         except DivergedError as error:
             # From a process of its own it comes wrapped, and its message within that process's traceback.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.divergence import DivergenceWatch
-from rllib_efficientzero.gradient_pass import GradientPass
+from rllib_efficientzero.gradient_pass import FINITE, GradientPass
 from rllib_efficientzero.losses import losses, observe, policy_losses_of, total_loss
 from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.models.compilation import is_worth_compiling
@@ -27,7 +28,6 @@ from rllib_efficientzero.schedules import warmup_step_decay
 logger = logging.getLogger(__name__)
 
 POSITION_IDS = "position_ids"
-FINITE = "finite"
 OPTIMIZER_CLASSES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
@@ -64,6 +64,7 @@ class EfficientZeroLearner(TorchLearner):
         self._divergence_watch = DivergenceWatch()
         self._gradient_passes: dict[str, GradientPass] = {}
         self._updates_made: dict[str, int] = {}  # by module: what their buffers say, on the host
+        self._observed: list[tuple[str, dict[str, Tensor]]] = []  # of updates that are still to be logged
         self._statistics: dict[str, _NormalisationStatistics] = {}
         self._last_batch: dict[str, dict[str, Tensor]] = {}  # of modules whose statistics are older than their weights
         for module_id in list(self.module.keys()):
@@ -99,7 +100,8 @@ class EfficientZeroLearner(TorchLearner):
         terms = losses(predicted, batch, policy_losses_of(distribution))
         coefficients = config.loss_coefficients(sampled_actions=distribution is not None)
         loss = total_loss(terms, coefficients, batch["weights"], steps=batch["actions"].shape[1])
-        return loss, observe(predicted, terms, batch) | {self.TOTAL_LOSS_KEY: loss.detach()}
+        observed = observe(predicted, terms, batch) | {POSITION_IDS: batch[POSITION_IDS]}
+        return loss, observed | {self.TOTAL_LOSS_KEY: loss.detach()}
 
     def _make_gradient_pass(self, module_id: str) -> GradientPass:
         """Forward and backward pass of a module; as one CUDA graph where no other Learner takes part in it."""
@@ -109,23 +111,21 @@ class EfficientZeroLearner(TorchLearner):
             fwd_out = self.module.forward_train({module_id: batch})[module_id]
             return self._loss_and_observed(module_id, config, batch, fwd_out)
 
-        parameters = self._trained_parameters(module_id)
+        parameters, statistics = self._trained_parameters(module_id), self._statistics[module_id]
+        make = functools.partial(GradientPass, compute, parameters, max_norm=config.grad_clip, prepare=statistics.save)
         if not (config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1):
-            return GradientPass(compute, parameters)
+            return make()
         module = self._unwrapped(module_id)
         if is_worth_compiling(module.network):
             module.compile_training()
-        # Calls for a recording move the running statistics, which were saved at the beginning of the update.
-        undo = self._statistics[module_id].restore
-        graphed = functools.partial(GraphedFunction, undo=undo, copies=False, min_calls=1)
-        return GradientPass(compute, parameters, graphed)
+        # Calls for a recording move the running statistics.
+        graphed = functools.partial(GraphedFunction, around=statistics.kept, copies=False, min_calls=1)
+        return make(compiled=graphed)
 
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Tensor], dict]:
         """Forward, losses, gradients; then a step if everything is finite, else none."""
         loss_on_host = {}
         for module_id, module_batch in batch.items():
-            self._statistics[module_id].save()
-            self._updates_made[module_id] = int(self._unwrapped(module_id).num_updates)
             observed = self._gradient_passes[module_id](module_batch)
             loss_on_host[module_id] = self._step_if_finite(module_id, module_batch, observed)
         return {}, loss_on_host, {}
@@ -133,31 +133,37 @@ class EfficientZeroLearner(TorchLearner):
     def _step_if_finite(self, module_id: str, batch: dict[str, Tensor], observed: dict[str, Tensor]) -> Tensor:
         """One step of the optimizer, unless the loss or a gradient is not finite. Returns the loss, on the host."""
         config = self.config.get_config_for_module(module_id)
-        update = self._updates_made[module_id]
+        module, update = self._unwrapped(module_id), self._num_updates_made(module_id)
         ((_, optimizer),) = self.get_optimizers_for_module(module_id)
-        learning_rate = self._set_learning_rate(optimizer, update, config)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or torch.inf)
-        observed = observed | {names.GRADIENT_NORM: norm}
-        finite = _agreed_finite(observed[self.TOTAL_LOSS_KEY], norm)
-        # The one time that the host waits for the device: with the answer come all numbers that are reported.
-        observed = _fetch(observed | {POSITION_IDS: batch[POSITION_IDS], FINITE: finite})
+        observed[names.LEARNING_RATE] = torch.tensor(
+            self._set_learning_rate(optimizer, update, config), dtype=torch.float64
+        )
         is_finite = bool(observed.pop(FINITE))
         scalars = {name: value for name, value in observed.items() if value.ndim == 0}
         self._divergence_watch.record(update, scalars, observed[POSITION_IDS])
         if is_finite:
             optimizer.step()
             # Neither a fused optimizer nor a CUDA graph counts in the weights' versions, by which others see a change.
-            torch.autograd.graph.increment_version(parameters[0])
+            torch.autograd.graph.increment_version(optimizer.param_groups[0]["params"][0])
             self._last_batch[module_id] = batch
-            self._unwrapped(module_id).num_updates += 1
+            module.num_updates += 1
             self._updates_made[module_id] = update + 1
             self._num_non_finite_in_a_row = 0
         else:
             self._statistics[module_id].restore()
             self._count_non_finite(module_id, update, config.max_consecutive_non_finite_updates)
-        self._log_update(module_id, observed, learning_rate, has_stepped=is_finite)
+        self._log_update(module_id, observed, has_stepped=is_finite)
         return observed[self.TOTAL_LOSS_KEY]
+
+    def _num_updates_made(self, module_id: str) -> int:
+        """What the module's buffer says, asked of the device once."""
+        if module_id not in self._updates_made:
+            self._updates_made[module_id] = int(self._unwrapped(module_id).num_updates)
+        return self._updates_made[module_id]
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._updates_made.clear()
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().after_gradient_based_update(timesteps=timesteps)
@@ -172,6 +178,9 @@ class EfficientZeroLearner(TorchLearner):
                     target.load_state_dict(online.state_dict())
                     _average_over_learners(list(target.buffers()))
             self._log(module_id, {names.TARGET_STALENESS: staleness})
+        # RLlib reduces all that was logged after each update, which takes milliseconds.
+        if not timesteps.get(names.NUM_FOLLOWING_UPDATES):
+            self._log_observed()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As RLlib's; weights leave for EnvRunners and checkpoints with statistics of their own."""
@@ -245,27 +254,31 @@ class EfficientZeroLearner(TorchLearner):
                 self._divergence_watch.last_updates(),
             )
 
-    def _log_update(
-        self, module_id: str, observed: dict[str, Tensor], learning_rate: float, *, has_stepped: bool
-    ) -> None:
-        """Logs what was observed of an update; of one that was skipped neither its gradient nor its priorities."""
+    def _log_update(self, module_id: str, observed: dict[str, Tensor], *, has_stepped: bool) -> None:
+        """Logs the priorities, but not those of an update that was skipped, and keeps the rest for `_log_observed`."""
         # Ids travel with the priorities: with several learners no other order could be relied on.
-        pairs = torch.stack((observed[POSITION_IDS], observed[names.PRIORITIES]), dim=1).numpy()
-        if has_stepped:
-            self._log(module_id, {names.GRADIENT_NORM: observed[names.GRADIENT_NORM].item()})
-            self._log(module_id, {names.LEARNING_RATE: learning_rate})
-        else:
+        pairs = torch.stack((observed.pop(POSITION_IDS), observed.pop(names.PRIORITIES)), dim=1).numpy()
+        if not has_stepped:
             # What was not learned from keeps its priority; the new one may be NaN.
             pairs = pairs[:0]
+            del observed[names.GRADIENT_NORM], observed[names.LEARNING_RATE]
         self.metrics.log_value((module_id, names.PRIORITIES), pairs, reduce="item_series")
         skipped = (module_id, names.NUM_NON_FINITE_UPDATES_LIFETIME)
         self.metrics.log_value(skipped, int(not has_stepped), reduce="lifetime_sum")
-        means = [name for name in observed if name.endswith("_loss") and name != self.TOTAL_LOSS_KEY]  # RLlib's to log
-        self._log(module_id, {name: observed[name].item() for name in (*means, names.SATURATED_TARGETS)})
-        self._warn_of_saturation(module_id, observed[names.SATURATED_TARGETS].item())
-        for name, first_step in ((names.VALUE_ERROR, 0), (names.VALUE_PREFIX_ERROR, 1)):
-            errors = observed[name].tolist()
-            self._log(module_id, {(name, str(k)): error for k, error in enumerate(errors, start=first_step)})
+        self._observed.append((module_id, observed))
+
+    def _log_observed(self) -> None:
+        """Logs what was observed of the updates since the last time."""
+        for module_id, observed in self._observed:
+            # RLlib logs the total itself.
+            means = [name for name in observed if name.endswith("_loss") and name != self.TOTAL_LOSS_KEY]
+            others = [name for name in (names.GRADIENT_NORM, names.LEARNING_RATE) if name in observed]
+            self._log(module_id, {name: observed[name].item() for name in (*means, *others, names.SATURATED_TARGETS)})
+            self._warn_of_saturation(module_id, observed[names.SATURATED_TARGETS].item())
+            for name, first_step in ((names.VALUE_ERROR, 0), (names.VALUE_PREFIX_ERROR, 1)):
+                errors = observed[name].tolist()
+                self._log(module_id, {(name, str(k)): error for k, error in enumerate(errors, start=first_step)})
+        self._observed.clear()
 
     def _warn_of_saturation(self, module_id: str, share: float) -> None:
         if share > 0 and not self._has_warned_of_saturation:
@@ -302,15 +315,12 @@ class _NormalisationStatistics:
         """Puts them back as they were saved."""
         torch._foreach_copy_(self._buffers, self._copies)
 
-
-def _agreed_finite(*values: Tensor) -> Tensor:
-    """`[]` bool: whether all values are finite, on every learner of the group."""
-    finite = torch.stack([torch.isfinite(value).all() for value in values]).all()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        votes = finite.to(torch.int32)
-        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN)
-        finite = votes.bool()
-    return finite
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Puts them back as they were at the beginning, whatever is saved meanwhile."""
+        before = [buffer.clone() for buffer in self._buffers]
+        yield
+        torch._foreach_copy_(self._buffers, before)
 
 
 def _average_over_learners(statistics: list[Tensor]) -> None:
@@ -323,10 +333,3 @@ def _average_over_learners(statistics: list[Tensor]) -> None:
     flat /= torch.distributed.get_world_size()
     for statistic, average in zip(statistics, flat.split([len(s.flatten()) for s in statistics]), strict=True):
         statistic.copy_(average.view(statistic.shape))
-
-
-def _fetch(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the host, in one transfer, as float64: exact for position ids too."""
-    flat = torch.cat([tensor.double().flatten() for tensor in tensors.values()]).cpu()
-    parts = flat.split([tensor.numel() for tensor in tensors.values()])
-    return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}

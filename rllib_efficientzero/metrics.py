@@ -94,6 +94,9 @@ TARGET_STALENESS = "target_staleness"
 PRIORITIES = "priorities"
 """(position id, new priority) pairs of the batch; taken out before results are reported."""
 
+NUM_FOLLOWING_UPDATES = "num_following_updates"
+"""No metric: what the algorithm tells Learners of how many updates follow in this iteration."""
+
 REANALYZE = "reanalyze"
 SEARCH_SECONDS = "search_seconds"
 TARGETS_SECONDS = "seconds"

@@ -6,7 +6,7 @@ import collections
 import copy
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import SimpleNamespace
 from typing import Any
@@ -37,9 +37,10 @@ class _Job:
 class BatchesAhead:
     """Train batches for the Learner of this process, made while it is at those before, by the same connector.
 
-    A batch that is made n updates ahead misses the priorities of n updates. That is all, and so a run repeats itself:
-    no batch is made across a copy of the target network, so that it is made by that of its own update; and none across
-    the end of an iteration, so that new steps are seen and nothing is lost with a checkpoint.
+    A batch that is made n updates ahead misses the priorities of n updates; the first ones of an iteration, which are
+    begun before its self-play, miss the steps of that. This is all, and so a run repeats itself: no batch is made
+    across a copy of the target network, so that it is made by that of its own update; and none across the end of an
+    iteration, so that nothing is lost with a checkpoint.
 
     Windows are drawn in one thread and reanalyzed in one or two others, which on a GPU have streams of their own: while
     one of them, or the Learner, waits for the host, the others' kernels go on.
@@ -60,24 +61,26 @@ class BatchesAhead:
         self._workers = [_Reanalysis(config, learner, self._metrics) for _ in range(num_workers)]
         self._queue: collections.deque[_Job] = collections.deque()
         # What is compiled at its first call is compiled by one thread at a time: reanalysis first, then the Learner.
-        self._has_begun = False
+        self._has_begun = self._has_handed_over = False
         self._learner_has_begun = threading.Event()
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
+    def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
+        """See `Batches`."""
+        self._make_ahead(batch_size, beta, num_updates, range(num_updates, num_updates + num_following))
+
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """See `Batches`."""
-        if self._has_begun:
+        if self._has_handed_over:
             self._learner_has_begun.set()
         if not self._queue:
-            self._begin(batch_size, beta, num_updates)
-        self._has_begun = True
+            self._make(batch_size, beta, num_updates)
         job = self._queue.popleft()
         tensors = job.made.result()
+        self._has_handed_over = True
         job.worker.hand_over(tensors.values())
-        for update in range(num_updates + 1 + len(self._queue), num_updates + 1 + min(num_following, self._num_ahead)):
-            if update // self._target_network_update_freq == num_updates // self._target_network_update_freq:
-                self._begin(batch_size, beta, update)
+        self._make_ahead(batch_size, beta, num_updates, range(num_updates + 1, num_updates + 1 + num_following))
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(tensors)}, env_steps=batch_size)
         # To reduce metrics takes milliseconds, and they are looked at once in an iteration.
         return Batch(TrainingData(batch=batch), [] if num_following else [self._metrics.reduce()])
@@ -107,11 +110,20 @@ class BatchesAhead:
         for worker in self._workers:
             worker.stop()
 
-    def _begin(self, batch_size: int, beta: Callable[[int], float], num_updates: int) -> None:
+    def _make_ahead(
+        self, batch_size: int, beta: Callable[[int], float], num_updates: int, following: Sequence[int]
+    ) -> None:
+        """Begin with batches of the updates that follow, as far as the target network after `num_updates` is theirs."""
+        for update in following[len(self._queue) : self._num_ahead]:
+            if update // self._target_network_update_freq == num_updates // self._target_network_update_freq:
+                self._make(batch_size, beta, update)
+
+    def _make(self, batch_size: int, beta: Callable[[int], float], num_updates: int) -> None:
         drawn = self._draws.submit(self._replay.sample, batch_size, beta=beta(num_updates))
         worker = self._workers[num_updates % len(self._workers)]
         ready = self._learner_has_begun if self._has_begun else None
         self._queue.append(_Job(worker, drawn, worker.begin(drawn, num_updates, ready)))
+        self._has_begun = True
 
 
 class _Reanalysis:

@@ -24,6 +24,10 @@ class Batch:
 class Batches(Protocol):
     """A source of batches."""
 
+    def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
+        """Makes batches of the next `num_following` updates meanwhile, if it can; called before steps are sampled, with
+        the arguments of `next`."""
+
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """The batch of the update after `num_updates`.
 
@@ -60,6 +64,9 @@ class InlineBatches:
         """
         self._replay = replay
         self._num_learners = num_learners
+
+    def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
+        """See `Batches`. Windows are drawn when they are asked for."""
 
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """See `Batches`."""

@@ -122,6 +122,9 @@ class ReanalyzedBatches:
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
+    def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
+        """See `Batches`. What is on its way stays on it."""
+
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """See `Batches`."""
         exponent = beta(num_updates)

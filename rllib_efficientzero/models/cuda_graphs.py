@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
@@ -64,17 +66,17 @@ class GraphedFunction:
         self,
         function: Callable[..., tuple[Tensor, ...]],
         *,
-        undo: Callable[[], None] | None = None,
+        around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         copies: bool = True,
         min_calls: int = MIN_CALLS,
     ) -> None:
         """Args:
         function: see `record`.
-        undo: called after a recording, to take back what the calls for it changed in other tensors than the results.
+        around: entered for a recording, to take back what the calls for it change in other tensors than the results.
         copies: whether results are copies. Else the next call with the same shapes writes over them.
         min_calls: calls with some shapes, the one that records it included, until they have a graph.
         """
-        self._function, self._undo, self._copies, self._min_calls = function, undo, copies, min_calls
+        self._function, self._around, self._copies, self._min_calls = function, around, copies, min_calls
         self._graphs: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
         self._calls: Counter[tuple] = Counter()
 
@@ -90,9 +92,8 @@ class GraphedFunction:
     def _recorded(self, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
         """The function with a graph in it for inputs like these; the function itself where it cannot be recorded."""
         places = tuple(tensor.clone() for tensor in inputs)
-        recorded = record(lambda: self._function(*places))
-        if self._undo is not None:
-            self._undo()
+        with self._around():
+            recorded = record(lambda: self._function(*places))
         if recorded is None:
             return self._function
         replay, results = recorded

@@ -1,4 +1,4 @@
-"""Batches made in a thread beside the Learner: the same run, but for the priorities that it misses."""
+"""Batches made in a thread beside the Learner: the same run, but for the priorities and steps that it misses."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rllib_efficientzero.actors.ahead import BatchesAhead
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
 UNIFORM = {"replay_buffer_config": {"alpha": 0.0}}
+ALL_STEPS_FIRST = {"num_steps_sampled_before_learning_starts": 150}  # of 160
 
 
 def threads() -> set[str]:
@@ -23,17 +24,17 @@ def threads() -> set[str]:
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 20])
-def test_where_priorities_do_not_matter_the_run_is_the_same(prefetch: int) -> None:
-    """Bit by bit, over several copies of the target network."""
-    expected, result = run(short(**UNIFORM))
-    ahead, other = run(short(**UNIFORM).reanalyze(prefetch=prefetch))
+def test_where_nothing_is_missed_the_run_is_the_same(prefetch: int) -> None:
+    """Bit by bit, over several copies of the target network: priorities do not matter, and no steps come any more."""
+    expected, result = run(short(**UNIFORM, **ALL_STEPS_FIRST))
+    ahead, other = run(short(**UNIFORM, **ALL_STEPS_FIRST).reanalyze(prefetch=prefetch))
     assert result["num_updates_lifetime"] == other["num_updates_lifetime"] > 3 * 5
     assert ahead == expected
     assert other["learners"]["default_policy"]["reanalyze"]["simulations_per_s"] > 0
     assert not threads()
 
 
-def test_where_they_do_the_run_repeats_itself() -> None:
+def test_where_something_is_the_run_repeats_itself() -> None:
     first, _ = run(short().reanalyze(prefetch=2))
     second, _ = run(short().reanalyze(prefetch=2))
     assert first == second
@@ -69,6 +70,52 @@ def test_a_batch_is_made_while_the_learner_is_at_the_one_before() -> None:
     algo.stop()
 
 
+def test_the_first_batches_of_an_iteration_are_begun_before_its_self_play() -> None:
+    algo = short().reanalyze(prefetch=2).build_algo()
+    train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
+    replay, runner, events = algo.local_replay_buffer, algo.env_runner_group.local_env_runner, []
+    sample, add, play = replay.sample, replay.add, runner.sample
+    is_playing = threading.Event()
+
+    def watched_sample(*args: Any, **kwargs: Any) -> Any:
+        if len(events) < 2:
+            assert is_playing.wait(20)  # as if it took as long as that
+        windows = sample(*args, **kwargs)
+        events.append(windows.num_added)
+        return windows
+
+    def watched_play(*args: Any, **kwargs: Any) -> Any:
+        is_playing.set()
+        return play(*args, **kwargs)
+
+    def watched_add(*args: Any, **kwargs: Any) -> Any:
+        events.append("added")
+        return add(*args, **kwargs)
+
+    replay.sample, replay.add, runner.sample = watched_sample, watched_add, watched_play
+    before = algo.num_interactions
+    algo.train()
+    after = algo.num_interactions
+    assert after > before
+    assert events == [before, before, "added", *6 * [after]]
+    algo.stop()
+
+
+def test_batches_that_no_update_asks_for_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a sample has fewer steps than it was asked for."""
+    algo = short().reanalyze(prefetch=2).build_algo()
+    train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
+    monkeypatch.setattr(algo, "_sample", lambda num_steps: [])
+    made = algo.num_updates
+    algo.train()
+    assert algo.num_updates == made
+    assert not algo.batches.is_ahead()
+    monkeypatch.undo()
+    result = algo.train()
+    assert result["num_updates_lifetime"] == made + 8
+    algo.stop()
+
+
 def test_an_error_in_the_thread_ends_the_iteration() -> None:
     algo = short().reanalyze(prefetch=2).build_algo()
     train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
@@ -89,13 +136,13 @@ def test_an_error_in_the_thread_ends_the_iteration() -> None:
 
 def test_an_interrupted_iteration_loses_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch that was drawn is learned from, so that the run goes on as if nothing had been drawn ahead."""
-    algo = short(**UNIFORM).reanalyze(prefetch=2).build_algo()
-    plain = short(**UNIFORM).build_algo()
+    algo = short(**UNIFORM, **ALL_STEPS_FIRST).reanalyze(prefetch=2).build_algo()
+    plain = short(**UNIFORM, **ALL_STEPS_FIRST).build_algo()
     for running in (algo, plain):
         train_until(running, lambda result: result["num_updates_lifetime"] >= 8)
     made = algo.num_updates
     assert plain.num_updates == made
-    asked = iter([False] * 5)
+    asked = iter([False] * 3)
     monkeypatch.setattr(interruption, "requested", lambda: next(asked, True))
     algo.train()
     assert made < algo.num_updates < made + 8

@@ -168,7 +168,7 @@ def test_a_recorded_gradient_pass_learns_what_the_eager_one_learns(monkeypatch: 
     passes = recorded._gradient_passes
     passes[DEFAULT_MODULE_ID]._run = cuda_graphs.GraphedFunction(
         passes[DEFAULT_MODULE_ID]._forward_and_backward,
-        undo=recorded._statistics[DEFAULT_MODULE_ID].restore,
+        around=recorded._statistics[DEFAULT_MODULE_ID].kept,
         copies=False,
     )
     replay = make_replay(images=True)
@@ -193,7 +193,8 @@ def test_a_gpu_learns_by_a_graph_what_it_learns_without(
         monkeypatch.setattr(compilation, "MIN_PARAMETERS", 0)
 
     def run(**settings: Any) -> tuple[dict[str, torch.Tensor], list[float], EfficientZeroLearner]:
-        learner = build(images=images, optimizer={"type": kind}, lr=0.01, **settings)
+        # Fused kernels round to bfloat16 at other places, of which statistics tell after some updates.
+        learner = build(images=images, optimizer={"type": kind}, lr=0.01, mixed_precision=not is_fused, **settings)
         replay, losses = make_replay(images=images), []
         for number in range(8):
             windows = replay.sample(BATCH, beta=0.4)
@@ -207,7 +208,9 @@ def test_a_gpu_learns_by_a_graph_what_it_learns_without(
     np.testing.assert_allclose(graphed_losses, eager_losses, rtol=2e-2)
     assert graphed.keys() == eager.keys()
     for key, value in eager.items():
-        torch.testing.assert_close(graphed[key], value, rtol=2e-2, atol=2e-2, msg=key)
+        torch.testing.assert_close(
+            graphed[key], value, rtol=2e-2, atol=2e-2, msg=lambda text, key=key: f"{key}: {text}"
+        )
     _, cpu_losses, _ = run(gpus=0)
     np.testing.assert_allclose(graphed_losses[:3], cpu_losses[:3], rtol=5e-2)
 
@@ -294,7 +297,7 @@ def test_the_algorithm_takes_a_skipped_update_in_its_stride() -> None:
         num_interactions=1,
     )
     for windows, count in ((spoilt(good, "rewards"), 0), (good, 2 * BATCH)):
-        position_ids, priorities = EfficientZero._update(algorithm, Batch(TrainingData(episodes=[windows])))
+        position_ids, priorities = EfficientZero._update(algorithm, Batch(TrainingData(episodes=[windows])), 0)
         assert (position_ids.shape, priorities.shape) == ((count,), (count,))
         replay.update_priorities(position_ids, priorities)
 

@@ -74,8 +74,10 @@ DERIVED = {
         "_optimizer_lr_schedules", "iterator", "_torch_compile_forward_train", "_torch_compile_cfg",
         "_torch_compile_complete_update", "_grad_scalers", "_lr_schedulers", "_lr_scheduler_classes",
         "_possibly_compiled_update",
-        # set anew by every update, from the module's own counter
+        # read again from the module's own counter, and saved anew by every update
         "_updates_made", "_statistics",
+        # logged at the end of the iteration
+        "_observed",
         # recorded anew in every process: the same numbers by other means
         "_gradient_passes",
         # what its statistics are fitted with before weights leave, which saving is

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -311,7 +312,14 @@ def test_shapes_that_come_often_get_a_graph(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_a_recording_changed_is_undone_before_the_graph_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs_module, "record", FakeRecorder())
     count = torch.zeros(())
-    graphed = GraphedFunction(lambda x: (x + count.add_(1),), undo=lambda: count.sub_(1), copies=False)
+
+    @contextlib.contextmanager
+    def kept() -> Iterator[None]:
+        before = count.clone()
+        yield
+        count.copy_(before)
+
+    graphed = GraphedFunction(lambda x: (x + count.add_(1),), around=kept, copies=False)
     results = [graphed(torch.zeros(2))[0] for _ in range(6)]
     assert count == 6
     # Without copies every launch writes over the last one's results.
@@ -343,10 +351,11 @@ def test_fused_kernels_on_a_gpu_compute_what_the_network_computes_and_follow_its
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compilation, "MIN_PARAMETERS", 0)
-    network = make("images").cuda().eval()
+    kind = "image, 4 halvings"
+    network = make(kind).cuda().eval()
     inference = InferenceNetwork(network, fused=True)
     for batch in (4, 16, GPU_GRAPHED + 1, GPU_GRAPHED + 7):
-        planes = planes_for("images", batch).cuda()
+        planes = planes_for(kind, batch).cuda()
         with torch.no_grad():
             root = network.initial_inference(planes)
             action = torch.zeros(batch, dtype=torch.int64, device="cuda")

@@ -1,4 +1,4 @@
-"""Network input by one kernel equals network input step by step; without a GPU the kernel is interpreted."""
+"""Network input by one kernel equals that made step by step on a CPU; without a GPU the kernel is interpreted."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ UNROLL_STEPS = 5
 TOLERANCE = {torch.float32: 0.0, torch.bfloat16: 0.0 if DEVICE.type == "cuda" else 2**-6}
 
 
-def allow(monkeypatch: pytest.MonkeyPatch, *, kernel: bool) -> None:
+def allow_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (observations_module, unroll_module):
-        monkeypatch.setattr(module, "has_kernel_for", lambda frames: kernel)
+        monkeypatch.setattr(module, "has_kernel_for", lambda frames: True)
 
 
 def random_frames(*shape: int) -> Tensor:
-    """Some frames of longer windows, as the learner's are."""
-    whole = np.random.default_rng(0).integers(256, size=(shape[0], shape[1] + 2, *shape[2:]), dtype=np.uint8)
-    return torch.from_numpy(whole).to(DEVICE)[:, : shape[1]]
+    return torch.from_numpy(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -42,16 +40,18 @@ def test_a_batch_becomes_the_same_planes(
     frame_stack: int,
 ) -> None:
     drawn = [draw_augmentation(3, torch.Generator().manual_seed(seed)) for seed in range(2)]
-    shift, intensity = (torch.stack(parts, dim=1).to(DEVICE) for parts in zip(*drawn, strict=True))
+    shift, intensity = (torch.stack(parts, dim=1) for parts in zip(*drawn, strict=True))
     batch = {"frames": random_frames(3, frame_stack + UNROLL_STEPS, *size), "shift": shift, "intensity": intensity}
-    batch["actions"] = torch.zeros(3, UNROLL_STEPS, device=DEVICE)
-    allow(monkeypatch, kernel=False)
+    batch["actions"] = torch.zeros(3, UNROLL_STEPS)
     expected = unroll_planes(batch, use_augmentation=use_augmentation, dtype=dtype)
-    allow(monkeypatch, kernel=True)
-    found = unroll_planes(batch, use_augmentation=use_augmentation, dtype=dtype)
+    allow_kernel(monkeypatch)
+    on_device = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
+    # Again some frames of longer windows.
+    on_device["frames"] = torch.cat((on_device["frames"], on_device["frames"][:, :1]), dim=1)[:, :-1]
+    found = unroll_planes(on_device, use_augmentation=use_augmentation, dtype=dtype)
     for planes, known in zip(found, expected, strict=True):
         assert planes.dtype == dtype
-        torch.testing.assert_close(planes, known, rtol=0.0, atol=TOLERANCE[dtype])
+        torch.testing.assert_close(planes.cpu(), known, rtol=0.0, atol=TOLERANCE[dtype])
     # What the networks take without turning it around: one step behind the other, channels last.
     for images in (found[0], found[1].transpose(0, 1).flatten(0, 1)):
         assert images.is_contiguous(memory_format=torch.channels_last)
@@ -59,11 +59,11 @@ def test_a_batch_becomes_the_same_planes(
 
 def test_stacks_are_picked_from_any_window_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = random_frames(4, 9, 6, 5, 3)
-    rows, times = torch.tensor([3, 0, 0, 2], device=DEVICE), torch.tensor([5, 0, 1, 4], device=DEVICE)
-    allow(monkeypatch, kernel=False)
+    rows, times = torch.tensor([3, 0, 0, 2]), torch.tensor([5, 0, 1, 4])
     expected = window_planes(frames, rows, times, 4, torch.float32)
-    allow(monkeypatch, kernel=True)
-    torch.testing.assert_close(window_planes(frames, rows, times, 4, torch.float32), expected, rtol=0.0, atol=0.0)
+    allow_kernel(monkeypatch)
+    found = window_planes(frames.to(DEVICE), rows.to(DEVICE), times.to(DEVICE), 4, torch.float32)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0.0, atol=0.0)
 
 
 def test_the_kernel_is_for_images_of_bytes_on_a_gpu() -> None:
