@@ -162,7 +162,12 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         device = batch["frames"].device
         # The first layer would round them all the same; until then half the memory moves.
         dtype = low_precision(device, self.mixed_precision) or torch.float32
-        root, targets = unroll_planes(batch, use_augmentation=self.use_augmentation, dtype=dtype)
+        root, targets = unroll_planes(
+            batch,
+            use_augmentation=self.use_augmentation,
+            dtype=dtype,
+            plane_multiple=self.network.plane_multiple,
+        )
         with autocast(device, self.mixed_precision):
             predicted = function(
                 self.network,

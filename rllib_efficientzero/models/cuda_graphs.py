@@ -99,8 +99,8 @@ class GraphedFunction:
         replay, results = recorded
 
         def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-            for place, tensor in zip(places, inputs, strict=True):
-                place.copy_(tensor, non_blocking=True)
+            # One call: after each of several, this thread might have to wait for Python's lock.
+            torch._foreach_copy_(places, inputs, non_blocking=True)
             replay()
             return tuple(tensor.clone() for tensor in results) if self._copies else results
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rllib_efficientzero.models.dynamics import ImageDynamics
 from rllib_efficientzero.models.network import EfficientZeroNetwork
 
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -25,8 +25,17 @@ class FoldedCopy:
     what was traced or captured with them remains valid.
     """
 
-    def __init__(self, original: EfficientZeroNetwork, dtype: torch.dtype) -> None:
-        """`original` defines its layers as `foldable` says; `dtype` is the copy's, but for what still scales."""
+    def __init__(
+        self,
+        original: EfficientZeroNetwork,
+        dtype: torch.dtype,
+        replace: Callable[[EfficientZeroNetwork], None] = lambda network: None,
+    ) -> None:
+        """Args:
+        original: defines its layers as `foldable` says.
+        dtype: the copy's, but for what still scales.
+        replace: puts other modules with the same parameters into the copy, whose normalisations are gone.
+        """
         self._original = original
         self._normalisations = [name for name, module in original.named_modules() if _is_constant(module)]
         self._normalised_by = foldable(original)
@@ -43,6 +52,7 @@ class FoldedCopy:
                 parent, _, attribute = name.rpartition(".")
                 replacement = nn.Identity() if is_folded else _ScaleAndShift(original.get_submodule(name))
                 setattr(self.module.get_submodule(parent), attribute, replacement)
+            replace(self.module)
             self.update()
 
     @torch.no_grad()
@@ -60,8 +70,8 @@ class FoldedCopy:
         for name, tensor in self.module.state_dict(keep_vars=True).items():
             tensor.copy_(weights[name])
         for module in self.module.modules():
-            if isinstance(module, ImageDynamics):
-                module.hold(self._original.latent_shape[1:])
+            if (hold := getattr(module, "hold", None)) is not None:
+                hold(self._original.latent_shape[1:])
 
 
 class _ScaleAndShift(nn.Module):

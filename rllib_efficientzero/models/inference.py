@@ -16,6 +16,7 @@ from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.folding import FoldedCopy
 from rllib_efficientzero.models.network import EfficientZeroNetwork, NetworkOutput
 from rllib_efficientzero.models.precision import MixedPrecision, autocast, low_precision
+from rllib_efficientzero.models.triton_support import succeeds
 
 CPU_CHUNK = 64
 """Observations encoded at a time on a CPU: the activations of more leave its cache, and malloc's heap."""
@@ -69,6 +70,7 @@ class InferenceNetwork:
         self.device = parameter.device
         self.dtype = (low_precision(self.device, mixed_precision) if compiled else None) or parameter.dtype
         """of network inputs; others are converted"""
+        self.plane_multiple = network.plane_multiple
         # The dicts themselves: a list of tensors would miss one that was replaced by another.
         self._tensors = [tensors for part in network.modules() for tensors in (part._parameters, part._buffers)]
         self._versions: list[tuple[int, int]] = []
@@ -139,7 +141,7 @@ class InferenceNetwork:
         if not self.compiled:
             return functools.partial(self._call_network, name)
         if self._copy is None:
-            self._copy = FoldedCopy(self.network, self.dtype)
+            self._copy = FoldedCopy(self.network, self.dtype, self._replacement())
         method = _Method(self._copy.module, name)
         if self.device.type == "cpu":
             return _trace(method, inputs)
@@ -148,6 +150,14 @@ class InferenceNetwork:
             function = CompiledFunction(function, dynamic=True)
         # Whoever calls `recurrent_inference` many times records it together with what happens around it.
         return function if name == "recurrent_inference" else _graphed_if_small(function)
+
+    def _replacement(self) -> Callable[[EfficientZeroNetwork], None]:
+        """What `FoldedCopy` is to put into the copy."""
+        if self.fused and self.dtype == torch.bfloat16 and self.device.type == "cuda" and _has_kernels(self.device):
+            from rllib_efficientzero.models.fused_modules import fuse
+
+            return fuse
+        return lambda network: None
 
     def _call_network(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode(), autocast(self.device, self.mixed_precision):
@@ -159,6 +169,19 @@ class InferenceNetwork:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+@functools.cache
+def _has_kernels(device: torch.device) -> bool:
+    def try_one() -> None:
+        from rllib_efficientzero.models.block_kernels import residual_blocks
+
+        size, dtype = 16, torch.bfloat16
+        x, none = torch.zeros(1, size, 2, 2, dtype=dtype, device=device), torch.zeros(0, dtype=dtype, device=device)
+        weights = torch.zeros(2, 3, 3, size, size, dtype=dtype, device=device)
+        residual_blocks(x, weights, weights[:, 0, 0, 0], none, none)
+
+    return succeeds(try_one, f"{device} computes residual blocks step by step, which makes searches slower")
 
 
 def _graphed_if_small(function: Function) -> Function:

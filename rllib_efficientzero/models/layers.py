@@ -11,16 +11,22 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ALIGNMENT = 8
+"""Channels that tensor cores of a GPU take at a time."""
+
 
 class AlignedConv2d(nn.Conv2d):
-    """A convolution that fills its input's channels up with zeros on a GPU, whose tensor cores take them by eights."""
+    """A convolution that fills its input's channels up with zeros on a GPU, as tensor cores take them; so may who calls
+    it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        missing = -self.in_channels % 8
-        if missing == 0 or x.device.type != "cuda":
+        missing = -self.in_channels % ALIGNMENT
+        is_filled = x.shape[1] == self.in_channels + missing
+        if missing == 0 or not (is_filled or x.device.type == "cuda"):
             return super().forward(x)
         filling = (0, 0, 0, 0, 0, missing)
-        return F.conv2d(F.pad(x, filling), F.pad(self.weight, filling), self.bias, self.stride, self.padding)
+        x = x if is_filled else F.pad(x, filling)
+        return F.conv2d(x, F.pad(self.weight, filling), self.bias, self.stride, self.padding)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

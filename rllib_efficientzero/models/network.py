@@ -50,6 +50,11 @@ class EfficientZeroNetwork(nn.Module):
         self.distribution = distribution
         """what the policy head predicts the parameters of; None: it predicts logits of enumerated actions"""
 
+    @property
+    def plane_multiple(self) -> int:
+        """Empty planes may stand behind those of images, up to a multiple of this; 1 means that none may."""
+        return getattr(self.representation, "plane_multiple", 1)
+
     # --- The parts, for the learner ----------------------------------------------------------------------------------
 
     def represent(self, planes: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ def window_planes(
     frame_stack: int,
     dtype: torch.dtype,
     augmentation: tuple[Tensor, Tensor] | None = None,
+    plane_multiple: int = 1,
 ) -> Tensor:
     """Network input of stacks out of windows: `stack_windows`, `observation_planes`, and `augment` where it is given.
 
@@ -89,6 +90,8 @@ def window_planes(
         frames, rows, times, frame_stack: see `stack_windows`.
         dtype: of the result.
         augmentation: shifts `[M, 2]` and intensities `[M]`, for images.
+        plane_multiple: the kernel adds empty planes up to a multiple of this, which costs it nothing; see
+            `EfficientZeroNetwork.plane_multiple`.
 
     Returns:
         `[M, S * C, H, W]`, channels last, or `[M, S * D]`.
@@ -96,7 +99,7 @@ def window_planes(
     if has_kernel_for(frames):
         from rllib_efficientzero.models.plane_kernels import stacked_planes
 
-        return stacked_planes(frames, rows, times, frame_stack, dtype, augmentation)
+        return stacked_planes(frames, rows, times, frame_stack, dtype, augmentation, plane_multiple)
     planes = observation_planes(stack_windows(frames, rows, times, frame_stack), dtype)
     return planes if augmentation is None else augment(planes, *augmentation)
 

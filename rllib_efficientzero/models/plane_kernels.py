@@ -16,10 +16,10 @@ PIXELS = 256
 @triton.jit
 def _stack(
     frames, rows, times, shift, intensity, planes, num_pixels, row_stride,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, PLANES: tl.constexpr, LANES: tl.constexpr,
-    PIXELS: tl.constexpr, AUGMENT: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, PLANES: tl.constexpr, FILLED: tl.constexpr,
+    LANES: tl.constexpr, PIXELS: tl.constexpr, AUGMENT: tl.constexpr,
 ):  # fmt: skip
-    """`PLANES` planes of some pixels of a stack, `LANES` being the next power of two."""
+    """`PLANES` planes of some pixels of a stack and empty ones up to `FILLED`, `LANES` being the next power of two."""
     stack, lanes = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
     pixels = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     row, column = pixels // WIDTH, pixels % WIDTH
@@ -28,13 +28,14 @@ def _stack(
         column = tl.minimum(tl.maximum(column + tl.load(shift + 2 * stack + 1).to(tl.int32), 0), WIDTH - 1)
     frame = tl.load(times + stack) + lanes // CHANNELS
     of_frame = tl.load(rows + stack) * row_stride + frame * num_pixels * CHANNELS + lanes % CHANNELS
-    is_plane = (pixels < num_pixels)[:, None] & (lanes < PLANES)[None, :]
+    is_pixel = (pixels < num_pixels)[:, None]
+    is_plane = is_pixel & (lanes < PLANES)[None, :]
     raw = tl.load(frames + of_frame[None, :] + ((row * WIDTH + column) * CHANNELS)[:, None], mask=is_plane, other=0)
     value = tl.div_rn(raw.to(tl.float32), 255.0).to(planes.dtype.element_ty)
     if AUGMENT:  # rounded in between, as it is without this kernel
         value = (value.to(tl.float32) * tl.load(intensity + stack)).to(planes.dtype.element_ty)
-    place = stack * num_pixels * PLANES + pixels[:, None] * PLANES + lanes[None, :]
-    tl.store(planes + place, value, mask=is_plane)
+    place = stack * num_pixels * FILLED + pixels[:, None] * FILLED + lanes[None, :]
+    tl.store(planes + place, value, mask=is_pixel & (lanes < FILLED)[None, :])
 
 
 def stacked_planes(
@@ -44,16 +45,18 @@ def stacked_planes(
     frame_stack: int,
     dtype: torch.dtype,
     augmentation: tuple[Tensor, Tensor] | None = None,
+    plane_multiple: int = 1,
 ) -> Tensor:
     """See `observations.window_planes`; frames are `[B, F, H, W, C]` uint8, each window contiguous."""
     (_, _, height, width, channels), count = frames.shape, len(rows)
     shift, intensity = (rows, rows) if augmentation is None else [part.contiguous() for part in augmentation]
     num_planes, num_pixels = frame_stack * channels, height * width
-    planes = torch.empty((count, height, width, num_planes), dtype=dtype, device=frames.device)
+    filled = triton.cdiv(num_planes, plane_multiple) * plane_multiple
+    planes = torch.empty((count, height, width, filled), dtype=dtype, device=frames.device)
     with current(frames.device):
         _stack[(count, triton.cdiv(num_pixels, PIXELS))](
             frames, rows, times, shift, intensity, planes, num_pixels, frames.stride(0),
-            HEIGHT=height, WIDTH=width, CHANNELS=channels, PLANES=num_planes, LANES=triton.next_power_of_2(num_planes),
-            PIXELS=PIXELS, AUGMENT=augmentation is not None,
+            HEIGHT=height, WIDTH=width, CHANNELS=channels, PLANES=num_planes, FILLED=filled,
+            LANES=triton.next_power_of_2(filled), PIXELS=PIXELS, AUGMENT=augmentation is not None,
         )  # fmt: skip
     return planes.permute(0, 3, 1, 2)

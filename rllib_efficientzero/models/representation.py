@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from rllib_efficientzero.models.layers import ResidualBlock, conv3x3, mlp
+from rllib_efficientzero.models.layers import ALIGNMENT, ResidualBlock, conv3x3, mlp
 
 
 class ImageRepresentation(nn.Module):
@@ -15,6 +15,9 @@ class ImageRepresentation(nn.Module):
     With four halvings this is the paper's: a strided convolution, a strided residual block, then two average pools,
     each followed by a residual block. Fewer halvings drop stages from the end (pools first), for smaller images.
     """
+
+    plane_multiple = ALIGNMENT
+    """See `EfficientZeroNetwork.plane_multiple`."""
 
     def __init__(self, in_channels: int, channels: int, num_blocks: int, num_halvings: int) -> None:
         super().__init__()

@@ -80,6 +80,7 @@ class TargetNetwork(Model, Protocol):
 
     device: torch.device
     dtype: torch.dtype
+    plane_multiple: int
 
     def value(self, planes: Tensor) -> Tensor: ...
 
@@ -204,7 +205,14 @@ class _Evaluated:
     ) -> _Evaluated:
         def planes(rows: np.ndarray, times: np.ndarray) -> Tensor:
             device_rows, device_times = _to(rows, frames.device), _to(times, frames.device)
-            return window_planes(frames, device_rows, device_times, config.frame_stack, network.dtype)
+            return window_planes(
+                frames,
+                device_rows,
+                device_times,
+                config.frame_stack,
+                network.dtype,
+                plane_multiple=network.plane_multiple,
+            )
 
         size = config.batch_size or (CPU_BATCH_SIZE if frames.device.type == "cpu" else GPU_BATCH_SIZE)
         roots, values = [], []

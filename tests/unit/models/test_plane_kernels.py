@@ -72,3 +72,17 @@ def test_the_kernel_is_for_images_of_bytes_on_a_gpu() -> None:
     assert has_kernel_for(torch.zeros(1, 4, 6, 6, 3, dtype=torch.uint8, device=DEVICE)) == on_gpu
     assert not has_kernel_for(torch.zeros(1, 4, 6, 6, 3, device=DEVICE))
     assert not has_kernel_for(torch.zeros(1, 4, 6, dtype=torch.uint8, device=DEVICE))
+
+
+def test_empty_planes_fill_up_to_a_multiple(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, zeros = random_frames(2, 4, 6, 5, 3), torch.zeros(2, dtype=torch.int64)
+    zeros[0] = 1
+    expected = window_planes(frames, zeros, 0 * zeros, 4, torch.float32)
+    allow_kernel(monkeypatch)
+    for multiple, count in ((8, 16), (5, 15), (12, 12)):
+        on_device = (frames.to(DEVICE), zeros.to(DEVICE), 0 * zeros.to(DEVICE))
+        found = window_planes(*on_device, 4, torch.float32, plane_multiple=multiple)
+        assert found.shape == (2, count, 6, 5)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found[:, :12].cpu(), expected, rtol=0.0, atol=0.0)
+        assert not found[:, 12:].any()

@@ -27,6 +27,7 @@ class ReadingNetwork(nn.Module):
         super().__init__()
         self.device = torch.device("cpu")
         self.dtype = torch.float32
+        self.plane_multiple = 1
         self.bias = nn.Parameter(torch.zeros(()))
         self.encoded: list[int] = []
 

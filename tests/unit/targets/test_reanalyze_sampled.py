@@ -17,7 +17,7 @@ class Centred:
     """The policy is narrow around the observation; the value is its sum; nothing is rewarded."""
 
     distribution = SquashedGaussian(D)
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype, plane_multiple = torch.device("cpu"), torch.float32, 1
 
     def initial_inference(self, planes: Tensor) -> NetworkOutput:
         return self._output(planes, planes.sum(dim=1))
