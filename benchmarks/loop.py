@@ -7,7 +7,7 @@ the measured part. Figures per step and per update come from the metrics that th
 `learners/default_policy/reanalyze/*`) and from clocks around the calls that search, compute or emulate; what these
 leave over of the wall clock is Python, RLlib and replay ("neither network nor search"). An iteration is then put
 together at the example's own replay ratio, however few updates were measured. Parts of an update are measured one after
-another; where a GPU's run makes batches ahead, the whole is measured without clocks too.
+another, also where a GPU's run would make batches ahead; `gpu.py` measures how that runs.
 
 On a CPU, a batch of 256 of the paper's network takes minutes per update. Batches of 8 and 16 are measured there and a
 straight line is drawn through both, from nowhere flatter than constant to nowhere steeper than proportional, because
@@ -39,6 +39,8 @@ from rllib_efficientzero.cli.experiment import Overrides, load_experiments
 EXAMPLES = {"paper": "pong-ez", "small": "pong-ez-cpu"}
 EXTRAPOLATION_BATCHES = (8, 16)
 MOST_CLOCKED_UPDATES = 200
+ITERATIONS_BEFORE = 3
+"""In which what is compiled at its first call is compiled, and graphs are recorded."""
 # Phases of the stopwatch: calls of network or search (which calls the network), and the emulator.
 ACT, EMULATE, SEARCH, ENCODE, LEARN = "act", "emulator", "reanalyze_search", "reanalyze_encode", "learn"
 
@@ -87,17 +89,23 @@ def attach_clocks(algo: Any, watch: Stopwatch) -> None:
     watch.wrap_method(learner, "_possibly_compiled_update", LEARN)
 
 
-def measure(plan: Plan, batch: int) -> dict[str, Any]:
-    """Runs the example at one batch size until `plan.updates` updates were timed."""
-    config = plan.config(batch)
-    cuda = config.num_gpus_per_learner > 0 and torch.cuda.is_available()
-    algo = config.build_algo()
-    while algo.num_updates == 0 or algo._updates_owed() >= 1:  # as long as there is no search in self-play, or debt
+def begin(plan: Plan, batch: int) -> Any:
+    """The example at one batch size, once self-play searches and no update is owed."""
+    algo = plan.config(batch).build_algo()
+    while algo.num_updates == 0 or algo._updates_owed() >= 1:
         algo.train()
+    return algo
+
+
+def measure(plan: Plan, batch: int) -> dict[str, Any]:
+    """Runs the example at one batch size until `plan.updates` updates were timed, part by part."""
+    algo = begin(plan, batch)
+    cuda = algo.config.has_gpu_in_this_process()
     # On a GPU every clock makes the host wait, which without them goes on; and batches are made ahead.
-    unclocked = {"unclocked": measure_unclocked(algo, plan.updates)} if cuda else {}
     algo.batches.stop()
     algo.batches = InlineBatches(algo.local_replay_buffer, num_learners=0)
+    if cuda:
+        algo.train()  # The connector's own network is compiled at its first call.
     watch = Stopwatch(time.perf_counter, torch.cuda.synchronize if cuda else None)
     cpu_watch = Stopwatch(time.thread_time)
     for clocks in (cpu_watch, watch):
@@ -123,23 +131,31 @@ def measure(plan: Plan, batch: int) -> dict[str, Any]:
         "replay": {"positions": len(algo.local_replay_buffer)}
         | {"bytes_per_step": round(algo.local_replay_buffer.get_metrics()[names.BYTES_PER_STEP], 1)},
         "memory_mb": memory_mb(),
-    } | unclocked
+    }
     algo.stop()
     return measured
 
 
-def measure_unclocked(algo: Any, updates: int) -> dict[str, float]:
-    """Whole iterations, after one more in which what is compiled at its first call is compiled."""
-    algo.train()
-    steps_before, updates_before, started = algo.num_interactions, algo.num_updates, time.perf_counter()
-    while algo.num_updates - updates_before < updates:
+def measure_as_it_runs(plan: Plan, batch: int) -> dict[str, Any]:
+    """Whole iterations without clocks: milliseconds of self-play per step, and of all else per update."""
+    algo = begin(plan, batch)
+    for _ in range(ITERATIONS_BEFORE):
         algo.train()
+    steps, updates, started, self_play = algo.num_interactions, algo.num_updates, time.perf_counter(), 0.0
+    while algo.num_updates - updates < plan.updates:
+        timers = algo.train()[names.TIMERS]
+        self_play += timers[names.SAMPLE_TIMER] + timers[names.REPLAY_ADD_TIMER]
     seconds = time.perf_counter() - started  # every iteration ends with numbers that came from the device
-    return {
-        "seconds": round(seconds, 4),
-        "env_steps": algo.num_interactions - steps_before,
-        "updates": algo.num_updates - updates_before,
+    steps, updates = algo.num_interactions - steps, algo.num_updates - updates
+    measured = {
+        "env_steps": steps,
+        "updates": updates,
+        "ms_per_env_step": round(1000 * self_play / steps, 3),
+        "ms_per_update": round(1000 * (seconds - self_play) / updates, 3),
+        "memory_mb": memory_mb(),
     }
+    algo.stop()
+    return measured
 
 
 def _add_timers(totals: dict[str, float], algo: Any) -> None:
@@ -281,12 +297,17 @@ def summary(plan: Plan, result: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def start_ray() -> None:
+    """One that nobody else uses, unless there is one."""
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+
 def run(plan: Plan) -> dict[str, Any]:
     """All batch sizes of a plan, and what follows from them."""
     conditions = reports.conditions("torch", "ray", "ale_py") | {"threads": torch.get_num_threads()}
     conditions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_ray()
     runs = [measure(plan, batch) for batch in plan.batches]
     result = figures(plan, runs)
     return {reports.SUMMARY: summary(plan, result), "conditions": conditions, "example": plan.example} | {

@@ -133,11 +133,9 @@ class EfficientZero(ScaledAlgorithm):
             raise diverged from None
         if not results:
             raise RuntimeError("no Learner returned a result: all of them are out of service; their logs say why")
-        # A skipped update has no priorities, and RLlib's logger keeps no shape: [0, 2] comes back as [].
-        pairs = np.concatenate(
-            [np.reshape(result[DEFAULT_MODULE_ID].pop(names.PRIORITIES).peek()[0], (-1, 2)) for result in results]
-        )
-        self.metrics.aggregate(results + batch.results, key=LEARNER_RESULTS)
+        pairs = np.concatenate([result[DEFAULT_MODULE_ID].pop(names.PRIORITIES) for result in results])
+        if logged := [result for result in results if any(result.values())] + batch.results:
+            self.metrics.aggregate(logged, key=LEARNER_RESULTS)
         return pairs[:, 0].astype(np.int64), pairs[:, 1]
 
     def _log_progress(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,9 @@ from rllib_efficientzero.replay import Windows
 
 MAX_WORKERS = 2
 """Threads that reanalyze. Two fill a GPU; each takes memory for its searches."""
+SWITCH_INTERVAL = 5e-4
+"""Seconds for which a thread keeps Python's lock while others wait for it. By Python's own 5 ms, what takes
+microseconds, such as to start a kernel, takes milliseconds here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,8 @@ class BatchesAhead:
         # What is compiled at its first call is compiled by one thread at a time: reanalysis first, then the Learner.
         self._has_begun = self._has_handed_over = False
         self._learner_has_begun = threading.Event()
+        self._switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(SWITCH_INTERVAL, self._switch_interval))
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
@@ -79,7 +85,7 @@ class BatchesAhead:
         job = self._queue.popleft()
         tensors = job.made.result()
         self._has_handed_over = True
-        job.worker.hand_over(tensors.values())
+        job.worker.hand_over()
         self._make_ahead(batch_size, beta, num_updates, range(num_updates + 1, num_updates + 1 + num_following))
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(tensors)}, env_steps=batch_size)
         # To reduce metrics takes milliseconds, and they are looked at once in an iteration.
@@ -106,6 +112,7 @@ class BatchesAhead:
     def stop(self) -> None:
         """See `Batches`."""
         self.forget()
+        sys.setswitchinterval(self._switch_interval)
         self._draws.shutdown()
         for worker in self._workers:
             worker.stop()
@@ -148,13 +155,13 @@ class _Reanalysis:
         told = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
         return self._thread.submit(self._make, drawn, num_updates, told, ready)
 
-    def hand_over(self, tensors: Iterable[Tensor]) -> None:
-        """Let the Learner's stream use what was made."""
+    def hand_over(self) -> None:
+        """Let the Learner's stream use what was made.
+
+        Their memory goes back to this thread's stream: whoever uses it must wait for the device before letting it go.
+        """
         if self._stream is not None:
-            learners_stream = torch.cuda.current_stream(self._device)
-            learners_stream.wait_stream(self._stream)
-            for tensor in tensors:
-                tensor.record_stream(learners_stream)  # else its memory would be given away too early
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def stop(self) -> None:
         self._thread.shutdown()

@@ -15,6 +15,9 @@ from rllib_efficientzero.models.triton_support import current, succeeds
 
 MAX_LANES = 1024
 """Actions and simulations that one program of a kernel can look at at once."""
+EDGES_AT_ONCE = 256
+_BEGUN = ("row", "child", "edge_visits", "edge_q", "visits", "value_sum", "raw_value", "simulation", "is_valid")
+"""What `tree_kernels.begin` sets."""
 
 
 @functools.cache
@@ -110,16 +113,11 @@ class DeviceTree:
         self._begin(row, value)
 
     def _begin(self, row: np.ndarray, value: np.ndarray) -> None:
-        trees = self._trees
-        for name in ("child", "edge_visits", "edge_q"):
-            trees[name].zero_()
-        for name in ("simulation", "is_valid"):
-            trees[name].fill_(1)
-        root_value = torch.from_numpy(value).to(self._device)
-        trees["row"][:, 0] = torch.from_numpy(row).to(self._device)
-        trees["visits"][:, 0] = 1
-        trees["value_sum"][:, 0] = root_value
-        trees["raw_value"][:, 0] = root_value
+        given = torch.from_numpy(np.column_stack((row, value))).to(self._device)
+        with current(self._device):
+            self._kernels.begin[(self.num_roots,)](
+                *(self._trees[name] for name in _BEGUN), given, **self._sizes, EDGES=EDGES_AT_ONCE, num_warps=1
+            )
         self._found = None
 
     def select(self) -> None:

@@ -29,6 +29,33 @@ LOW_LOGIT = tl.constexpr(-1e9)  # mctx's: below every real score, above that of 
 TIE_TOLERANCE = tl.constexpr(1e-6)  # the original's
 
 
+# --- Roots -----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def begin(
+    row, child, edge_visits, edge_q, visits, value_sum, raw_value, simulation, is_valid, given,
+    S: tl.constexpr, A: tl.constexpr, LANES: tl.constexpr, EDGES: tl.constexpr,
+):  # fmt: skip
+    """Trees of roots alone; `given` `[B, A + 1]` has their rows, and behind each the root's value."""
+    root, lanes = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
+    for first in range(0, S * A, EDGES):
+        edges = first + tl.arange(0, EDGES)
+        at, is_edge = root * (S * A) + edges, edges < S * A
+        tl.store(child + at, edges * 0, mask=is_edge)
+        tl.store(edge_visits + at, edges * 0, mask=is_edge)
+        tl.store(edge_q + at, (edges * 0).to(tl.float32), mask=is_edge)
+    is_action = lanes < A
+    row_of_root = tl.load(given + root * (A + 1) + lanes, mask=is_action, other=0.0)
+    tl.store(row + root * (S * A) + lanes, row_of_root, mask=is_action)
+    value = tl.load(given + root * (A + 1) + A)
+    tl.store(visits + root * S, 1)
+    tl.store(value_sum + root * S, value.to(tl.float64))
+    tl.store(raw_value + root * S, value)
+    tl.store(simulation + root, 1)
+    tl.store(is_valid + root, 1)
+
+
 # --- Descent ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Triton kernel for residual blocks on small images in inference: a row of 3x3 convolutions without a launch between.
 
 Every program keeps some images whole, so that no convolution waits for another program. What one convolution writes the
-next one reads back from the nearest cache; nine taps are nine products of matrices, `[pixels, C]` by `[C, C]`.
+next one reads back from the cache; nine taps are nine products of matrices, `[pixels, C]` by `[C, C]`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from rllib_efficientzero.models.triton_support import current
 
-PIXELS, WARPS = 256, 8
-"""Of one program, images being kept whole."""
-FEW_IMAGES, FEW_WARPS = 128, 4
-"""Up to so many have a program of their own each, so that more multiprocessors take part."""
+PIXELS, STAGES = 128, 2
+"""Pixels of one program, images being kept whole, and taps whose inputs are on their way at the same time."""
+FEW_IMAGES, FEW_STAGES = 128, 3
+"""Up to so many images have a program of their own each, so that more multiprocessors take part."""
+WARPS = 4
 CHANNELS = (16, 32, 64)
 
 
@@ -93,7 +94,9 @@ def residual_blocks(x: Tensor, weights: Tensor, biases: Tensor, number: Tensor, 
         `[B, C, h, w]`, channels last: convolutions, biases, shortcuts and rectifiers of all.
     """
     batch, channels, height, width = x.shape
-    pixels, warps = (PIXELS, WARPS) if batch > FEW_IMAGES else (triton.next_power_of_2(height * width), FEW_WARPS)
+    pixels, stages = (PIXELS, STAGES)
+    if batch <= FEW_IMAGES:
+        pixels, stages = triton.next_power_of_2(height * width), FEW_STAGES
     x = x.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     between = x.new_empty(len(weights) - 1, batch * height * width, channels)
@@ -103,8 +106,7 @@ def residual_blocks(x: Tensor, weights: Tensor, biases: Tensor, number: Tensor, 
             x, number, response, weights, biases, between, out, batch * height * width,
             HEIGHT=height, WIDTH=width, C=channels, PIXELS=pixels, NUM=len(weights), HAS_STEM=response.numel() > 0,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-            # One stage: taps come from the cache of the multiprocessor, which copies to shared memory would pass by.
-            num_warps=warps, num_stages=1,
+            num_warps=WARPS, num_stages=stages,
         )  # fmt: skip
     return out
 

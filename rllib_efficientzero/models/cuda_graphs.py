@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,15 +21,22 @@ WARM_UP_CALLS = 3
 MIN_CALLS = 3
 """Calls with some shapes before they get a graph, where shapes vary and most never come again."""
 MAX_GRAPHS = 8
-"""Graphs of one function. Each keeps its activations."""
+"""Graphs of one function. Each keeps its inputs, and without copies its activations."""
 
 T = TypeVar("T")
 
 _recording = threading.Lock()  # torch records on one stream, whatever thread asks
 
 
+@dataclasses.dataclass
+class Pool:
+    """Memory that several graphs compute in, of which one is launched at a time."""
+
+    handle: Any = None
+
+
 def record(
-    function: Callable[[], T], *, prepare: Callable[[], None] = lambda: None
+    function: Callable[[], T], *, prepare: Callable[[], None] = lambda: None, pool: Pool | None = None
 ) -> tuple[Callable[[], None], T] | None:
     """Record what a function launches on the current device.
 
@@ -36,6 +44,7 @@ def record(
         function: reads and writes tensors that stay where they are, does not wait for the device, and may be called
             several times.
         prepare: called before each of these calls.
+        pool: where the graph computes, beside others; None: in memory of its own.
 
     Returns:
         What launches it again, and what it returned, which each launch computes anew in the same place. None where it
@@ -51,11 +60,14 @@ def record(
     graph = torch.cuda.CUDAGraph()
     try:
         # Other threads may go on meanwhile, as long as they record nothing.
-        with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        handle = None if pool is None else pool.handle
+        with _recording, torch.cuda.graph(graph, pool=handle, capture_error_mode="thread_local"):
             result = function()
     except RuntimeError as error:
         logger.warning("no CUDA graph could be recorded, which makes searches slower: %s", error)
         return None
+    if pool is not None:
+        pool.handle = graph.pool()
     return graph.replay, result
 
 
@@ -77,6 +89,8 @@ class GraphedFunction:
         min_calls: calls with some shapes, the one that records it included, until they have a graph.
         """
         self._function, self._around, self._copies, self._min_calls = function, around, copies, min_calls
+        # Without copies, what one graph has computed would be lost when another one is launched.
+        self._pool = Pool() if copies else None
         self._graphs: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
         self._calls: Counter[tuple] = Counter()
 
@@ -93,7 +107,7 @@ class GraphedFunction:
         """The function with a graph in it for inputs like these; the function itself where it cannot be recorded."""
         places = tuple(tensor.clone() for tensor in inputs)
         with self._around():
-            recorded = record(lambda: self._function(*places))
+            recorded = record(lambda: self._function(*places), pool=self._pool)
         if recorded is None:
             return self._function
         replay, results = recorded

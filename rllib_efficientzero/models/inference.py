@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_efficientzero.models.action_distributions import ActionDistribution
@@ -15,15 +16,16 @@ from rllib_efficientzero.models.compilation import CompiledFunction, is_worth_co
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.folding import FoldedCopy
 from rllib_efficientzero.models.network import EfficientZeroNetwork, NetworkOutput
+from rllib_efficientzero.models.observations import Stacks, window_planes
 from rllib_efficientzero.models.precision import MixedPrecision, autocast, low_precision
 from rllib_efficientzero.models.triton_support import succeeds
 
 CPU_CHUNK = 64
 """Observations encoded at a time on a CPU: the activations of more leave its cache, and malloc's heap."""
 
-GPU_GRAPHED = 256
-"""Observations up to which a GPU encodes them by a CUDA graph: computing more takes longer than launching it does, and
-every graph keeps its activations."""
+GPU_GRAPHED, GPU_MULTIPLE = 256, 128
+"""Observations up to which a GPU encodes planes by a CUDA graph, which keeps these; and those whose multiples there are
+graphs for where it makes the planes itself."""
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -70,7 +72,6 @@ class InferenceNetwork:
         self.device = parameter.device
         self.dtype = (low_precision(self.device, mixed_precision) if compiled else None) or parameter.dtype
         """of network inputs; others are converted"""
-        self.plane_multiple = network.plane_multiple
         # The dicts themselves: a list of tensors would miss one that was replaced by another.
         self._tensors = [tensors for part in network.modules() for tensors in (part._parameters, part._buffers)]
         self._versions: list[tuple[int, int]] = []
@@ -80,15 +81,19 @@ class InferenceNetwork:
     # --- What search and targets call --------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def initial_inference(self, planes: Tensor) -> NetworkOutput:
-        """As `EfficientZeroNetwork.initial_inference`."""
+    def initial_inference(self, planes: Tensor | Stacks) -> NetworkOutput:
+        """As `EfficientZeroNetwork.initial_inference`, or of what `input_of` returns."""
         return NetworkOutput(*self._encode("initial_inference", planes))
 
     @torch.inference_mode()
-    def value(self, planes: Tensor) -> Tensor:
-        """As `EfficientZeroNetwork.value`."""
+    def value(self, planes: Tensor | Stacks) -> Tensor:
+        """As `EfficientZeroNetwork.value`, or of what `input_of` returns."""
         (value,) = self._encode("value", planes)
         return value
+
+    def input_of(self, stacks: Stacks) -> Tensor | Stacks:
+        """Stacks as they are best evaluated: unchanged where a CUDA graph makes planes of them."""
+        return stacks if self.is_capturable else window_planes(stacks, self.dtype)
 
     def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput:
         """As `EfficientZeroNetwork.recurrent_inference`, with the weights of the last evaluation of observations."""
@@ -122,14 +127,32 @@ class InferenceNetwork:
 
     # --- Functions ---------------------------------------------------------------------------------------------------
 
-    def _encode(self, name: str, planes: Tensor) -> tuple[Tensor, ...]:
+    def _encode(self, name: str, planes: Tensor | Stacks) -> tuple[Tensor, ...]:
         if self._versions != self._current_versions():
             self.refresh()
+        if isinstance(planes, Stacks):
+            return self._encode_stacks(name, planes)
         planes = planes.to(self.dtype)
         if self.device.type != "cpu" or len(planes) <= CPU_CHUNK:
             return self._call(name, planes)
         chunks = [self._call(name, chunk) for chunk in planes.split(CPU_CHUNK)]
         return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+
+    def _encode_stacks(self, name: str, stacks: Stacks) -> tuple[Tensor, ...]:
+        """By a CUDA graph for their number, rounded up to few numbers."""
+        count = len(stacks.rows)
+        rows, times = (F.pad(numbers, (0, -count % GPU_MULTIPLE)) for numbers in (stacks.rows, stacks.times))
+        key = f"{name} of {stacks.frame_stack}"
+        function = self._functions.get(key)
+        if function is None:
+            evaluate = self._compile(name)
+
+            def of_stacks(frames: Tensor, rows: Tensor, times: Tensor) -> tuple[Tensor, ...]:
+                made = Stacks(frames, rows, times, stacks.frame_stack)
+                return evaluate(window_planes(made, self.dtype, plane_multiple=self.network.plane_multiple))
+
+            function = self._functions[key] = GraphedFunction(of_stacks)
+        return tuple(tensor[:count] for tensor in function(stacks.frames, rows, times))
 
     def _call(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         function = self._functions.get(name)
@@ -140,16 +163,24 @@ class InferenceNetwork:
     def _build(self, name: str, inputs: tuple[Tensor, ...]) -> Function:
         if not self.compiled:
             return functools.partial(self._call_network, name)
-        if self._copy is None:
-            self._copy = FoldedCopy(self.network, self.dtype, self._replacement())
-        method = _Method(self._copy.module, name)
         if self.device.type == "cpu":
-            return _trace(method, inputs)
-        function: Function = method.forward
-        if self.fused and is_worth_compiling(self.network):
-            function = CompiledFunction(function, dynamic=True)
+            return _trace(self._method(name), inputs)
+        function = self._compile(name)
         # Whoever calls `recurrent_inference` many times records it together with what happens around it.
         return function if name == "recurrent_inference" else _graphed_if_small(function)
+
+    def _compile(self, name: str) -> Function:
+        """For a GPU."""
+        function: Function = self._method(name).forward
+        if self.fused and is_worth_compiling(self.network):
+            return CompiledFunction(function, dynamic=True)
+        return function
+
+    def _method(self, name: str) -> _Method:
+        """Of the copy."""
+        if self._copy is None:
+            self._copy = FoldedCopy(self.network, self.dtype, self._replacement())
+        return _Method(self._copy.module, name)
 
     def _replacement(self) -> Callable[[EfficientZeroNetwork], None]:
         """What `FoldedCopy` is to put into the copy."""

@@ -16,16 +16,15 @@ ALIGNMENT = 8
 
 
 class AlignedConv2d(nn.Conv2d):
-    """A convolution that fills its input's channels up with zeros on a GPU, as tensor cores take them; so may who calls
-    it."""
+    """A convolution that fills its input's channels up with zeros on a GPU, as tensor cores take them, unless they come
+    filled up."""
 
     def forward(self, x: Tensor) -> Tensor:
         missing = -self.in_channels % ALIGNMENT
-        is_filled = x.shape[1] == self.in_channels + missing
-        if missing == 0 or not (is_filled or x.device.type == "cuda"):
+        if missing == 0 or x.device.type != "cuda":
             return super().forward(x)
         filling = (0, 0, 0, 0, 0, missing)
-        x = x if is_filled else F.pad(x, filling)
+        x = F.pad(x, filling) if x.shape[1] == self.in_channels else x
         return F.conv2d(x, F.pad(self.weight, filling), self.bias, self.stride, self.padding)
 
 

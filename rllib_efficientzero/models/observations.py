@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,21 +74,28 @@ def stack_windows(frames: Tensor, rows: Tensor, times: Tensor, frame_stack: int)
     return frames.flatten(0, 1).index_select(0, picked.flatten()).unflatten(0, picked.shape)
 
 
+class Stacks(NamedTuple):
+    """Stacks out of windows, which are to be network input; see `stack_windows`."""
+
+    frames: Tensor  # [B, F, ...]
+    rows: Tensor  # [M]
+    times: Tensor  # [M]
+    frame_stack: int
+
+
 def window_planes(
-    frames: Tensor,
-    rows: Tensor,
-    times: Tensor,
-    frame_stack: int,
+    stacks: Stacks,
     dtype: torch.dtype,
+    *,
     augmentation: tuple[Tensor, Tensor] | None = None,
     plane_multiple: int = 1,
 ) -> Tensor:
-    """Network input of stacks out of windows: `stack_windows`, `observation_planes`, and `augment` where it is given.
+    """Network input: `stack_windows`, `observation_planes`, and `augment` where it is given.
 
     For images on a GPU that is one kernel.
 
     Args:
-        frames, rows, times, frame_stack: see `stack_windows`.
+        stacks: M of them.
         dtype: of the result.
         augmentation: shifts `[M, 2]` and intensities `[M]`, for images.
         plane_multiple: the kernel adds empty planes up to a multiple of this, which costs it nothing; see
@@ -96,11 +104,11 @@ def window_planes(
     Returns:
         `[M, S * C, H, W]`, channels last, or `[M, S * D]`.
     """
-    if has_kernel_for(frames):
+    if has_kernel_for(stacks.frames):
         from rllib_efficientzero.models.plane_kernels import stacked_planes
 
-        return stacked_planes(frames, rows, times, frame_stack, dtype, augmentation, plane_multiple)
-    planes = observation_planes(stack_windows(frames, rows, times, frame_stack), dtype)
+        return stacked_planes(*stacks, dtype, augmentation, plane_multiple)
+    planes = observation_planes(stack_windows(*stacks), dtype)
     return planes if augmentation is None else augment(planes, *augmentation)
 
 

@@ -11,7 +11,13 @@ from torch import Tensor
 from rllib_efficientzero.models.augmentation import augment
 from rllib_efficientzero.models.consistency import ConsistencyHeads
 from rllib_efficientzero.models.network import EfficientZeroNetwork
-from rllib_efficientzero.models.observations import has_kernel_for, observation_planes, unrolled_stacks, window_planes
+from rllib_efficientzero.models.observations import (
+    Stacks,
+    has_kernel_for,
+    observation_planes,
+    unrolled_stacks,
+    window_planes,
+)
 
 
 class Unrolled(NamedTuple):
@@ -77,9 +83,8 @@ def _planes_by_kernel(
         if augmentation is not None:
             shift, intensity = (part[:, branch] for part in augmentation)
             chosen = (shift.repeat(repeats, 1), intensity.repeat(repeats))
-        return window_planes(
-            frames, rows.repeat(repeats), steps.repeat_interleave(batch), frame_stack, dtype, chosen, plane_multiple
-        )
+        stacks = Stacks(frames, rows.repeat(repeats), steps.repeat_interleave(batch), frame_stack)
+        return window_planes(stacks, dtype, augmentation=chosen, plane_multiple=plane_multiple)
 
     # In memory one step lies behind the other, as in `unrolled_stacks`.
     return planes(torch.zeros_like(steps[:1]), 0), planes(steps, 1).unflatten(0, (unroll_steps, batch)).transpose(0, 1)

@@ -9,7 +9,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from rllib_efficientzero.mcts import Model, SearchConfig, Searcher, SearchResult
 from rllib_efficientzero.models import NetworkOutput
 from rllib_efficientzero.models.augmentation import draw_augmentation
-from rllib_efficientzero.models.observations import window_planes
+from rllib_efficientzero.models.observations import Stacks
 from rllib_efficientzero.replay.windows import Windows
 from rllib_efficientzero.targets.returns import (
     bootstrap_times,
@@ -79,8 +79,9 @@ class TargetNetwork(Model, Protocol):
     """What makes targets; `InferenceNetwork` is one."""
 
     device: torch.device
-    dtype: torch.dtype
-    plane_multiple: int
+
+    def input_of(self, stacks: Stacks) -> Any:
+        """What the network is to evaluate, by `initial_inference` or `value`."""
 
     def value(self, planes: Tensor) -> Tensor: ...
 
@@ -203,27 +204,20 @@ class _Evaluated:
         wants_root: np.ndarray,
         config: ReanalyzeConfig,
     ) -> _Evaluated:
-        def planes(rows: np.ndarray, times: np.ndarray) -> Tensor:
+        def input_of(rows: np.ndarray, times: np.ndarray) -> Any:
             device_rows, device_times = _to(rows, frames.device), _to(times, frames.device)
-            return window_planes(
-                frames,
-                device_rows,
-                device_times,
-                config.frame_stack,
-                network.dtype,
-                plane_multiple=network.plane_multiple,
-            )
+            return network.input_of(Stacks(frames, device_rows, device_times, config.frame_stack))
 
         size = config.batch_size or (CPU_BATCH_SIZE if frames.device.type == "cpu" else GPU_BATCH_SIZE)
         roots, values = [], []
         for rows, times, num_roots in _in_chunks(wants_root, wants_value & ~wants_root, size):
             if num_roots:
-                output = network.initial_inference(planes(rows, times))
+                output = network.initial_inference(input_of(rows, times))
                 found = output.value
                 of_roots = NetworkOutput(*(tensor[:num_roots] for tensor in output))
                 roots.append(_Roots(rows[:num_roots], times[:num_roots], of_roots))
             else:
-                found = network.value(planes(rows, times))
+                found = network.value(input_of(rows, times))
             values.append((rows, times, found))
         value = np.zeros(wants_value.shape, dtype=np.float32)
         for rows, times, found in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -10,7 +11,7 @@ from scale_helpers import tiny_config, train_until
 from test_scale_reanalyze import run, short
 
 from rllib_efficientzero import interruption
-from rllib_efficientzero.actors.ahead import BatchesAhead
+from rllib_efficientzero.actors.ahead import SWITCH_INTERVAL, BatchesAhead
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -42,8 +43,10 @@ def test_where_something_is_the_run_repeats_itself() -> None:
 
 
 def test_a_batch_is_made_while_the_learner_is_at_the_one_before() -> None:
+    before_all = sys.getswitchinterval()
     algo = short(target_network_update_freq=4).reanalyze(prefetch=1).build_algo()
     assert isinstance(algo.batches, BatchesAhead)
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL)
     update, sample = algo.learner_group._learner.update, algo.local_replay_buffer.sample
     is_drawn, ahead = threading.Event(), []
 
@@ -68,6 +71,7 @@ def test_a_batch_is_made_while_the_learner_is_at_the_one_before() -> None:
         assert ahead[before:] == [update % 4 != 3 and update < last for update in range(before, len(ahead))]
         assert not algo.batches.is_ahead()
     algo.stop()
+    assert sys.getswitchinterval() == pytest.approx(before_all)
 
 
 def test_the_first_batches_of_an_iteration_are_begun_before_its_self_play() -> None:

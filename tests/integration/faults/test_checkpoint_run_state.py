@@ -76,8 +76,8 @@ DERIVED = {
         "_possibly_compiled_update",
         # read again from the module's own counter, and saved anew by every update
         "_updates_made", "_statistics",
-        # logged at the end of the iteration
-        "_observed",
+        # logged at the end of the iteration, and handed over with every update
+        "_observed", "_priorities",
         # recorded anew in every process: the same numbers by other means
         "_gradient_passes",
         # what its statistics are fitted with before weights leave, which saving is

@@ -20,6 +20,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-5}
 
 
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would round the inputs of those that kernels are compared to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def make_head(
     cells: int = 9,
     out: int = 3,

@@ -26,6 +26,7 @@ from rllib_efficientzero.models import inference as inference_module
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.folding import NORMALISATIONS, FoldedCopy
 from rllib_efficientzero.models.inference import GPU_GRAPHED
+from rllib_efficientzero.models.observations import Stacks
 
 SIZES = {"channels": 8, "reduced_channels": 4, "latent_size": 16, "lstm_hidden": 12, "support_size": 5}
 HIDDEN = {"mlp_hidden": (16, 12), "head_hidden": (8,)}
@@ -307,6 +308,35 @@ def test_shapes_that_come_often_get_a_graph(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(total, x + y)
         assert torch.equal(product, x * y)
     assert (recorder.recorded, recorder.launched) == (1, 6 - cuda_graphs_module.MIN_CALLS + 1)
+
+
+@pytest.mark.parametrize("method", ["initial_inference", "value"])
+def test_stacks_are_evaluated_by_graphs_for_few_numbers_of_them(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    recorder = FakeRecorder()
+    monkeypatch.setattr(cuda_graphs_module, "record", recorder)
+    network = make().eval()
+    shape, _ = NETWORKS["image, no halving"]
+    frames = torch.randint(0, 256, (4, 3, *shape[1:]), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain, graphed = InferenceNetwork(network), InferenceNetwork(network)
+    for number, count in enumerate((3, 120, 128, 5, 129, 1, 130)):
+        rows, times = torch.arange(count) % 4, torch.arange(count) % 3
+        stacks = Stacks(frames, rows, times, shape[0])
+        monkeypatch.setattr(InferenceNetwork, "is_capturable", False)
+        expected = getattr(plain, method)(plain.input_of(stacks))
+        monkeypatch.setattr(InferenceNetwork, "is_capturable", True)
+        assert graphed.input_of(stacks) is stacks
+        for one, other in zip(tuple_of(getattr(graphed, method)(stacks)), tuple_of(expected), strict=True):
+            assert one.shape == other.shape
+            torch.testing.assert_close(one, other)
+        if number == 3:
+            # A graph sees weights that changed before it is launched.
+            with torch.no_grad():
+                last_of(network.prediction.value).bias.add_(0.5)
+    assert recorder.recorded == 1
+
+
+def tuple_of(output: NetworkOutput | Tensor) -> tuple[Tensor, ...]:
+    return (output,) if isinstance(output, Tensor) else tuple(output)
 
 
 def test_what_a_recording_changed_is_undone_before_the_graph_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from rllib_efficientzero.models import observations as observations_module
 from rllib_efficientzero.models import unroll as unroll_module
 from rllib_efficientzero.models.augmentation import draw_augmentation
-from rllib_efficientzero.models.observations import has_kernel_for, window_planes
+from rllib_efficientzero.models.observations import Stacks, has_kernel_for, window_planes
 from rllib_efficientzero.models.unroll import unroll_planes
 
 pytest.importorskip("triton")
@@ -60,9 +60,9 @@ def test_a_batch_becomes_the_same_planes(
 def test_stacks_are_picked_from_any_window_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = random_frames(4, 9, 6, 5, 3)
     rows, times = torch.tensor([3, 0, 0, 2]), torch.tensor([5, 0, 1, 4])
-    expected = window_planes(frames, rows, times, 4, torch.float32)
+    expected = window_planes(Stacks(frames, rows, times, 4), torch.float32)
     allow_kernel(monkeypatch)
-    found = window_planes(frames.to(DEVICE), rows.to(DEVICE), times.to(DEVICE), 4, torch.float32)
+    found = window_planes(Stacks(frames.to(DEVICE), rows.to(DEVICE), times.to(DEVICE), 4), torch.float32)
     torch.testing.assert_close(found.cpu(), expected, rtol=0.0, atol=0.0)
 
 
@@ -75,13 +75,12 @@ def test_the_kernel_is_for_images_of_bytes_on_a_gpu() -> None:
 
 
 def test_empty_planes_fill_up_to_a_multiple(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames, zeros = random_frames(2, 4, 6, 5, 3), torch.zeros(2, dtype=torch.int64)
-    zeros[0] = 1
-    expected = window_planes(frames, zeros, 0 * zeros, 4, torch.float32)
+    frames, rows, times = random_frames(2, 4, 6, 5, 3), torch.tensor([1, 0]), torch.tensor([0, 0])
+    expected = window_planes(Stacks(frames, rows, times, 4), torch.float32)
     allow_kernel(monkeypatch)
     for multiple, count in ((8, 16), (5, 15), (12, 12)):
-        on_device = (frames.to(DEVICE), zeros.to(DEVICE), 0 * zeros.to(DEVICE))
-        found = window_planes(*on_device, 4, torch.float32, plane_multiple=multiple)
+        on_device = Stacks(frames.to(DEVICE), rows.to(DEVICE), times.to(DEVICE), 4)
+        found = window_planes(on_device, torch.float32, plane_multiple=multiple)
         assert found.shape == (2, count, 6, 5)
         assert found.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(found[:, :12].cpu(), expected, rtol=0.0, atol=0.0)

@@ -12,6 +12,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from torch import Tensor, nn
 
 from rllib_efficientzero.models import NetworkOutput
+from rllib_efficientzero.models.observations import Stacks, window_planes
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
 
 NUM_ACTIONS = 3
@@ -26,10 +27,11 @@ class ReadingNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.device = torch.device("cpu")
-        self.dtype = torch.float32
-        self.plane_multiple = 1
         self.bias = nn.Parameter(torch.zeros(()))
         self.encoded: list[int] = []
+
+    def input_of(self, stacks: Stacks) -> Tensor:
+        return window_planes(stacks, torch.float32)
 
     def initial_inference(self, planes: Tensor) -> NetworkOutput:
         newest = planes[:, -2:]

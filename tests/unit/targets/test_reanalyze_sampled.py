@@ -7,6 +7,7 @@ from torch import Tensor
 from rllib_efficientzero.mcts import SearchConfig
 from rllib_efficientzero.models import NetworkOutput
 from rllib_efficientzero.models.action_distributions import SquashedGaussian
+from rllib_efficientzero.models.observations import Stacks, window_planes
 from rllib_efficientzero.replay.windows import Windows
 from rllib_efficientzero.targets import ReanalyzeConfig, Reanalyzer
 
@@ -17,7 +18,10 @@ class Centred:
     """The policy is narrow around the observation; the value is its sum; nothing is rewarded."""
 
     distribution = SquashedGaussian(D)
-    device, dtype, plane_multiple = torch.device("cpu"), torch.float32, 1
+    device = torch.device("cpu")
+
+    def input_of(self, stacks: Stacks) -> Tensor:
+        return window_planes(stacks, torch.float32)
 
     def initial_inference(self, planes: Tensor) -> NetworkOutput:
         return self._output(planes, planes.sum(dim=1))
