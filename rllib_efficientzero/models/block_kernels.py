@@ -75,7 +75,7 @@ def _convolve_in_turn(
             tl.debug_barrier()
 
 
-def fits(num_channels: int, height: int, width: int) -> bool:
+def residual_blocks_fit(num_channels: int, height: int, width: int) -> bool:
     """Whether the kernel takes images of this size."""
     return num_channels in CHANNELS and 16 <= height * width <= PIXELS
 
@@ -85,7 +85,7 @@ def residual_blocks(x: Tensor, weights: Tensor, biases: Tensor, number: Tensor, 
     """Residual blocks, behind a stem where there is a response: a convolution with the input for its shortcut.
 
     Args:
-        x: `[B, C, h, w]`, channels last, of a size that `fits`.
+        x: `[B, C, h, w]`, channels last, of a size for which `residual_blocks_fit`.
         weights: `[n, 3, 3, C, C]` of the convolutions: row and column of the tap, channels in, channels out.
         biases: `[n, C]`.
         number, response: `[B]` and `[h, w, C]`, whose product the stem adds; of no elements where there is none.

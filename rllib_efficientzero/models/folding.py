@@ -50,7 +50,7 @@ class FoldedCopy:
             for name in self._normalisations:
                 is_folded = name in self._normalised_by.values()
                 parent, _, attribute = name.rpartition(".")
-                replacement = nn.Identity() if is_folded else _ScaleAndShift(original.get_submodule(name))
+                replacement = nn.Identity() if is_folded else ScaleAndShift(original.get_submodule(name))
                 setattr(self.module.get_submodule(parent), attribute, replacement)
             replace(self.module)
             self.update()
@@ -74,7 +74,7 @@ class FoldedCopy:
                 hold(self._original.latent_shape[1:])
 
 
-class _ScaleAndShift(nn.Module):
+class ScaleAndShift(nn.Module):
     """What a normalisation is in eval mode, in its own precision; many times as fast for few rows."""
 
     weight: Tensor  # [C]

@@ -12,12 +12,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rllib_efficientzero.models import head_kernels
-from rllib_efficientzero.models.block_kernels import fits, residual_blocks
+from rllib_efficientzero.models.block_kernels import residual_blocks, residual_blocks_fit
 from rllib_efficientzero.models.dynamics import ActionEncoding, ImageDynamics, ValuePrefixHead
-from rllib_efficientzero.models.head_kernels import FusedImageHead, FusedPrefixHead
-from rllib_efficientzero.models.layers import ResidualBlock
+from rllib_efficientzero.models.folding import ScaleAndShift
+from rllib_efficientzero.models.head_kernels import ROOTS, image_head, prefix_head
+from rllib_efficientzero.models.layers import Reduce, ResidualBlock
 from rllib_efficientzero.models.network import EfficientZeroNetwork
+
+LARGEST_WIDTH = 64
+"""Channels of an image head, before and after they are reduced."""
+LARGEST_HIDDEN = 128
+"""Bytes of a row of hidden numbers."""
+LARGEST_POSITION = 8192
+"""Bytes that a program reads for one position."""
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+def fuse(network: EfficientZeroNetwork) -> None:
+    """Put fused parts in the place of those that they can stand for. Normalisations must be folded."""
+    if len(network.latent_shape) != 3 or not residual_blocks_fit(*network.latent_shape):
+        return
+    dynamics, prediction = network.dynamics, network.prediction
+    if type(dynamics) is ImageDynamics and dynamics.num_planes == 1 and _are_plain(dynamics.blocks):
+        network.dynamics = FusedDynamics(dynamics)
+    if _are_plain(prediction.trunk):
+        prediction.trunk = FusedBlocks(prediction.trunk.children())
+    if image_head_fits(prediction.policy):
+        prediction.policy = FusedImageHead(*prediction.policy.children())
+    if image_head_fits(prediction.value):
+        prediction.value = FusedImageHead(*prediction.value.children())
+    if type(network.value_prefix) is ValuePrefixHead and prefix_head_fits(network.value_prefix):
+        network.value_prefix = FusedPrefixHead(network.value_prefix)
+
+
+# --- The parts -------------------------------------------------------------------------------------------------------
 
 
 class FusedBlocks(nn.Sequential):
@@ -76,27 +104,104 @@ class FusedDynamics(ImageDynamics):
         return [_taps(self._weight_of_latent()), *weights], [self.conv.bias, *biases]
 
 
-def fuse(network: EfficientZeroNetwork) -> None:
-    """Put fused parts in the place of those that they can stand for. Normalisations must be folded."""
-    if len(network.latent_shape) != 3 or not fits(*network.latent_shape):
-        return
-    dynamics, prediction = network.dynamics, network.prediction
-    if type(dynamics) is ImageDynamics and dynamics.num_planes == 1 and _are_plain(dynamics.blocks):
-        network.dynamics = FusedDynamics(dynamics)
-    if _are_plain(prediction.trunk):
-        prediction.trunk = FusedBlocks(prediction.trunk.children())
-    if head_kernels.fits(prediction.policy):
-        prediction.policy = FusedImageHead(*prediction.policy.children())
-    if head_kernels.fits(prediction.value):
-        prediction.value = FusedImageHead(*prediction.value.children())
-    if type(network.value_prefix) is ValuePrefixHead and head_kernels.fits_prefix(network.value_prefix):
-        network.value_prefix = FusedPrefixHead(network.value_prefix)
+class FusedImageHead(nn.Sequential):
+    """A head for which `image_head_fits`: `[B, C, h, w] -> [B, out]`. `FusedImageHead(*head)` has the head's modules."""
+
+    held_weight: Tensor | None
+    """See `hold`."""
+
+    def __init__(self, reduce: nn.Module, layers: nn.Module) -> None:
+        super().__init__(reduce, layers)
+        self.register_buffer("held_weight", None, persistent=False)
+
+    @torch.no_grad()
+    def hold(self, size: Sequence[int] = ()) -> None:
+        """See `ImageDynamics.hold`; the weights tell the size of latents."""
+        weight = self._weight_of_positions()
+        if self.held_weight is None:
+            self.held_weight = weight
+        else:
+            self.held_weight.copy_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, hidden, last = _layers(self)
+        weight = self._weight_of_positions() if self.held_weight is None else self.held_weight
+        return image_head(x, conv.weight, conv.bias, weight, hidden.bias, last.weight, last.bias)
+
+    def _weight_of_positions(self) -> Tensor:
+        """`[h * w, R, H]` of the hidden layer's `[H, R * h * w]`: all that one position needs lies together."""
+        conv, hidden, _ = _layers(self)
+        return hidden.weight.unflatten(1, (conv.out_channels, -1)).permute(2, 1, 0).contiguous()
+
+
+class FusedPrefixHead(ValuePrefixHead):
+    """A head for which `prefix_head_fits`; its modules are the original's."""
+
+    def __init__(self, original: ValuePrefixHead) -> None:
+        nn.Module.__init__(self)  # not `ValuePrefixHead`'s, which would make modules anew
+        for name, module in original.named_children():
+            self.add_module(name, module)
+
+    def read(self, reward_hidden: Tensor) -> Tensor:
+        scale, shift, hidden, last = self.norm.weight, self.norm.bias, self.head[0], self.head[-1]
+        return prefix_head(reward_hidden, scale, shift, hidden.weight, hidden.bias, last.weight, last.bias)
+
+
+# --- What fits -------------------------------------------------------------------------------------------------------
 
 
 def _are_plain(blocks: nn.Module) -> bool:
-    """Whether they are residual blocks of ours, at least one."""
-    known = type(blocks) is nn.Sequential and all(type(block) is ResidualBlock for block in blocks)
-    return known and len(list(blocks.children())) > 0
+    """Whether they are residual blocks of ours, at least one, that keep their input's shape."""
+    if type(blocks) is not nn.Sequential or len(blocks) == 0:
+        return False
+    return all(type(block) is ResidualBlock and isinstance(block.shortcut, nn.Identity) for block in blocks)
+
+
+def image_head_fits(head: nn.Module) -> bool:
+    """Whether `FusedImageHead` can stand for a head: a `Reduce` and an MLP of one hidden layer, normalisations folded.
+
+    Widths but the number of logits are powers of two, from 16 on, and so small that a multiprocessor of recent GPUs
+    has the registers and the memory. All is bfloat16, or float32 with about half the widths.
+    """
+    if not isinstance(head, nn.Sequential) or len(head) != 2 or not isinstance(head[0], Reduce):
+        return False
+    if not isinstance(head[0].norm, nn.Identity) or not _fits_layers(head[1], head[0].conv.weight.dtype):
+        return False
+    conv, hidden, _ = _layers(head)
+    if not (_is_tile(conv.in_channels, LARGEST_WIDTH) and _is_tile(conv.out_channels, LARGEST_WIDTH)):
+        return False
+    of_position = ROOTS * conv.in_channels + conv.out_channels * hidden.out_features
+    return of_position * conv.weight.itemsize <= LARGEST_POSITION
+
+
+def prefix_head_fits(head: ValuePrefixHead) -> bool:
+    """Whether `FusedPrefixHead` can stand for a head; as `image_head_fits`, but the LSTM may have any size."""
+    if not isinstance(head.norm, ScaleAndShift) or head.norm.weight.dtype != torch.float32:
+        return False
+    return _fits_layers(head.head, head.lstm.weight_hh.dtype)
+
+
+def _fits_layers(layers: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether it is Linear-ReLU-Linear, with biases and small enough."""
+    if not isinstance(layers, nn.Sequential) or dtype not in DTYPES:
+        return False
+    found: list[Any] = [layer for layer in layers if not isinstance(layer, nn.Identity)]
+    if [type(layer) for layer in found] != [nn.Linear, nn.ReLU, nn.Linear]:
+        return False
+    linear = found[::2]
+    is_known = all(layer.weight.dtype == dtype and layer.bias is not None for layer in linear)
+    return is_known and _is_tile(linear[0].out_features, LARGEST_HIDDEN // dtype.itemsize)
+
+
+def _is_tile(width: int, largest: int) -> bool:
+    return 16 <= width <= largest and width.bit_count() == 1
+
+
+def _layers(head: nn.Sequential) -> tuple[nn.Conv2d, nn.Linear, nn.Linear]:
+    """Those with weights, of a head that fits."""
+    reduce: Any = head[0]
+    layers: Any = head[1]
+    return reduce.conv, layers[0], layers[-1]
 
 
 def _of_blocks(blocks: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

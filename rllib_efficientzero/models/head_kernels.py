@@ -9,17 +9,11 @@ the dtype of the network after each layer, as they are without the kernels, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
-from rllib_efficientzero.models.dynamics import ValuePrefixHead
-from rllib_efficientzero.models.folding import _ScaleAndShift
-from rllib_efficientzero.models.layers import Reduce
 from rllib_efficientzero.models.triton_support import current
 
 ROOTS = 16
@@ -38,13 +32,6 @@ OUTPUTS = 256
 """Logits that a program computes at once."""
 OUTPUT_STAGES = 3
 """As `POSITION_STAGES`."""
-LARGEST_WIDTH = 64
-"""Channels of an image head, before and after they are reduced."""
-LARGEST_HIDDEN = 128
-"""Bytes of a row of hidden numbers."""
-LARGEST_POSITION = 8192
-"""Bytes that a program reads for one position."""
-DTYPES = (torch.bfloat16, torch.float32)
 
 
 # --- Kernels ---------------------------------------------------------------------------------------------------------
@@ -165,7 +152,7 @@ def image_head(
     Args:
         latent: best channels last; others are copied first.
         reduce_weight, reduce_bias: `[R, C, 1, 1]` and `[R]`, of the 1x1 convolution.
-        hidden_weight, hidden_bias: `[h * w, R, H]` and `[H]`, contiguous; see `FusedImageHead`.
+        hidden_weight, hidden_bias: `[h * w, R, H]` and `[H]`, contiguous; see `fused_modules.FusedImageHead`.
         out_weight, out_bias: `[out, H]` and `[out]`.
     """
     positions_last = latent.permute(0, 2, 3, 1).contiguous()
@@ -247,96 +234,3 @@ def _operand(x: Tensor) -> tl.dtype:
 def _outputs(num_outputs: int) -> int:
     """`OUTPUTS`, or fewer where a head has fewer; tensor cores take no less than 16."""
     return min(OUTPUTS, max(16, triton.next_power_of_2(num_outputs)))
-
-
-# --- As modules in place of those that they compute ------------------------------------------------------------------
-
-
-class FusedImageHead(nn.Sequential):
-    """A head that `fits`, by one kernel: `[B, C, h, w] -> [B, out]`; `FusedImageHead(*head)` has the head's modules."""
-
-    held_weight: Tensor | None
-    """See `hold`."""
-
-    def __init__(self, reduce: nn.Module, layers: nn.Module) -> None:
-        super().__init__(reduce, layers)
-        self.register_buffer("held_weight", None, persistent=False)
-
-    @torch.no_grad()
-    def hold(self, size: Sequence[int] = ()) -> None:
-        """See `ImageDynamics.hold`; the weights tell the size of latents."""
-        weight = self._weight_of_positions()
-        if self.held_weight is None:
-            self.held_weight = weight
-        else:
-            self.held_weight.copy_(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, hidden, last = _layers(self)
-        weight = self._weight_of_positions() if self.held_weight is None else self.held_weight
-        return image_head(x, conv.weight, conv.bias, weight, hidden.bias, last.weight, last.bias)
-
-    def _weight_of_positions(self) -> Tensor:
-        """`[h * w, R, H]` of the hidden layer's `[H, R * h * w]`: all that one position needs lies together."""
-        conv, hidden, _ = _layers(self)
-        return hidden.weight.unflatten(1, (conv.out_channels, -1)).permute(2, 1, 0).contiguous()
-
-
-class FusedPrefixHead(ValuePrefixHead):
-    """A head that `fits_prefix`, which reads value prefixes by one kernel; its modules are the original's."""
-
-    def __init__(self, original: ValuePrefixHead) -> None:
-        nn.Module.__init__(self)  # not `ValuePrefixHead`'s, which would make modules anew
-        for name, module in original.named_children():
-            self.add_module(name, module)
-
-    def read(self, reward_hidden: Tensor) -> Tensor:
-        scale, shift, hidden, last = self.norm.weight, self.norm.bias, self.head[0], self.head[-1]
-        return prefix_head(reward_hidden, scale, shift, hidden.weight, hidden.bias, last.weight, last.bias)
-
-
-def fits(head: nn.Module) -> bool:
-    """Whether `FusedImageHead` can stand for a head: a `Reduce` and an MLP of one hidden layer, normalisations folded.
-
-    Widths but the number of logits are powers of two, from 16 on, and so small that a multiprocessor of recent GPUs
-    has the registers and the memory. All is bfloat16, or float32 with about half the widths.
-    """
-    if not isinstance(head, nn.Sequential) or len(head) != 2 or not isinstance(head[0], Reduce):
-        return False
-    if not isinstance(head[0].norm, nn.Identity) or not _fits_layers(head[1], head[0].conv.weight.dtype):
-        return False
-    conv, hidden, _ = _layers(head)
-    if not (_is_tile(conv.in_channels, LARGEST_WIDTH) and _is_tile(conv.out_channels, LARGEST_WIDTH)):
-        return False
-    of_position = ROOTS * conv.in_channels + conv.out_channels * hidden.out_features
-    return of_position * conv.weight.itemsize <= LARGEST_POSITION
-
-
-def fits_prefix(head: ValuePrefixHead) -> bool:
-    """Whether `FusedPrefixHead` can stand for a head; as `fits`, but the LSTM may have any size."""
-    if not isinstance(head.norm, _ScaleAndShift) or head.norm.weight.dtype != torch.float32:
-        return False
-    return _fits_layers(head.head, head.lstm.weight_hh.dtype)
-
-
-def _fits_layers(layers: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether it is Linear-ReLU-Linear, with biases and small enough."""
-    if not isinstance(layers, nn.Sequential) or dtype not in DTYPES:
-        return False
-    found: list[Any] = [layer for layer in layers if not isinstance(layer, nn.Identity)]
-    if [type(layer) for layer in found] != [nn.Linear, nn.ReLU, nn.Linear]:
-        return False
-    linear = found[::2]
-    is_known = all(layer.weight.dtype == dtype and layer.bias is not None for layer in linear)
-    return is_known and _is_tile(linear[0].out_features, LARGEST_HIDDEN // dtype.itemsize)
-
-
-def _is_tile(width: int, largest: int) -> bool:
-    return 16 <= width <= largest and width.bit_count() == 1
-
-
-def _layers(head: nn.Sequential) -> tuple[nn.Conv2d, nn.Linear, nn.Linear]:
-    """Those with weights, where the head `fits`."""
-    reduce: Any = head[0]
-    layers: Any = head[1]
-    return reduce.conv, layers[0], layers[-1]

@@ -8,12 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_efficientzero.models.dynamics import ValuePrefixHead
-from rllib_efficientzero.models.folding import _ScaleAndShift
+from rllib_efficientzero.models.folding import ScaleAndShift
 from rllib_efficientzero.models.layers import Reduce, mlp
 
 pytest.importorskip("triton")
 
-from rllib_efficientzero.models.head_kernels import FusedImageHead, FusedPrefixHead, fits, fits_prefix
+from rllib_efficientzero.models.fused_modules import (
+    FusedImageHead,
+    FusedPrefixHead,
+    image_head_fits,
+    prefix_head_fits,
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Of a number near one. The interpreter cuts where a GPU rounds, and layers may round between a product and its bias.
@@ -44,7 +49,7 @@ def make_prefix_head(dtype: torch.dtype = torch.float32, size: int = 40, out: in
     """As folding leaves it."""
     torch.manual_seed(0)
     head = ValuePrefixHead(nn.Identity(), 4, size, (32,), out)
-    norm = _ScaleAndShift(head.norm)
+    norm = ScaleAndShift(head.norm)
     norm.weight.uniform_(-2.0, 2.0)
     norm.bias.normal_()
     head.norm = nn.Identity()  # not to be cast
@@ -83,7 +88,7 @@ def test_an_image_head_equals_its_layers(
     dtype: torch.dtype, batch: int, channels: int, size: tuple[int, int], out: int
 ) -> None:
     head = make_head(size[0] * size[1], out, dtype, channels)
-    assert fits(head)
+    assert image_head_fits(head)
     fused = FusedImageHead(*head)
     assert fused.state_dict().keys() == head.state_dict().keys()
     latents = random_latents(batch, channels, size, dtype)
@@ -100,7 +105,7 @@ def test_an_image_head_equals_its_layers(
 @pytest.mark.parametrize(("batch", "size", "out"), [(33, 512, 601), (5, 40, 3), (1, 129, 18)])
 def test_a_value_prefix_is_read_as_by_the_layers(dtype: torch.dtype, batch: int, size: int, out: int) -> None:
     head = make_prefix_head(dtype, size, out)
-    assert fits_prefix(head)
+    assert prefix_head_fits(head)
     fused = FusedPrefixHead(head)
     assert fused.state_dict().keys() == head.state_dict().keys()
     state = torch.randn(batch, 2 * size, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
@@ -174,32 +179,32 @@ def test_operations_are_what_they_say_they_are(op_name: str) -> None:
 
 
 def test_heads_that_the_kernels_cannot_compute_are_refused() -> None:
-    assert fits(make_head(dtype=torch.bfloat16, channels=64, hidden=(64,)))
-    assert not fits(make_head(dtype=torch.float16))
-    assert not fits(make_head(channels=128))
-    assert not fits(make_head(channels=24))
-    assert not fits(make_head(reduced=8))
-    assert not fits(make_head(hidden=(20,)))
-    assert not fits(make_head(hidden=(128,)))
-    assert not fits(make_head(hidden=(32, 32)))
-    assert not fits(make_head(hidden=()))
-    assert not fits(make_head(dtype=torch.bfloat16, channels=64, reduced=64, hidden=(64,)))
-    assert not fits(mlp(16, [32], 3))
+    assert image_head_fits(make_head(dtype=torch.bfloat16, channels=64, hidden=(64,)))
+    assert not image_head_fits(make_head(dtype=torch.float16))
+    assert not image_head_fits(make_head(channels=128))
+    assert not image_head_fits(make_head(channels=24))
+    assert not image_head_fits(make_head(reduced=8))
+    assert not image_head_fits(make_head(hidden=(20,)))
+    assert not image_head_fits(make_head(hidden=(128,)))
+    assert not image_head_fits(make_head(hidden=(32, 32)))
+    assert not image_head_fits(make_head(hidden=()))
+    assert not image_head_fits(make_head(dtype=torch.bfloat16, channels=64, reduced=64, hidden=(64,)))
+    assert not image_head_fits(mlp(16, [32], 3))
     with_normalisation = make_head()
     with_normalisation[0].norm = nn.BatchNorm2d(16)
-    assert not fits(with_normalisation)
+    assert not image_head_fits(with_normalisation)
     with_normalisation = make_head()
     with_normalisation[1][1] = nn.BatchNorm1d(32)
-    assert not fits(with_normalisation)
+    assert not image_head_fits(with_normalisation)
     mixed = make_head()
     mixed[1].to(torch.bfloat16)
-    assert not fits(mixed)
+    assert not image_head_fits(mixed)
 
 
 def test_value_prefix_heads_that_the_kernel_cannot_read_are_refused() -> None:
-    assert not fits_prefix(make_prefix_head(torch.float16))
-    assert not fits_prefix(ValuePrefixHead(nn.Identity(), 4, 40, (32,), 3))
+    assert not prefix_head_fits(make_prefix_head(torch.float16))
+    assert not prefix_head_fits(ValuePrefixHead(nn.Identity(), 4, 40, (32,), 3))
     for name, replacement in (("norm", nn.Identity()), ("head", mlp(40, [20], 3)), ("head", nn.Linear(40, 3))):
         head = make_prefix_head()
         setattr(head, name, replacement)
-        assert not fits_prefix(head)
+        assert not prefix_head_fits(head)
