@@ -49,8 +49,8 @@ class ScaleOutConfig(AlgorithmConfig):
             prefetch: batches made ahead of the update that learns from them (key `reanalyze_prefetch`). With 0, results
                 equal those without actors; with n, a batch's windows, priorities and target network are up to n updates
                 older. Without actors they are made in threads beside a Learner in the same process, and miss the
-                priorities of up to n updates, nothing else. None: as many as actors, so that none is idle; without
-                actors 2 where that Learner has a GPU, else 0.
+                priorities of up to n updates and, the first n of an iteration, its steps. None: as many as actors, so
+                that none is idle; without actors 2 where that Learner has a GPU, else 0.
             timeout_s: seconds after which an actor that does not answer is started again, and the batch made by the
                 Learners (key `reanalyze_timeout_s`).
         """

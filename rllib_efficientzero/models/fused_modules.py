@@ -105,7 +105,7 @@ class FusedDynamics(ImageDynamics):
 
 
 class FusedImageHead(nn.Sequential):
-    """A head for which `image_head_fits`: `[B, C, h, w] -> [B, out]`. `FusedImageHead(*head)` has the head's modules."""
+    """A head for which `image_head_fits`: `[B, C, h, w] -> [B, out]`; `FusedImageHead(*head)` has its modules."""
 
     held_weight: Tensor | None
     """See `hold`."""

@@ -148,6 +148,23 @@ def test_priorities_come_back_with_their_positions() -> None:
     replay.update_priorities(pairs[:, 0].astype(np.int64), pairs[:, 1])
 
 
+def test_what_was_observed_is_told_at_the_end_of_an_iteration() -> None:
+    learner, replay = build(), make_replay()
+    told = []
+    for num_following in (2, 1, 0):
+        results = learner.update(
+            training_data=TrainingData(episodes=[replay.sample(BATCH, beta=0.4)]),
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 1, names.NUM_FOLLOWING_UPDATES: num_following},
+        )
+        assert results[DEFAULT_MODULE_ID][names.PRIORITIES].shape == (BATCH, 2)
+        told.append(results)
+    assert [set(results[DEFAULT_MODULE_ID]) for results in told[:2]] == 2 * [{names.PRIORITIES}]
+    last = told[-1][DEFAULT_MODULE_ID]
+    assert len(last[names.VALUE_LOSS].values) == 3
+    assert len(set(last[names.VALUE_LOSS].values)) == 3
+    assert last[names.NUM_NON_FINITE_UPDATES_LIFETIME].peek() == 0
+
+
 def test_equal_learners_make_equal_updates() -> None:
     replay = make_replay(images=True)
     windows = [replay.sample(BATCH, beta=0.4) for _ in range(3)]

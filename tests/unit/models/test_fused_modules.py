@@ -67,6 +67,17 @@ def test_fused_parts_compute_what_those_they_replace_compute(
         assert_close(fused.prediction.trunk(latents), plain.prediction.trunk(latents), tolerance)
 
 
+def test_what_is_not_a_number_stays_none() -> None:
+    """A search tells by it that a network is broken."""
+    network = make()
+    latents = random_latents(network, 3)
+    latents[1, 0, 2, 3] = torch.nan
+    trunk = FoldedCopy(network, torch.float32, fuse).module.prediction.trunk
+    with torch.inference_mode():
+        found = trunk(latents).isnan().flatten(1).any(dim=1)
+    assert found.tolist() == [False, True, False]
+
+
 def test_fused_parts_follow_the_networks_weights_where_their_own_lie() -> None:
     network = make()
     copy = FoldedCopy(network, torch.float32, fuse)
