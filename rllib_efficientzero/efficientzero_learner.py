@@ -29,6 +29,10 @@ from rllib_efficientzero.schedules import warmup_step_decay
 logger = logging.getLogger(__name__)
 
 POSITION_IDS = "position_ids"
+LOGGED = (names.GRADIENT_NORM, names.LEARNING_RATE, names.SATURATED_TARGETS, names.TARGET_STALENESS)
+"""beside losses and errors"""
+UPDATES_IN_MEANS = 100
+"""Updates over which what is logged is averaged, about."""
 OPTIMIZER_CLASSES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
@@ -65,7 +69,7 @@ class EfficientZeroLearner(TorchLearner):
         self._divergence_watch = DivergenceWatch()
         self._gradient_passes: dict[str, GradientPass] = {}
         self._updates_made: dict[str, int] = {}  # by module: what their buffers say, on the host
-        self._observed: list[tuple[str, dict[str, Tensor]]] = []  # of updates that are still to be logged
+        self._observed: dict[str, list[dict[str, Tensor]]] = {}  # by module, of updates that are still to be logged
         self._priorities: dict[str, np.ndarray] = {}  # by module: position ids and their new priorities
         self._statistics: dict[str, _NormalisationStatistics] = {}
         self._last_batch: dict[str, dict[str, Tensor]] = {}  # of modules whose statistics are older than their weights
@@ -190,7 +194,8 @@ class EfficientZeroLearner(TorchLearner):
                 for online, target in self._unwrapped(module_id).get_target_network_pairs():
                     target.load_state_dict(online.state_dict())
                     _average_over_learners(list(target.buffers()))
-            self._log(module_id, {names.TARGET_STALENESS: staleness})
+            if module_id in self._observed:
+                self._observed[module_id][-1][names.TARGET_STALENESS] = torch.tensor(float(staleness))
         if not timesteps.get(names.NUM_FOLLOWING_UPDATES):
             self._log_observed()
 
@@ -280,19 +285,20 @@ class EfficientZeroLearner(TorchLearner):
         self._priorities[module_id] = pairs
         skipped = (module_id, names.NUM_NON_FINITE_UPDATES_LIFETIME)
         self.metrics.log_value(skipped, int(not has_stepped), reduce="lifetime_sum")
-        self._observed.append((module_id, observed))
+        self._observed.setdefault(module_id, []).append(observed)
 
     def _log_observed(self) -> None:
-        """Logs what was observed of the updates since the last time."""
-        for module_id, observed in self._observed:
-            # RLlib logs the total itself.
-            means = [name for name in observed if name.endswith("_loss") and name != self.TOTAL_LOSS_KEY]
-            others = [name for name in (names.GRADIENT_NORM, names.LEARNING_RATE) if name in observed]
-            self._log(module_id, {name: observed[name].item() for name in (*means, *others, names.SATURATED_TARGETS)})
-            self._warn_of_saturation(module_id, observed[names.SATURATED_TARGETS].item())
+        """Logs means of what was observed in the updates since the last time."""
+        for module_id, updates in self._observed.items():
+            means = _means(updates)
+            self._warn_of_saturation(module_id, float(means[names.SATURATED_TARGETS]))
+            # RLlib logs the total loss.
+            terms = [name for name in means if name.endswith("_loss") and name != self.TOTAL_LOSS_KEY]
+            for name in (*terms, *(name for name in LOGGED if name in means)):
+                self._log((module_id, name), float(means[name]))
             for name, first_step in ((names.VALUE_ERROR, 0), (names.VALUE_PREFIX_ERROR, 1)):
-                errors = observed[name].tolist()
-                self._log(module_id, {(name, str(k)): error for k, error in enumerate(errors, start=first_step)})
+                for k, error in enumerate(means[name], start=first_step):
+                    self._log((module_id, name, str(k)), float(error))
         self._observed.clear()
 
     def _warn_of_saturation(self, module_id: str, share: float) -> None:
@@ -305,10 +311,9 @@ class EfficientZeroLearner(TorchLearner):
                 names.SATURATED_TARGETS,
             )
 
-    def _log(self, module_id: str, values: dict[Any, Any]) -> None:
-        for key, value in values.items():
-            path = key if isinstance(key, tuple) else (key,)
-            self.metrics.log_value((module_id, *path), value, reduce="mean", window=100)
+    def _log(self, key: tuple[str, ...], value: float) -> None:
+        window = max(1, UPDATES_IN_MEANS // self.config.updates_per_sample())
+        self.metrics.log_value(key, value, reduce="mean", window=window)
 
 
 class _NormalisationStatistics:
@@ -336,6 +341,16 @@ class _NormalisationStatistics:
         before = [buffer.clone() for buffer in self._buffers]
         yield
         torch._foreach_copy_(self._buffers, before)
+
+
+def _means(updates: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    """Means over updates, whatever is NaN left out: of each number, by name, over those that have one."""
+    means = {}
+    for name in dict.fromkeys(name for observed in updates for name in observed):
+        values = np.stack([observed[name].numpy() for observed in updates if name in observed])
+        with np.errstate(invalid="ignore"):
+            means[name] = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
+    return means
 
 
 def _average_over_learners(statistics: list[Tensor]) -> None:

@@ -149,20 +149,26 @@ def test_priorities_come_back_with_their_positions() -> None:
 
 
 def test_what_was_observed_is_told_at_the_end_of_an_iteration() -> None:
-    learner, replay = build(), make_replay()
-    told = []
-    for num_following in (2, 1, 0):
-        results = learner.update(
-            training_data=TrainingData(episodes=[replay.sample(BATCH, beta=0.4)]),
-            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 1, names.NUM_FOLLOWING_UPDATES: num_following},
-        )
-        assert results[DEFAULT_MODULE_ID][names.PRIORITIES].shape == (BATCH, 2)
-        told.append(results)
-    assert [set(results[DEFAULT_MODULE_ID]) for results in told[:2]] == 2 * [{names.PRIORITIES}]
-    last = told[-1][DEFAULT_MODULE_ID]
-    assert len(last[names.VALUE_LOSS].values) == 3
-    assert len(set(last[names.VALUE_LOSS].values)) == 3
-    assert last[names.NUM_NON_FINITE_UPDATES_LIFETIME].peek() == 0
+    """As means of what would be told after each update; but the priorities always are."""
+    windows = [make_replay().sample(BATCH, beta=0.4) for _ in range(3)]
+
+    def told(following: tuple[int, ...]) -> list[dict[str, Any]]:
+        learner = build()
+        return [
+            learner.update(
+                training_data=TrainingData(episodes=[batch]),
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 1, names.NUM_FOLLOWING_UPDATES: num_following},
+            )[DEFAULT_MODULE_ID]
+            for batch, num_following in zip(windows, following, strict=True)
+        ]
+
+    each_time, at_the_end = told((0, 0, 0)), told((2, 1, 0))
+    for one, other in zip(each_time, at_the_end, strict=True):
+        np.testing.assert_array_equal(one[names.PRIORITIES], other[names.PRIORITIES])
+    assert [set(results) for results in at_the_end[:2]] == 2 * [{names.PRIORITIES}]
+    assert at_the_end[2].keys() == each_time[2].keys()
+    for name in (names.VALUE_LOSS, names.GRADIENT_NORM, names.LEARNING_RATE):
+        assert at_the_end[2][name].peek() == pytest.approx(np.mean([told[name].peek() for told in each_time])), name
 
 
 def test_equal_learners_make_equal_updates() -> None:
