@@ -48,15 +48,16 @@ class EfficientZero(ScaledAlgorithm):
                 self.batches.settle()
                 self.local_replay_buffer.add(episodes)
 
+        num_batches = 0
         for num_following in reversed(range(self._updates_now(self._updates_owed()))):
             is_interrupted = interruption.requested()
             if is_interrupted and not self.batches.is_ahead():
                 break  # What is owed comes first when the run goes on.
-            num_following = 0 if is_interrupted else num_following
             with self._timer(names.REPLAY_SAMPLE_TIMER):
-                batch = self._next_batch(num_following)
+                batch = self._next_batch(0 if is_interrupted else num_following)
             with self._timer(names.LEARNER_UPDATE_TIMER):
-                position_ids, priorities = self._update(batch, num_following)
+                position_ids, priorities = self._update(batch)
+            num_batches += 1
             if len(position_ids) == 0:
                 continue  # Not finite: the learner left everything as it was, counted it, and will stop a series.
             with self._timer(names.UPDATE_PRIORITIES_TIMER):
@@ -66,6 +67,9 @@ class EfficientZero(ScaledAlgorithm):
             if self.num_updates == 1 or self.num_updates % self.config.self_play_update_freq == 0:
                 with self._timer(names.SYNC_WEIGHTS_TIMER):
                     self.self_play.update_weights(self.learner_group, self.num_updates)
+        if num_batches > 0:
+            with self._timer(names.LEARNER_UPDATE_TIMER):
+                self._report_updates()
         if self.batches.is_ahead():
             self.batches.forget()  # Fewer steps came than were asked for.
         self._log_progress()
@@ -116,15 +120,13 @@ class EfficientZero(ScaledAlgorithm):
         size, num_updates = self.config.total_train_batch_size, self.num_updates
         return self.batches.next(size, beta=self._beta, num_updates=num_updates, num_following=num_following)
 
-    def _update(self, batch: Batch, num_following: int) -> tuple[np.ndarray, np.ndarray]:
+    def _update(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """One gradient step on a batch of windows; returns the position ids and their new priorities."""
         try:
             results = self.learner_group.update(
                 training_data=batch.training_data,
-                timesteps={
-                    NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_interactions,
-                    names.NUM_FOLLOWING_UPDATES: num_following,
-                },
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_interactions},
+                _no_metrics_reduce=True,
             )
         except DivergedError as error:
             # From a process of its own it comes wrapped, and its message within that process's traceback.
@@ -133,10 +135,15 @@ class EfficientZero(ScaledAlgorithm):
             raise diverged from None
         if not results:
             raise RuntimeError("no Learner returned a result: all of them are out of service; their logs say why")
-        pairs = np.concatenate([result[DEFAULT_MODULE_ID].pop(names.PRIORITIES) for result in results])
-        if logged := [result for result in results if any(result.values())] + batch.results:
-            self.metrics.aggregate(logged, key=LEARNER_RESULTS)
+        if batch.results:
+            self.metrics.aggregate(batch.results, key=LEARNER_RESULTS)
+        pairs = np.concatenate([result[DEFAULT_MODULE_ID][names.PRIORITIES] for result in results])
         return pairs[:, 0].astype(np.int64), pairs[:, 1]
+
+    def _report_updates(self) -> None:
+        """Takes over what Learners logged in this iteration."""
+        reports = [answer.get() for answer in self.learner_group.foreach_learner(lambda learner: learner.report())]
+        self.metrics.aggregate(reports, key=LEARNER_RESULTS)
 
     def _log_progress(self) -> None:
         ratio = self.num_updates / max(1, self.num_interactions)

@@ -128,16 +128,19 @@ class EfficientZeroLearner(TorchLearner):
         graphed = functools.partial(GraphedFunction, around=statistics.kept, copies=False, min_calls=1)
         return make(compiled=graphed)
 
-    def update(self, *args: Any, timesteps: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
-        """As RLlib's; results of updates that others of the same iteration follow are priorities alone.
-
-        RLlib would reduce after each update all that was ever logged, which takes as long as a tenth of it.
-        """
-        super().update(*args, timesteps=timesteps, _no_metrics_reduce=True, **kwargs)
-        results = {} if (timesteps or {}).get(names.NUM_FOLLOWING_UPDATES) else self.metrics.reduce()
+    def update(self, *args: Any, _no_metrics_reduce: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """As RLlib's, whose flag says not to reduce what was logged, which takes a tenth of an update's time; then
+        priorities are all that is returned, and `report` tells the rest."""
+        super().update(*args, _no_metrics_reduce=True, **kwargs)
+        results = {} if _no_metrics_reduce else self.report()
         for module_id, pairs in self._priorities.items():
             results.setdefault(module_id, {})[names.PRIORITIES] = pairs
         return results
+
+    def report(self) -> dict[str, Any]:
+        """Results of the updates since the last report, priorities left out."""
+        self._log_observed()
+        return self.metrics.reduce()
 
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Tensor], dict]:
         """Forward, losses, gradients; then a step if everything is finite, else none."""
@@ -196,8 +199,6 @@ class EfficientZeroLearner(TorchLearner):
                     _average_over_learners(list(target.buffers()))
             if module_id in self._observed:
                 self._observed[module_id][-1][names.TARGET_STALENESS] = torch.tensor(float(staleness))
-        if not timesteps.get(names.NUM_FOLLOWING_UPDATES):
-            self._log_observed()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As RLlib's; weights leave for EnvRunners and checkpoints with statistics of their own."""

@@ -92,10 +92,7 @@ VALUE_PREFIX_ERROR = "value_prefix_error"
 TARGET_STALENESS = "target_staleness"
 """Updates since the target network was last copied from the online network."""
 PRIORITIES = "priorities"
-"""`[B, 2]` pairs (position id, new priority) of the batch; taken out before results are reported."""
-
-NUM_FOLLOWING_UPDATES = "num_following_updates"
-"""No metric: what the algorithm tells Learners of how many updates follow in this iteration."""
+"""`[B, 2]` pairs (position id, new priority) of the batch, with every update; no metric."""
 
 REANALYZE = "reanalyze"
 SEARCH_SECONDS = "search_seconds"

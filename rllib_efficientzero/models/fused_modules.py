@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rllib_efficientzero.models.block_kernels import residual_blocks, residual_blocks_fit
+from rllib_efficientzero.models.block_kernels import FEW_IMAGES, residual_blocks, residual_blocks_fit
+from rllib_efficientzero.models.catalog import build_network
+from rllib_efficientzero.models.config import ModelConfig
 from rllib_efficientzero.models.dynamics import ActionEncoding, ImageDynamics, ValuePrefixHead
-from rllib_efficientzero.models.folding import ScaleAndShift
+from rllib_efficientzero.models.folding import FoldedCopy, ScaleAndShift
 from rllib_efficientzero.models.head_kernels import ROOTS, image_head, prefix_head
 from rllib_efficientzero.models.layers import Reduce, ResidualBlock
 from rllib_efficientzero.models.network import EfficientZeroNetwork
@@ -43,6 +45,17 @@ def fuse(network: EfficientZeroNetwork) -> None:
         prediction.value = FusedImageHead(*prediction.value.children())
     if type(network.value_prefix) is ValuePrefixHead and prefix_head_fits(network.value_prefix):
         network.value_prefix = FusedPrefixHead(network.value_prefix)
+
+
+@torch.inference_mode()
+def try_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Compute with all kernels once, at the sizes of the paper's network: an error tells that a device cannot."""
+    network = build_network((1, 96, 96, 1), 2, ModelConfig()).to(device)
+    module = FoldedCopy(network, dtype, fuse).module
+    for batch in (1, FEW_IMAGES + 1):
+        latent = torch.zeros(batch, *network.latent_shape, dtype=dtype, device=device)
+        reward_hidden, action = network.initial_reward_hidden(latent), latent.new_zeros(batch, dtype=torch.int64)
+        module.recurrent_inference(latent.contiguous(memory_format=torch.channels_last), reward_hidden, action)
 
 
 # --- The parts -------------------------------------------------------------------------------------------------------

@@ -204,15 +204,12 @@ class InferenceNetwork:
 
 @functools.cache
 def _has_kernels(device: torch.device) -> bool:
-    def try_one() -> None:
-        from rllib_efficientzero.models.block_kernels import residual_blocks
+    def attempt() -> None:
+        from rllib_efficientzero.models.fused_modules import try_kernels
 
-        size, dtype = 16, torch.bfloat16
-        x, none = torch.zeros(1, size, 2, 2, dtype=dtype, device=device), torch.zeros(0, dtype=dtype, device=device)
-        weights = torch.zeros(2, 3, 3, size, size, dtype=dtype, device=device)
-        residual_blocks(x, weights, weights[:, 0, 0, 0], none, none)
+        try_kernels(device, torch.bfloat16)
 
-    return succeeds(try_one, f"{device} computes residual blocks step by step, which makes searches slower")
+    return succeeds(attempt, f"{device} computes blocks and heads step by step, which makes searches slower")
 
 
 def _graphed_if_small(function: Function) -> Function:

@@ -102,8 +102,7 @@ def build(num_learners: int, *, fixed_statistics: bool, synchronised: bool) -> E
 
 def update(algo: EfficientZero, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
     batches = InlineBatches(GivenWindows(windows), algo.config.num_learners)
-    batch = batches.next(BATCH, beta=lambda num_updates: 1.0, num_updates=0, num_following=0)
-    return algo._update(batch, num_following=0)
+    return algo._update(batches.next(BATCH, beta=lambda num_updates: 1.0, num_updates=0, num_following=0))
 
 
 def weights(algo: EfficientZero, learner_index: int = 0) -> dict[str, torch.Tensor]:

@@ -148,27 +148,28 @@ def test_priorities_come_back_with_their_positions() -> None:
     replay.update_priorities(pairs[:, 0].astype(np.int64), pairs[:, 1])
 
 
-def test_what_was_observed_is_told_at_the_end_of_an_iteration() -> None:
-    """As means of what would be told after each update; but the priorities always are."""
+def test_what_was_observed_of_several_updates_is_told_in_one_report() -> None:
+    """As means of what would be told after each; but the priorities always are."""
     windows = [make_replay().sample(BATCH, beta=0.4) for _ in range(3)]
 
-    def told(following: tuple[int, ...]) -> list[dict[str, Any]]:
-        learner = build()
+    def told(learner: EfficientZeroLearner, **options: Any) -> list[dict[str, Any]]:
+        timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: 1}
         return [
-            learner.update(
-                training_data=TrainingData(episodes=[batch]),
-                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 1, names.NUM_FOLLOWING_UPDATES: num_following},
-            )[DEFAULT_MODULE_ID]
-            for batch, num_following in zip(windows, following, strict=True)
+            learner.update(training_data=TrainingData(episodes=[batch]), timesteps=timesteps, **options)[
+                DEFAULT_MODULE_ID
+            ]
+            for batch in windows
         ]
 
-    each_time, at_the_end = told((0, 0, 0)), told((2, 1, 0))
-    for one, other in zip(each_time, at_the_end, strict=True):
-        np.testing.assert_array_equal(one[names.PRIORITIES], other[names.PRIORITIES])
-    assert [set(results) for results in at_the_end[:2]] == 2 * [{names.PRIORITIES}]
-    assert at_the_end[2].keys() == each_time[2].keys()
-    for name in (names.VALUE_LOSS, names.GRADIENT_NORM, names.LEARNING_RATE):
-        assert at_the_end[2][name].peek() == pytest.approx(np.mean([told[name].peek() for told in each_time])), name
+    learner = build()
+    each_time, priorities = told(build()), told(learner, _no_metrics_reduce=True)
+    for one, other in zip(each_time, priorities, strict=True):
+        assert set(other) == {names.PRIORITIES}
+        np.testing.assert_array_equal(one.pop(names.PRIORITIES), other[names.PRIORITIES])
+    report = learner.report()[DEFAULT_MODULE_ID]
+    assert report.keys() == each_time[2].keys()
+    for name in (names.VALUE_LOSS, names.GRADIENT_NORM, names.LEARNING_RATE, names.TARGET_STALENESS):
+        assert report[name].peek() == pytest.approx(np.mean([results[name].peek() for results in each_time])), name
 
 
 def test_equal_learners_make_equal_updates() -> None:
@@ -311,15 +312,13 @@ def test_the_algorithm_takes_a_skipped_update_in_its_stride() -> None:
     good = replay.sample(BATCH, beta=0.4)
     algorithm: Any = SimpleNamespace(
         learner_group=SimpleNamespace(
-            update=lambda training_data, timesteps: [
-                learner.update(training_data=training_data, timesteps=timesteps) for _ in range(2)
-            ]
+            update=lambda **options: [learner.update(**options) for _ in range(2)],
         ),
         metrics=SimpleNamespace(aggregate=lambda *args, **kwargs: None),
         num_interactions=1,
     )
     for windows, count in ((spoilt(good, "rewards"), 0), (good, 2 * BATCH)):
-        position_ids, priorities = EfficientZero._update(algorithm, Batch(TrainingData(episodes=[windows])), 0)
+        position_ids, priorities = EfficientZero._update(algorithm, Batch(TrainingData(episodes=[windows])))
         assert (position_ids.shape, priorities.shape) == ((count,), (count,))
         replay.update_priorities(position_ids, priorities)
 

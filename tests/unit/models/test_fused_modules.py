@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,9 +13,10 @@ from rllib_efficientzero.models.folding import NORMALISATIONS, FoldedCopy
 
 pytest.importorskip("triton")
 
+from rllib_efficientzero.models import block_kernels, fused_modules
 from rllib_efficientzero.models.block_kernels import residual_blocks
 from rllib_efficientzero.models.dynamics import ImageDynamics
-from rllib_efficientzero.models.fused_modules import FusedBlocks, FusedDynamics, fuse
+from rllib_efficientzero.models.fused_modules import FusedBlocks, FusedDynamics, fuse, try_kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter multiplies matrices of bfloat16 as if they were integers.
@@ -50,11 +53,12 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-@pytest.mark.parametrize("batch", [1, 15, 130])  # a program for each, and for several, of which the last has room
+@pytest.mark.parametrize("batch", [2, 7])  # a program for each, and for several, of which the last has room
 @pytest.mark.parametrize("num_blocks", [1, 2])
 def test_fused_parts_compute_what_those_they_replace_compute(
-    dtype: torch.dtype, tolerance: float, batch: int, num_blocks: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float, batch: int, num_blocks: int
 ) -> None:
+    monkeypatch.setattr(block_kernels, "FEW_IMAGES", 2)
     network = make(num_blocks=num_blocks)
     plain, fused = FoldedCopy(network, dtype).module, FoldedCopy(network, dtype, fuse).module
     assert isinstance(fused.dynamics, FusedDynamics)
@@ -114,6 +118,26 @@ def test_parameters_keep_their_names() -> None:
 def test_what_does_not_fit_stays_as_it_is(changed: dict[str, object]) -> None:
     copy = FoldedCopy(make(**changed), torch.float32, fuse)  # type: ignore[arg-type]
     assert type(copy.module.dynamics) is ImageDynamics
+
+
+def test_kernels_are_tried_at_the_sizes_of_the_papers_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: dict[str, list[int]] = {}
+
+    def watch(name: str) -> None:
+        real = getattr(fused_modules, name)
+
+        def watched(x: Tensor, *args: Any) -> Tensor:
+            launched.setdefault(name, []).append(len(x))
+            return real(x, *args)
+
+        monkeypatch.setattr(fused_modules, name, watched)
+
+    for name in ("residual_blocks", "image_head", "prefix_head"):
+        watch(name)
+    monkeypatch.setattr(fused_modules, "FEW_IMAGES", 2)  # few enough for the interpreter
+    try_kernels(DEVICE, torch.float32)
+    batches = {name: sorted(set(sizes)) for name, sizes in launched.items()}
+    assert batches == {"residual_blocks": [1, 3], "image_head": [1, 3], "prefix_head": [1, 3]}
 
 
 def test_a_part_of_a_users_own_stays_as_it_is() -> None:
