@@ -19,6 +19,7 @@ FEW_IMAGES, FEW_STAGES = 128, 3
 """Up to so many images have a program of their own each, so that more multiprocessors take part."""
 WARPS = 4
 CHANNELS = (16, 32, 64)
+"""Numbers of channels that there are tiles for."""
 
 
 @triton.jit
