@@ -25,6 +25,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.second: int | None = None
         self.time = 0.0
 
     def __bool__(self) -> bool:
@@ -33,12 +34,13 @@ class Stop:
     def handle(self, number: int, _frame: Any) -> None:
         """Handler of SIGINT and SIGTERM: the first is noted, the second ends everything."""
         if self:
+            self.second = number
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self.signal, self.time = number, time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its scheduler and callbacks with the run.
-        return {"signal": None, "time": 0.0}
+        return {"signal": None, "second": None, "time": 0.0}
 
 
 @contextmanager
@@ -50,6 +52,11 @@ def signals_caught() -> Iterator[Stop]:
     before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except KeyboardInterrupt:
+        # Ray, interrupted while it waits, raises this whatever the handler has raised.
+        if stop.second == signal.SIGTERM:
+            raise Terminated from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
