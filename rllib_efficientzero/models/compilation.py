@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rllib_efficientzero.models.network import EfficientZeroNetwork
+from rllib_efficientzero.models.triton_support import reason_of
 
 MIN_PARAMETERS = 1_000_000
 """Of networks that are worth compiling, which takes a minute; that for Atari has 2.8 million."""
@@ -41,7 +42,7 @@ class CompiledFunction:
                 return self._compiled(*inputs, **options)
             except RuntimeError as error:
                 # A compiler or Triton is missing, most likely. The function's own error comes again below.
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                logger.warning("torch.compile failed, which makes learning and searching slower: %s", reason[0])
+                reason = reason_of(error)
+                logger.warning("torch.compile failed, which makes learning and searching slower: %s", reason)
                 self._compiled = None
         return self._function(*inputs, **options)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rllib_efficientzero.models.block_kernels import FEW_IMAGES, residual_blocks, residual_blocks_fit
 from rllib_efficientzero.models.catalog import build_network
 from rllib_efficientzero.models.config import ModelConfig
-from rllib_efficientzero.models.dynamics import ActionEncoding, ImageDynamics, ValuePrefixHead
+from rllib_efficientzero.models.dynamics import ImageDynamics, ValuePrefixHead
 from rllib_efficientzero.models.folding import FoldedCopy, ScaleAndShift
 from rllib_efficientzero.models.head_kernels import ROOTS, image_head, prefix_head
 from rllib_efficientzero.models.layers import Reduce, ResidualBlock
@@ -50,7 +50,8 @@ def fuse(network: EfficientZeroNetwork) -> None:
 @torch.inference_mode()
 def try_kernels(device: torch.device, dtype: torch.dtype) -> None:
     """Compute with all kernels once, at the sizes of the paper's network: an error tells that a device cannot."""
-    network = build_network((1, 96, 96, 1), 2, ModelConfig()).to(device)
+    with torch.random.fork_rng(devices=[]):  # a run must not depend on whether this was called
+        network = build_network((1, 96, 96, 1), 2, ModelConfig()).to(device)
     module = FoldedCopy(network, dtype, fuse).module
     for batch in (1, FEW_IMAGES + 1):
         latent = torch.zeros(batch, *network.latent_shape, dtype=dtype, device=device)
@@ -69,16 +70,12 @@ class FusedBlocks(nn.Sequential):
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__(*blocks)
-        weights, biases = _of_blocks(self)
-        self.register_buffer("held_weights", torch.stack(weights), persistent=False)
-        self.register_buffer("held_biases", torch.stack(biases), persistent=False)
+        _register(self, *_of_blocks(self))
 
     @torch.no_grad()
     def hold(self, size: Sequence[int]) -> None:
         """See `ImageDynamics.hold`."""
-        weights, biases = _of_blocks(self)
-        torch.stack(weights, out=self.held_weights)
-        torch.stack(biases, out=self.held_biases)
+        _update(self, *_of_blocks(self))
 
     def forward(self, x: Tensor) -> Tensor:
         none = x.new_empty(0)
@@ -92,19 +89,18 @@ class FusedDynamics(ImageDynamics):
     held_biases: Tensor
 
     def __init__(self, dynamics: ImageDynamics) -> None:
-        super().__init__(dynamics.conv.out_channels, ActionEncoding(1, dynamics.encode_action), num_blocks=0)
+        nn.Module.__init__(self)  # not `ImageDynamics`'s, which would make modules anew, of random numbers
+        self.num_planes, self.encode_action = dynamics.num_planes, dynamics.encode_action
         self.conv, self.norm, self.blocks = dynamics.conv, dynamics.norm, dynamics.blocks
-        weights, biases = self._of_all()
-        self.register_buffer("held_weights", torch.stack(weights), persistent=False)
-        self.register_buffer("held_biases", torch.stack(biases), persistent=False)
+        for name in ("held_weight", "held_responses"):
+            self.register_buffer(name, None, persistent=False)
+        _register(self, *self._of_all())
 
     @torch.no_grad()
     def hold(self, size: Sequence[int]) -> None:
         """See `ImageDynamics.hold`."""
         super().hold(size)
-        weights, biases = self._of_all()
-        torch.stack(weights, out=self.held_weights)
-        torch.stack(biases, out=self.held_biases)
+        _update(self, *self._of_all())
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         assert self.held_responses is not None, "hold() comes first"
@@ -215,6 +211,18 @@ def _layers(head: nn.Sequential) -> tuple[nn.Conv2d, nn.Linear, nn.Linear]:
     reduce: Any = head[0]
     layers: Any = head[1]
     return reduce.conv, layers[0], layers[-1]
+
+
+def _register(module: nn.Module, weights: list[Tensor], biases: list[Tensor]) -> None:
+    """Give a module what `residual_blocks` takes of its convolutions."""
+    module.register_buffer("held_weights", torch.stack(weights), persistent=False)
+    module.register_buffer("held_biases", torch.stack(biases), persistent=False)
+
+
+def _update(module: FusedBlocks | FusedDynamics, weights: list[Tensor], biases: list[Tensor]) -> None:
+    """The same, where it lies already."""
+    torch.stack(weights, out=module.held_weights)
+    torch.stack(biases, out=module.held_biases)
 
 
 def _of_blocks(blocks: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

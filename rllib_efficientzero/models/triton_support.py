@@ -19,10 +19,14 @@ def succeeds(attempt: Callable[[], object], without_it: str) -> bool:
     try:
         attempt()
     except Exception as error:  # Triton has no exception of its own for what it may miss.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        logger.warning("%s: %s", without_it, reason[0])
+        logger.warning("%s: %s", without_it, reason_of(error))
         return False
     return True
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what it says, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -135,7 +135,9 @@ def test_kernels_are_tried_at_the_sizes_of_the_papers_network(monkeypatch: pytes
     for name in ("residual_blocks", "image_head", "prefix_head"):
         watch(name)
     monkeypatch.setattr(fused_modules, "FEW_IMAGES", 2)  # few enough for the interpreter
+    generator = torch.get_rng_state()
     try_kernels(DEVICE, torch.float32)
+    assert torch.equal(torch.get_rng_state(), generator)
     batches = {name: sorted(set(sizes)) for name, sizes in launched.items()}
     assert batches == {"residual_blocks": [1, 3], "image_head": [1, 3], "prefix_head": [1, 3]}
 
