@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,11 +15,10 @@ from torch import Tensor
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.divergence import DivergenceWatch
-from rllib_efficientzero.gradient_pass import FINITE, GradientPass
+from rllib_efficientzero.gradient_step import FINITE, GradientStep
 from rllib_efficientzero.losses import losses, observe, policy_losses_of, total_loss
 from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.models.compilation import is_worth_compiling
-from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.normalization import fresh_statistics
 from rllib_efficientzero.models.unroll import Unrolled
 from rllib_efficientzero.schedules import warmup_step_decay
@@ -67,17 +64,15 @@ class EfficientZeroLearner(TorchLearner):
         self._num_non_finite_in_a_row = 0
         self._has_warned_of_saturation = False
         self._divergence_watch = DivergenceWatch()
-        self._gradient_passes: dict[str, GradientPass] = {}
+        self._gradient_steps: dict[str, GradientStep] = {}
         self._updates_made: dict[str, int] = {}  # by module: what their buffers say, on the host
         self._observed: dict[str, list[dict[str, Tensor]]] = {}  # by module, of updates that are still to be logged
         self._priorities: dict[str, np.ndarray] = {}  # by module: position ids and their new priorities
-        self._statistics: dict[str, _NormalisationStatistics] = {}
         self._last_batch: dict[str, dict[str, Tensor]] = {}  # of modules whose statistics are older than their weights
         for module_id in list(self.module.keys()):
             module = self._unwrapped(module_id)
             module.make_target_networks()
-            self._statistics[module_id] = _NormalisationStatistics(module)
-            self._gradient_passes[module_id] = self._make_gradient_pass(module_id)
+            self._gradient_steps[module_id] = self._make_gradient_step(module_id)
 
     def _make_modules_ddp_if_necessary(self) -> None:
         if self.config.sync_batch_norm:
@@ -109,24 +104,20 @@ class EfficientZeroLearner(TorchLearner):
         observed = observe(predicted, terms, batch) | {POSITION_IDS: batch[POSITION_IDS]}
         return loss, observed | {self.TOTAL_LOSS_KEY: loss.detach()}
 
-    def _make_gradient_pass(self, module_id: str) -> GradientPass:
-        """Forward and backward pass of a module; as one CUDA graph where no other Learner takes part in it."""
+    def _make_gradient_step(self, module_id: str) -> GradientStep:
+        """Forward and backward pass of a module, and its step; as one CUDA graph where no other Learner takes part."""
         config = self.config.get_config_for_module(module_id)
 
         def compute(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             fwd_out = self.module.forward_train({module_id: batch})[module_id]
             return self._loss_and_observed(module_id, config, batch, fwd_out)
 
-        parameters, statistics = self._trained_parameters(module_id), self._statistics[module_id]
-        make = functools.partial(GradientPass, compute, parameters, max_norm=config.grad_clip, prepare=statistics.save)
-        if not (config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1):
-            return make()
+        recorded = config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1
         module = self._unwrapped(module_id)
-        if is_worth_compiling(module.network):
+        if recorded and is_worth_compiling(module.network):
             module.compile_training()
-        # Calls for a recording move the running statistics.
-        graphed = functools.partial(GraphedFunction, around=statistics.kept, copies=False, min_calls=1)
-        return make(compiled=graphed)
+        ((_, optimizer),) = self.get_optimizers_for_module(module_id)
+        return GradientStep(compute, optimizer, module, max_norm=config.grad_clip, recorded=recorded)
 
     def update(self, *args: Any, _no_metrics_reduce: bool = False, **kwargs: Any) -> dict[str, Any]:
         """As RLlib's, whose flag says not to reduce what was logged, which takes a tenth of an update's time; then
@@ -146,34 +137,26 @@ class EfficientZeroLearner(TorchLearner):
         """Forward, losses, gradients; then a step if everything is finite, else none."""
         loss_on_host = {}
         for module_id, module_batch in batch.items():
-            observed = self._gradient_passes[module_id](module_batch)
-            loss_on_host[module_id] = self._step_if_finite(module_id, module_batch, observed)
+            learning_rate = self._set_learning_rate(module_id)
+            observed = self._gradient_steps[module_id](module_batch, learning_rate)
+            observed[names.LEARNING_RATE] = torch.tensor(learning_rate, dtype=torch.float64)
+            loss_on_host[module_id] = observed[self.TOTAL_LOSS_KEY]
+            self._note_step(module_id, module_batch, observed)
         return {}, loss_on_host, {}
 
-    def _step_if_finite(self, module_id: str, batch: dict[str, Tensor], observed: dict[str, Tensor]) -> Tensor:
-        """One step of the optimizer, unless the loss or a gradient is not finite. Returns the loss, on the host."""
-        config = self.config.get_config_for_module(module_id)
-        module, update = self._unwrapped(module_id), self._num_updates_made(module_id)
-        ((_, optimizer),) = self.get_optimizers_for_module(module_id)
-        observed[names.LEARNING_RATE] = torch.tensor(
-            self._set_learning_rate(optimizer, update, config), dtype=torch.float64
-        )
-        is_finite = bool(observed.pop(FINITE))
+    def _note_step(self, module_id: str, batch: dict[str, Tensor], observed: dict[str, Tensor]) -> None:
+        """Counts a step of the optimizer, or one that was not taken because the loss or a gradient is not finite."""
+        update, is_finite = self._num_updates_made(module_id), bool(observed.pop(FINITE))
         scalars = {name: value for name, value in observed.items() if value.ndim == 0}
         self._divergence_watch.record(update, scalars, observed[POSITION_IDS])
         if is_finite:
-            optimizer.step()
-            # Neither a fused optimizer nor a CUDA graph counts in the weights' versions, by which others see a change.
-            torch.autograd.graph.increment_version(optimizer.param_groups[0]["params"][0])
             self._last_batch[module_id] = batch
-            module.num_updates += 1
+            self._unwrapped(module_id).num_updates += 1
             self._updates_made[module_id] = update + 1
             self._num_non_finite_in_a_row = 0
         else:
-            self._statistics[module_id].restore()
-            self._count_non_finite(module_id, update, config.max_consecutive_non_finite_updates)
+            self._count_non_finite(module_id, update)
         self._log_update(module_id, observed, has_stepped=is_finite)
-        return observed[self.TOTAL_LOSS_KEY]
 
     def _num_updates_made(self, module_id: str) -> int:
         """What the module's buffer says, asked of the device once."""
@@ -184,6 +167,8 @@ class EfficientZeroLearner(TorchLearner):
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         self._updates_made.clear()
+        for module_id in self._gradient_steps:  # a recorded one goes on with the optimizer's state before
+            self._gradient_steps[module_id] = self._make_gradient_step(module_id)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         super().after_gradient_based_update(timesteps=timesteps)
@@ -249,20 +234,23 @@ class EfficientZeroLearner(TorchLearner):
         """Those that have gradients; a target network's have none."""
         return [parameter for parameter in self.get_parameters(self.module[module_id]) if parameter.requires_grad]
 
-    @staticmethod
-    def _set_learning_rate(optimizer: torch.optim.Optimizer, update: int, config: Any) -> float:
+    def _set_learning_rate(self, module_id: str) -> float:
+        """That of the next update."""
+        config = self.config.get_config_for_module(module_id)
         learning_rate = warmup_step_decay(
-            update,
+            self._num_updates_made(module_id),
             config.lr,
             warmup_updates=config.lr_warmup_updates,
             decay_rate=config.lr_decay_rate,
             decay_updates=config.lr_decay_updates,
         )
+        ((_, optimizer),) = self.get_optimizers_for_module(module_id)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         return learning_rate
 
-    def _count_non_finite(self, module_id: str, update: int, most_in_a_row: int) -> None:
+    def _count_non_finite(self, module_id: str, update: int) -> None:
+        most_in_a_row = self.config.get_config_for_module(module_id).max_consecutive_non_finite_updates
         self._num_non_finite_in_a_row += 1
         logger.warning("update %d of module %r skipped: its loss or gradient is not finite", update, module_id)
         if self._num_non_finite_in_a_row >= most_in_a_row:
@@ -315,33 +303,6 @@ class EfficientZeroLearner(TorchLearner):
     def _log(self, key: tuple[str, ...], value: float) -> None:
         window = max(1, UPDATES_IN_MEANS // self.config.updates_per_sample())
         self.metrics.log_value(key, value, reduce="mean", window=window)
-
-
-class _NormalisationStatistics:
-    """The running statistics of a module's networks, to undo what a forward pass that is not finite did to them.
-
-    The target network's never change in a forward pass.
-    """
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        named = module.named_buffers()
-        self._buffers = [buffer for name, buffer in named if not name.startswith("target_network.")]
-        self._copies = [buffer.clone() for buffer in self._buffers]
-
-    def save(self) -> None:
-        """Remembers them as they are now."""
-        torch._foreach_copy_(self._copies, self._buffers)
-
-    def restore(self) -> None:
-        """Puts them back as they were saved."""
-        torch._foreach_copy_(self._buffers, self._copies)
-
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Puts them back as they were at the beginning, whatever is saved meanwhile."""
-        before = [buffer.clone() for buffer in self._buffers]
-        yield
-        torch._foreach_copy_(self._buffers, before)
 
 
 def _means(updates: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:

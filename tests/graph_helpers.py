@@ -14,7 +14,7 @@ class FakeRecorder:
     def __init__(self, works: bool = True) -> None:
         self.works, self.recorded, self.launched = works, 0, 0
 
-    def __call__(self, function: Callable[[], tuple[Tensor, ...]], pool: Any = None) -> Any:
+    def __call__(self, function: Callable[[], tuple[Tensor, ...]], **options: Any) -> Any:
         if not self.works:
             return None
         self.recorded += 1

@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
@@ -20,6 +19,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from torch import Tensor
 
 from rllib_efficientzero.actors.batches import Batch
+from rllib_efficientzero.actors.side_thread import SideThread
 from rllib_efficientzero.replay import Windows
 
 MAX_WORKERS = 2
@@ -85,7 +85,7 @@ class BatchesAhead:
         job = self._queue.popleft()
         tensors = job.made.result()
         self._has_handed_over = True
-        job.worker.hand_over()
+        job.worker.thread.hand_over()
         self._make_ahead(batch_size, beta, num_updates, range(num_updates + 1, num_updates + 1 + num_following))
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(tensors)}, env_steps=batch_size)
         # To reduce metrics takes milliseconds, and they are looked at once in an iteration.
@@ -115,7 +115,7 @@ class BatchesAhead:
         sys.setswitchinterval(self._switch_interval)
         self._draws.shutdown()
         for worker in self._workers:
-            worker.stop()
+            worker.thread.stop()
 
     def _make_ahead(
         self, batch_size: int, beta: Callable[[int], float], num_updates: int, following: Sequence[int]
@@ -134,45 +134,25 @@ class BatchesAhead:
 
 
 class _Reanalysis:
-    """A thread that makes train batches of windows, with a stream, a copy of the target network and buffers of its own.
+    """A thread that makes train batches of windows, with a copy of the target network and buffers of its own.
 
     The copy reads the target network's weights where they are; it holds what is folded and compiled of them.
     """
 
     def __init__(self, config: Any, learner: Any, metrics: MetricsLogger) -> None:
         self._learner, self._metrics = learner, metrics
-        self._device: torch.device = learner._device
-        self._connector = config.build_learner_connector(None, None, self._device)
+        self._connector = config.build_learner_connector(None, None, learner._device)
         self._network: Any = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reanalyze")
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self.thread = SideThread("reanalyze", learner._device)
 
     def begin(
         self, drawn: Future[Windows], num_updates: int, ready: threading.Event | None
     ) -> Future[dict[str, Tensor]]:
         """Make the batch of an update once its windows are drawn, and not before it is `ready`."""
         # What the Learner's stream has been told to do to the target network comes first.
-        told = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
-        return self._thread.submit(self._make, drawn, num_updates, told, ready)
+        return self.thread.submit(self._make, drawn, num_updates, ready)
 
-    def hand_over(self) -> None:
-        """Let the Learner's stream use what was made.
-
-        Their memory goes back to this thread's stream: whoever uses it must wait for the device before letting it go.
-        """
-        if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
-
-    def stop(self) -> None:
-        self._thread.shutdown()
-
-    def _make(
-        self,
-        drawn: Future[Windows],
-        num_updates: int,
-        told: torch.cuda.Event | None,
-        ready: threading.Event | None,
-    ) -> dict[str, Tensor]:
+    def _make(self, drawn: Future[Windows], num_updates: int, ready: threading.Event | None) -> dict[str, Tensor]:
         windows = drawn.result()
         if ready is not None:
             ready.wait()
@@ -182,14 +162,7 @@ class _Reanalysis:
         # The module's own counter of updates moves on meanwhile.
         target = SimpleNamespace(target_inference_network=self._network, num_updates=num_updates)
         target.unwrapped = lambda: target
-        if self._stream is not None and told is not None:
-            self._stream.wait_event(told)
-        with torch.cuda.stream(self._stream):  # without a GPU None, which changes nothing
-            made = self._connector(
-                rl_module={DEFAULT_MODULE_ID: target},
-                batch={},
-                episodes=[windows],
-                shared_data={},
-                metrics=self._metrics,
-            )
+        made = self._connector(
+            rl_module={DEFAULT_MODULE_ID: target}, batch={}, episodes=[windows], shared_data={}, metrics=self._metrics
+        )
         return made[DEFAULT_MODULE_ID]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 from collections import Counter
@@ -25,7 +26,7 @@ MAX_GRAPHS = 8
 
 T = TypeVar("T")
 
-_recording = threading.Lock()  # torch records on one stream, whatever thread asks
+_recording = threading.RLock()
 
 
 @dataclasses.dataclass
@@ -36,7 +37,11 @@ class Pool:
 
 
 def record(
-    function: Callable[[], T], *, prepare: Callable[[], None] = lambda: None, pool: Pool | None = None
+    function: Callable[[], T],
+    *,
+    prepare: Callable[[], None] = lambda: None,
+    pool: Pool | None = None,
+    priority: int | None = None,
 ) -> tuple[Callable[[], None], T] | None:
     """Record what a function launches on the current device.
 
@@ -45,30 +50,40 @@ def record(
             several times.
         prepare: called before each of these calls.
         pool: where the graph computes, beside others; None: in memory of its own.
+        priority: of its kernels, whatever stream launches it, as for a stream; None: that of the current stream.
 
     Returns:
         What launches it again, and what it returned, which each launch computes anew in the same place. None where it
         cannot be recorded; a warning says why.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP_CALLS):
-            prepare()
-            function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        # Other threads may go on meanwhile, as long as they record nothing.
-        handle = None if pool is None else pool.handle
-        with _recording, torch.cuda.graph(graph, pool=handle, capture_error_mode="thread_local"):
-            result = function()
-    except RuntimeError as error:
-        logger.warning("no CUDA graph could be recorded, which makes searches slower: %s", error)
-        return None
+    current = torch.cuda.current_stream()
+    # Other threads may go on meanwhile, as long as they record nothing.
+    with _recording:
+        side = _recording_stream(current.device, current.priority if priority is None else priority)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_CALLS):
+                prepare()
+                function()
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            handle = None if pool is None else pool.handle
+            with torch.cuda.graph(graph, pool=handle, stream=side, capture_error_mode="thread_local"):
+                result = function()
+        except RuntimeError as error:
+            logger.warning("no CUDA graph could be recorded, which makes searches slower: %s", error)
+            return None
     if pool is not None:
         pool.handle = graph.pool()
     return graph.replay, result
+
+
+@functools.cache
+def _recording_stream(device: torch.device, priority: int) -> torch.cuda.Stream:
+    """Kernels keep the priority of the stream that they were recorded on. One for all, because torch has 32 of each
+    priority and gives them out again: nobody else may compute on one that records."""
+    return torch.cuda.Stream(device, priority=priority)
 
 
 class GraphedFunction:
@@ -81,14 +96,17 @@ class GraphedFunction:
         around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         copies: bool = True,
         min_calls: int = MIN_CALLS,
+        priority: int | None = None,
     ) -> None:
         """Args:
         function: see `record`.
         around: entered for a recording, to take back what the calls for it change in other tensors than the results.
         copies: whether results are copies. Else the next call with the same shapes writes over them.
         min_calls: calls with some shapes, the one that records it included, until they have a graph.
+        priority: see `record`.
         """
         self._function, self._around, self._copies, self._min_calls = function, around, copies, min_calls
+        self._priority = priority
         # Without copies, what one graph has computed would be lost when another one is launched.
         self._pool = Pool() if copies else None
         self._graphs: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
@@ -107,7 +125,7 @@ class GraphedFunction:
         """The function with a graph in it for inputs like these; the function itself where it cannot be recorded."""
         places = tuple(tensor.clone() for tensor in inputs)
         with self._around():
-            recorded = record(lambda: self._function(*places), pool=self._pool)
+            recorded = record(lambda: self._function(*places), pool=self._pool, priority=self._priority)
         if recorded is None:
             return self._function
         replay, results = recorded

@@ -21,6 +21,7 @@ from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_learner import DivergedError, EfficientZeroLearner
+from rllib_efficientzero.gradient_step import GradientStep
 from rllib_efficientzero.models import compilation, cuda_graphs
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
 
@@ -184,16 +185,15 @@ def test_equal_learners_make_equal_updates() -> None:
     assert_same(*states)
 
 
-def test_a_recorded_gradient_pass_learns_what_the_eager_one_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls for the recording leave no trace; gradients come from where it writes them; bad updates are skipped."""
+def test_a_recorded_step_learns_what_the_eager_one_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls for the recording leave no trace; bad updates are skipped."""
     recorder = FakeRecorder()
     monkeypatch.setattr(cuda_graphs, "record", recorder)
     eager, recorded = build(images=True, gpus=0), build(images=True, gpus=0)
-    passes = recorded._gradient_passes
-    passes[DEFAULT_MODULE_ID]._run = cuda_graphs.GraphedFunction(
-        passes[DEFAULT_MODULE_ID]._forward_and_backward,
-        around=recorded._statistics[DEFAULT_MODULE_ID].kept,
-        copies=False,
+    ((_, optimizer),) = recorded.get_optimizers_for_module(DEFAULT_MODULE_ID)
+    eager_step = recorded._gradient_steps[DEFAULT_MODULE_ID]
+    recorded._gradient_steps[DEFAULT_MODULE_ID] = GradientStep(
+        eager_step._compute, optimizer, module_of(recorded), max_norm=eager_step._max_norm, recorded=True
     )
     replay = make_replay(images=True)
     for number in range(6):
@@ -203,7 +203,7 @@ def test_a_recorded_gradient_pass_learns_what_the_eager_one_learns(monkeypatch: 
         for learner in (eager, recorded):
             update(learner, windows)
         assert_same(state_of(eager), state_of(recorded))
-    assert recorder.launched == 6 - cuda_graphs.MIN_CALLS + 1
+    assert recorder.launched == 6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -228,7 +228,7 @@ def test_a_gpu_learns_by_a_graph_what_it_learns_without(
 
     graphed, graphed_losses, learner = run()
     eager, eager_losses, _ = run(compiled_learner=False)
-    assert learner._gradient_passes[DEFAULT_MODULE_ID]._run._graphs
+    assert learner._gradient_steps[DEFAULT_MODULE_ID]._run._graphs
     np.testing.assert_allclose(graphed_losses, eager_losses, rtol=2e-2)
     assert graphed.keys() == eager.keys()
     for key, value in eager.items():

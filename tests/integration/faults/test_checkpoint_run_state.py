@@ -75,11 +75,11 @@ DERIVED = {
         "_torch_compile_complete_update", "_grad_scalers", "_lr_schedulers", "_lr_scheduler_classes",
         "_possibly_compiled_update",
         # read again from the module's own counter, and saved anew by every update
-        "_updates_made", "_statistics",
+        "_updates_made",
         # logged at the end of the iteration, and handed over with every update
         "_observed", "_priorities",
         # recorded anew in every process: the same numbers by other means
-        "_gradient_passes",
+        "_gradient_steps",
         # what its statistics are fitted with before weights leave, which saving is
         "_last_batch",
         # explain a failure or warn once

@@ -1,0 +1,178 @@
+"""An update on the device: forward and backward pass, clipping, and the optimizer's step if all of it is finite."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from rllib_efficientzero import metrics as names
+from rllib_efficientzero.models.cuda_graphs import GraphedFunction
+
+Compute = Callable[[Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+"""Train batch -> loss `[]`, and what else is to be known of the update."""
+
+FINITE = "finite"
+"""Whether the loss and all gradients are, and so whether there was a step."""
+PRIORITY = -1
+"""Of its kernels on a GPU: everybody waits for them in the end, reanalysis has time."""
+
+
+class GradientStep:
+    """Steps of an optimizer, by train batches. The device decides alone whether it takes one; the host is told."""
+
+    def __init__(
+        self,
+        compute: Compute,
+        optimizer: torch.optim.Optimizer,
+        module: torch.nn.Module,
+        *,
+        max_norm: float | None = None,
+        recorded: bool = False,
+    ) -> None:
+        """Args:
+        compute: the forward pass.
+        optimizer: a fused one, with the parameters; one that the loss does not depend on gets no gradient.
+        module: whose running statistics the forward pass moves.
+        max_norm: global norm that the gradient is scaled down to; None: as it is.
+        recorded: everything is one CUDA graph, recorded in the first call.
+        """
+        self._compute, self._optimizer = compute, optimizer
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._statistics = _NormalisationStatistics(module)
+        self._max_norm = max_norm or math.inf
+        self._inputs: list[str] = []
+        self._shapes: dict[str, torch.Size] = {}
+        self._run: Callable[..., tuple[Tensor, ...]] = self._on_device
+        if recorded:
+            self._run = GraphedFunction(
+                self._on_device, around=self._undone, copies=False, min_calls=1, priority=PRIORITY
+            )
+        _begin_at_zero(optimizer)
+
+    def __call__(self, batch: Mapping[str, Tensor], learning_rate: float) -> dict[str, Tensor]:
+        """One step, unless the loss or the gradient is not finite: then nothing changes.
+
+        Returns:
+            What was observed, and GRADIENT_NORM `[]` and FINITE `[]`, on the host, which waits for the device here and
+            nowhere else; as float64, which is exact for position ids too.
+        """
+        self._inputs = list(batch)
+        device = self._parameters[0].device
+        # Fused kernels on a GPU read a rate of 32 bits; on a CPU they take any.
+        rate = torch.full(
+            (), learning_rate, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device
+        )
+        (observed,) = self._run(rate, *batch.values())
+        # Neither a fused optimizer nor a CUDA graph counts in the weights' versions, by which others see a change.
+        torch.autograd.graph.increment_version(self._parameters[0])
+        parts = observed.cpu().split([shape.numel() for shape in self._shapes.values()])
+        told = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        if not told[FINITE]:
+            self._statistics.restore()
+        return told
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Takes back the steps that are made meanwhile."""
+        changed = [*self._parameters, *_state_of(self._optimizer)]
+        before = [tensor.detach().clone() for tensor in changed]
+        with self._statistics.kept():
+            yield
+        with torch.no_grad():
+            torch._foreach_copy_(changed, before)
+
+    def _on_device(self, learning_rate: Tensor, *tensors: Tensor) -> tuple[Tensor]:
+        """All that was observed, in one tensor."""
+        self._statistics.save()
+        loss, observed = self._compute(dict(zip(self._inputs, tensors, strict=True)))
+        self._optimizer.zero_grad()
+        loss.backward()  # not autograd.grad: it lays gradients out like their parameters, as fused optimizers want them
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        finite = _agreed_finite(loss, norm)
+        with _told_by_device(self._optimizer, learning_rate, is_bad=(~finite).float()):
+            self._optimizer.step()
+        observed = observed | {names.GRADIENT_NORM: norm, FINITE: finite}
+        self._shapes = {name: tensor.shape for name, tensor in observed.items()}
+        return (torch.cat([tensor.detach().double().flatten() for tensor in observed.values()]),)
+
+
+class _NormalisationStatistics:
+    """The running statistics of a module's networks, to undo what a forward pass that is not finite did to them.
+
+    The target network's never change in a forward pass.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        named = module.named_buffers()
+        self._buffers = [buffer for name, buffer in named if not name.startswith("target_network.")]
+        self._copies = [buffer.clone() for buffer in self._buffers]
+
+    def save(self) -> None:
+        """Remembers them as they are now."""
+        torch._foreach_copy_(self._copies, self._buffers)
+
+    def restore(self) -> None:
+        """Puts them back as they were saved."""
+        torch._foreach_copy_(self._buffers, self._copies)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Puts them back as they were at the beginning, whatever is saved meanwhile."""
+        before = [buffer.clone() for buffer in self._buffers]
+        yield
+        torch._foreach_copy_(self._buffers, before)
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Its momenta and counters."""
+    return [tensor for state in optimizer.state.values() for tensor in state.values() if isinstance(tensor, Tensor)]
+
+
+def _begin_at_zero(optimizer: torch.optim.Optimizer) -> None:
+    """Gives a fused optimizer that has made no step the state that it would make in its first one.
+
+    A CUDA graph needs it before; and a first step of SGD that is not taken would leave momentum that was never written.
+    """
+    if optimizer.state:
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    rate = torch.zeros((), device=parameters[0].device)
+    with _told_by_device(optimizer, rate, is_bad=torch.ones_like(rate)):
+        optimizer.step()
+    optimizer.zero_grad()
+    for tensor in _state_of(optimizer):
+        tensor.zero_()
+
+
+@contextlib.contextmanager
+def _told_by_device(optimizer: torch.optim.Optimizer, learning_rate: Tensor, *, is_bad: Tensor) -> Iterator[None]:
+    """For one step of a fused optimizer: its rate, and whether it must change nothing, are read from tensors, so that a
+    CUDA graph of it stays valid."""
+    before = [dict(group) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        if "capturable" in group:  # what torch asks for in a recording, and warns of elsewhere
+            group["capturable"] = learning_rate.is_cuda and torch.cuda.is_current_stream_capturing()
+    optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+        for group, options in zip(optimizer.param_groups, before, strict=True):
+            group.update(options)
+
+
+def _agreed_finite(*values: Tensor) -> Tensor:
+    """`[]` bool: whether all values are finite, on every learner of the group."""
+    finite = torch.stack([torch.isfinite(value).all() for value in values]).all()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        votes = finite.to(torch.int32)
+        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN)
+        finite = votes.bool()
+    return finite
