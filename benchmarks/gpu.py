@@ -12,7 +12,8 @@ is the search with trees on the host, in one part and without CUDA graphs. All t
 Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates without clocks, as a run makes them;
 from these, the minutes of a run of 100k environment steps. That is an extrapolation: evaluation, the first steps at
 random and compiling are not in it. Self-play goes on beside the updates, and what it slows them down by is in their
-time. Then 200 updates of each with clocks, for which the host waits between the parts, and nothing goes on beside. The file is written after each of these, should the time on the GPU end.
+time. Then 200 updates of each with clocks, for which the host waits between the parts, and nothing goes on beside. The
+file is written after each of these, should the time on the GPU end.
 
 `--quick` is the same with next to no work, to see that it runs; on a CPU it needs `--device cpu`.
 """

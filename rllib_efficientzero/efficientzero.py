@@ -38,15 +38,23 @@ class EfficientZero(ScaledAlgorithm):
 
     def training_step(self) -> None:
         """env -> EnvRunner + search -> episodes -> replay -> windows -> reanalyze + Learner -> priorities, weights."""
-        # Self-play waits while updates are owed: the ratio of updates to steps is exact on any machine.
-        num_steps = self._steps_to_sample() if self._updates_owed() < 1 else 0
-        if num_steps > 0 or self.self_play.must_collect(self.num_updates):
-            self._begin_batches(self._updates_owed(num_steps))
-            self._play(num_steps)
+        with self.batches.turn():
+            # Self-play waits while updates are owed: the ratio of updates to steps is exact on any machine.
+            num_steps = self._steps_to_sample() if self._updates_owed() < 1 else 0
+            if num_steps > 0 or self.self_play.must_collect(self.num_updates):
+                self._begin_batches(self._updates_owed(num_steps))
+                self._play(num_steps)
+            num_owed = self._updates_owed(self.self_play.num_steps_awaited)
+            self._learn(self._updates_now(num_owed))
+            self._collect()
+            if self.batches.is_ahead():
+                self.batches.forget()  # Fewer steps came than were asked for.
+            self._log_progress()
 
+    def _learn(self, num_updates: int) -> None:
+        """So many updates; fewer if the run is to end."""
         num_batches = 0
-        num_owed = self._updates_owed(self.self_play.num_steps_awaited)
-        for num_following in reversed(range(self._updates_now(num_owed))):
+        for num_following in reversed(range(num_updates)):
             is_interrupted = interruption.requested()
             if is_interrupted and not self.batches.is_ahead():
                 break  # What is owed comes first when the run goes on.
@@ -65,13 +73,9 @@ class EfficientZero(ScaledAlgorithm):
                 self._collect()
                 with self._timer(names.SYNC_WEIGHTS_TIMER):
                     self.self_play.update_weights(self.learner_group, self.num_updates)
-        self._collect()
         if num_batches > 0:
             with self._timer(names.LEARNER_UPDATE_TIMER):
                 self._report_updates()
-        if self.batches.is_ahead():
-            self.batches.forget()  # Fewer steps came than were asked for.
-        self._log_progress()
 
     # --- How much to sample and to learn -----------------------------------------------------------------------------
 

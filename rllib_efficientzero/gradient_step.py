@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
+from rllib_efficientzero.turns import to_host
 
 Compute = Callable[[Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 """Train batch -> loss `[]`, and what else is to be known of the update."""
@@ -69,7 +70,7 @@ class GradientStep:
         (observed,) = self._run(rate, *batch.values())
         # Neither a fused optimizer nor a CUDA graph counts in the weights' versions, by which others see a change.
         torch.autograd.graph.increment_version(self._parameters[0])
-        parts = observed.cpu().split([shape.numel() for shape in self._shapes.values()])
+        parts = to_host(observed).split([shape.numel() for shape in self._shapes.values()])
         told = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
         if not told[FINITE]:
             self._statistics.restore()

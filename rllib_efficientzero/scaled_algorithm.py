@@ -48,7 +48,7 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
         if config.sample_asynchronously:
             self.self_play = AsynchronousSelfPlay(group, config, self.learner_group, restore)
         elif isinstance(self.batches, BatchesAhead) and config.num_env_runners == 0:
-            self.self_play = SelfPlayBeside(group, config, self.learner_group._learner._device)
+            self.self_play = SelfPlayBeside(group, config, self.learner_group._learner._device, self.batches.turn)
         else:
             self.self_play = SynchronousSelfPlay(group, config, restore)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
@@ -21,10 +24,11 @@ from torch import Tensor
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.actors.side_thread import SideThread
 from rllib_efficientzero.replay import Windows
+from rllib_efficientzero.turns import Turn, given_up
 
 MAX_WORKERS = 2
 """Threads that reanalyze. Two fill a GPU; each takes memory for its searches."""
-SWITCH_INTERVAL = 5e-4
+SWITCH_INTERVAL = 2e-4
 """Seconds for which a thread keeps Python's lock while others wait for it. By Python's own 5 ms, what takes
 microseconds, such as to start a kernel, takes milliseconds here."""
 
@@ -60,9 +64,12 @@ class BatchesAhead:
         self._num_ahead = config.prefetched_batches()
         self._target_network_update_freq = config.target_network_update_freq
         self._metrics = MetricsLogger()
-        self._draws = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw-windows")
+        device = learner._device
+        # On a CPU the threads themselves are the device.
+        self._turn = Turn() if device.type == "cuda" else None
+        self._draws = SideThread("draw-windows", torch.device("cpu"), turn=self.turn)
         num_workers = min(self._num_ahead, MAX_WORKERS)
-        self._workers = [_Reanalysis(config, learner, self._metrics) for _ in range(num_workers)]
+        self._workers = [_Reanalysis(config, learner, self._metrics, self.turn) for _ in range(num_workers)]
         self._queue: collections.deque[_Job] = collections.deque()
         # What is compiled at its first call is compiled by one thread at a time: reanalysis first, then the Learner.
         self._has_begun = self._has_handed_over = False
@@ -71,6 +78,10 @@ class BatchesAhead:
         sys.setswitchinterval(min(SWITCH_INTERVAL, self._switch_interval))
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
+
+    def turn(self) -> AbstractContextManager[None]:
+        """See `Batches`."""
+        return contextlib.nullcontext() if self._turn is None else self._turn.taken()
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """See `Batches`."""
@@ -83,7 +94,8 @@ class BatchesAhead:
         if not self._queue:
             self._make(batch_size, beta, num_updates)
         job = self._queue.popleft()
-        tensors = job.made.result()
+        with given_up():
+            tensors = job.made.result()
         self._has_handed_over = True
         job.worker.thread.hand_over()
         self._make_ahead(batch_size, beta, num_updates, range(num_updates + 1, num_updates + 1 + num_following))
@@ -97,12 +109,14 @@ class BatchesAhead:
 
     def settle(self) -> None:
         """See `Batches`."""
-        wait([job.drawn for job in self._queue])
+        with given_up():
+            wait([job.drawn for job in self._queue])
 
     def forget(self) -> None:
         """See `Batches`."""
         self._learner_has_begun.set()
-        wait([job.made for job in self._queue])
+        with given_up():
+            wait([job.made for job in self._queue])
         self._queue.clear()
 
     def get_metrics(self) -> dict[str, float]:
@@ -113,7 +127,7 @@ class BatchesAhead:
         """See `Batches`."""
         self.forget()
         sys.setswitchinterval(self._switch_interval)
-        self._draws.shutdown()
+        self._draws.stop()
         for worker in self._workers:
             worker.thread.stop()
 
@@ -139,11 +153,13 @@ class _Reanalysis:
     The copy reads the target network's weights where they are; it holds what is folded and compiled of them.
     """
 
-    def __init__(self, config: Any, learner: Any, metrics: MetricsLogger) -> None:
+    def __init__(
+        self, config: Any, learner: Any, metrics: MetricsLogger, turn: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._learner, self._metrics = learner, metrics
         self._connector = config.build_learner_connector(None, None, learner._device)
         self._network: Any = None
-        self.thread = SideThread("reanalyze", learner._device)
+        self.thread = SideThread("reanalyze", learner._device, turn=turn)
 
     def begin(
         self, drawn: Future[Windows], num_updates: int, ready: threading.Event | None
@@ -153,9 +169,10 @@ class _Reanalysis:
         return self.thread.submit(self._make, drawn, num_updates, ready)
 
     def _make(self, drawn: Future[Windows], num_updates: int, ready: threading.Event | None) -> dict[str, Tensor]:
-        windows = drawn.result()
-        if ready is not None:
-            ready.wait()
+        with given_up():
+            windows = drawn.result()
+            if ready is not None:
+                ready.wait()
         network = self._learner.module[DEFAULT_MODULE_ID].unwrapped().target_inference_network
         if self._network is None or self._network.network is not network.network:
             self._network = copy.copy(network)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import ray
@@ -23,6 +25,9 @@ class Batch:
 
 class Batches(Protocol):
     """A source of batches."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Entered by whoever else works in this process; see `Turn`."""
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """Makes batches of the next `num_following` updates meanwhile, if it can; called before steps are sampled, with
@@ -64,6 +69,10 @@ class InlineBatches:
         """
         self._replay = replay
         self._num_learners = num_learners
+
+    def turn(self) -> AbstractContextManager[None]:
+        """See `Batches`. Nobody works beside the Learners."""
+        return contextlib.nullcontext()
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """See `Batches`. Windows are drawn when they are asked for."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from rllib_efficientzero.actors.self_play import SynchronousSelfPlay
 from rllib_efficientzero.actors.side_thread import SideThread
 from rllib_efficientzero.env.sampling import Sample, take_sample
+from rllib_efficientzero.turns import given_up
 
 PRIORITY = -1
 """A step's searches are few and small, and one waits for the other: on a GPU they go first."""
@@ -22,15 +25,18 @@ class SelfPlayBeside:
     what it played is collected before the iteration ends. So a run repeats itself, and a checkpoint loses nothing.
     """
 
-    def __init__(self, group: Any, config: Any, device: torch.device) -> None:
+    def __init__(
+        self, group: Any, config: Any, device: torch.device, turn: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         """Args:
         group: the EnvRunnerGroup, with an EnvRunner in this process only.
         config: the algorithm's.
         device: that of the Learner.
+        turn: of the threads of this process; see `Turn`.
         """
         self._env_runner = group.local_env_runner
         self._synchronous = SynchronousSelfPlay(group, config, restore=list)
-        self._thread = SideThread("self-play", device, priority=PRIORITY)
+        self._thread = SideThread("self-play", device, turn=turn, priority=PRIORITY)
         self._playing: Future[Sample] | None = None
         self.num_steps_awaited = 0
 
@@ -48,7 +54,8 @@ class SelfPlayBeside:
         playing, self._playing, self.num_steps_awaited = self._playing, None, 0
         if playing is None:
             return []
-        sample = playing.result()
+        with given_up():
+            sample = playing.result()
         self._thread.hand_over()
         return [sample]
 
@@ -63,7 +70,8 @@ class SelfPlayBeside:
     def forget(self) -> None:
         """See `SelfPlay`."""
         if self._playing is not None:
-            wait([self._playing])
+            with given_up():
+                wait([self._playing])
         self._playing, self.num_steps_awaited = None, 0
 
     def stop(self) -> None:

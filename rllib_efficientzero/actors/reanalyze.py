@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,10 @@ class ReanalyzedBatches:
         actors.foreach_actor(PING, timeout_seconds=config.env_runner_restore_timeout_s)
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
+
+    def turn(self) -> AbstractContextManager[None]:
+        """See `Batches`. Others work in processes of their own."""
+        return contextlib.nullcontext()
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """See `Batches`. What is on its way stays on it."""

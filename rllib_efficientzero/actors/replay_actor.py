@@ -12,6 +12,7 @@ import ray
 
 from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
+from rllib_efficientzero.turns import given_up
 
 
 class ReplayLostError(RuntimeError):
@@ -104,7 +105,8 @@ class RemoteReplay:
         """The result of a call, and the errors of those before it that were not waited for."""
         unchecked, self._unchecked = self._unchecked, []
         try:
-            return ray.get([*unchecked, reference])[-1]
+            with given_up():
+                return ray.get([*unchecked, reference])[-1]
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:

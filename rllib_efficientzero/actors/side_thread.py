@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,13 +21,21 @@ class SideThread:
         >>> thread.stop()
     """
 
-    def __init__(self, name: str, device: torch.device, *, priority: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        device: torch.device,
+        *,
+        turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        priority: int = 0,
+    ) -> None:
         """Args:
         name: the thread's name begins with it.
         device: on which it computes.
+        turn: `Turn.taken` of the threads beside it; see there.
         priority: of its stream: kernels of a stream with a smaller number get multiprocessors first.
         """
-        self._device = device
+        self._device, self._turn = device, turn
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
 
@@ -49,5 +59,5 @@ class SideThread:
     def _run(self, told: torch.cuda.Event | None, function: Callable[..., Any], arguments: Any, options: Any) -> Any:
         if self._stream is not None and told is not None:
             self._stream.wait_event(told)
-        with torch.cuda.stream(self._stream):  # without a GPU None, which changes nothing
+        with self._turn(), torch.cuda.stream(self._stream):  # without a GPU None, which changes nothing
             return function(*arguments, **options)

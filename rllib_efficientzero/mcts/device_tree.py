@@ -12,6 +12,7 @@ from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.device_rules import GumbelRules, PuctRules, RootResults, power_of_two
 from rllib_efficientzero.mcts.host_tree import host_tree
 from rllib_efficientzero.models.triton_support import current, succeeds
+from rllib_efficientzero.turns import to_host
 
 MAX_LANES = 1024
 """Actions and simulations that one program of a kernel can look at at once."""
@@ -186,7 +187,7 @@ class DeviceTree:
             value = trees["value_sum"][:, 0] / trees["visits"][:, 0]
             of_actions = (trees["edge_visits"][:, 0], trees["edge_q"][:, 0], trees["row"][:, 0])
             of_roots = (value, trees["raw_value"][:, 0], trees["is_valid"])
-            flat = torch.cat([tensor.float().flatten() for tensor in (*of_actions, *of_roots)]).cpu().numpy()
+            flat = to_host(torch.cat([tensor.float().flatten() for tensor in (*of_actions, *of_roots)])).numpy()
             visits, q, row = flat[: 3 * self.num_roots * self.num_actions].reshape(3, *shape)
             mean_value, raw_value, is_valid = flat[3 * self.num_roots * self.num_actions :].reshape(3, self.num_roots)
             if not is_valid.all():

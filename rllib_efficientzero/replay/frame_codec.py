@@ -11,6 +11,8 @@ import lz4.block
 import numpy as np
 import numpy.typing as npt
 
+from rllib_efficientzero.turns import given_up
+
 try:
     from rllib_efficientzero._frames import decode_blocks
 except ImportError:  # an extension that was built before there was this one
@@ -68,7 +70,8 @@ class FrameCodec:
             ValueError: a code is damaged or belongs to another shape.
         """
         if self.compressed:
-            first_bad = decode_blocks(codes, out, num_threads)
+            with given_up():
+                first_bad = decode_blocks(codes, out, num_threads)
         else:
             first_bad = next((row for row, code in enumerate(codes) if len(code) != self.nbytes), -1)
         if first_bad >= 0:

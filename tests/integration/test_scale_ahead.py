@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from scale_helpers import tiny_config, train_until
-from test_scale_reanalyze import run, short
+from test_scale_reanalyze import finish, run, short
 
-from rllib_efficientzero import interruption
+from rllib_efficientzero import interruption, turns
 from rllib_efficientzero.actors.ahead import SWITCH_INTERVAL, BatchesAhead
 from rllib_efficientzero.actors.self_play import SynchronousSelfPlay
+from rllib_efficientzero.turns import Turn
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -103,6 +104,37 @@ def test_an_iteration_s_steps_are_played_while_its_updates_are_made() -> None:
     assert algo.num_interactions > before
     assert events == [*8 * [before], "added"]
     algo.stop()
+
+
+def test_threads_that_take_turns_make_the_same_run() -> None:
+    """As on a GPU, where they wait for it. Whoever learns, plays or searches has the turn."""
+    expected, _ = run(short().reanalyze(prefetch=3))
+    algo = short().reanalyze(prefetch=3).build_algo()
+    algo.batches._turn = Turn()
+    learner, runner, replay = (
+        algo.learner_group._learner,
+        algo.env_runner_group.local_env_runner,
+        algo.local_replay_buffer,
+    )
+    watched = [(learner, "update"), (runner, "_log_search"), (replay, "update_priorities")]
+    watched += [(worker, "_connector") for worker in algo.batches._workers]
+    had_turn = []
+
+    def watch(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def watching(*args: Any, **kwargs: Any) -> Any:
+            had_turn.append(algo.batches._turn._lock is getattr(turns._of_this_thread, "lock", None))
+            return function(*args, **kwargs)
+
+        setattr(owner, name, watching)
+
+    for owner, name in watched:
+        watch(owner, name)
+    found, _ = finish(algo)
+    assert found == expected
+    assert all(had_turn)
+    assert len(had_turn) > 60
 
 
 def test_weights_do_not_change_while_it_plays() -> None:

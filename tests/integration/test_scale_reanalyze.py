@@ -34,7 +34,10 @@ def fingerprint(algo: EfficientZero) -> str:
 
 
 def run(config: EfficientZeroConfig) -> tuple[str, dict[str, Any]]:
-    algo = config.build_algo()
+    return finish(config.build_algo())
+
+
+def finish(algo: EfficientZero) -> tuple[str, dict[str, Any]]:
     result = train_until(algo, lambda result: result["training_done"])
     answer = fingerprint(algo)
     algo.stop()

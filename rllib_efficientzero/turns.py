@@ -1,0 +1,64 @@
+"""Threads of one process that keep a device busy take turns on the host.
+
+Python lets one thread run at a time, and every call of PyTorch gives others the chance to: with five threads, work of
+half a millisecond took ten, while the device had nothing to do. So whoever has the turn works undisturbed, and gives it
+up where it waits for the device, or for another thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_of_this_thread = threading.local()
+
+
+class Turn:
+    """What one thread of several has at a time.
+
+    Example:
+        >>> turn = Turn()
+        >>> with turn.taken():
+        ...     with given_up():
+        ...         pass  # wait for somebody
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Waits until it is this thread's, and keeps it but for what is within `given_up`."""
+        with self._lock:
+            _of_this_thread.lock = self._lock
+            try:
+                yield
+            finally:
+                _of_this_thread.lock = None
+
+
+@contextlib.contextmanager
+def given_up() -> Iterator[None]:
+    """Lets others have the turn, for waiting and for long calls that need no Python; for a thread that has it."""
+    lock = getattr(_of_this_thread, "lock", None)
+    if lock is None:
+        yield
+        return
+    _of_this_thread.lock = None
+    lock.release()
+    try:
+        yield
+    finally:
+        lock.acquire()
+        _of_this_thread.lock = lock
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU; while the device computes it, others have their turn."""
+    with given_up():
+        return tensor.cpu()

@@ -1,0 +1,73 @@
+"""Threads that take turns."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from rllib_efficientzero.turns import Turn, given_up, to_host
+
+
+def test_nobody_works_while_another_has_the_turn() -> None:
+    turn, at_work, most = Turn(), 0, 0
+
+    def work() -> None:
+        nonlocal at_work, most
+        for _ in range(20):
+            with turn.taken():
+                at_work += 1
+                most = max(most, at_work)
+                time.sleep(1e-4)
+                at_work -= 1
+                with given_up():
+                    time.sleep(1e-4)
+                at_work += 1
+                most = max(most, at_work)
+                time.sleep(1e-4)
+                at_work -= 1
+
+    with ThreadPoolExecutor(4) as threads:
+        for job in [threads.submit(work) for _ in range(4)]:
+            job.result()
+    assert most == 1
+
+
+def test_who_waits_lets_the_other_have_the_turn() -> None:
+    turn, is_done = Turn(), threading.Event()
+
+    def work() -> None:
+        with turn.taken():
+            is_done.set()
+
+    with ThreadPoolExecutor(1) as threads, turn.taken():
+        job = threads.submit(work)
+        assert not is_done.wait(0.05)
+        with given_up():
+            assert is_done.wait(20)
+        job.result()
+
+
+def test_the_turn_is_free_after_an_error() -> None:
+    turn = Turn()
+    with pytest.raises(OSError, match="gone"), turn.taken(), given_up():
+        raise OSError("gone")
+    with turn.taken():
+        pass
+
+
+def test_a_thread_without_a_turn_has_none_to_give_up() -> None:
+    with given_up(), given_up():
+        assert to_host(torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+def test_what_is_given_up_twice_is_taken_back_once() -> None:
+    turn = Turn()
+    with turn.taken():
+        with given_up(), given_up(), turn.taken():
+            pass
+        with given_up(), turn.taken():
+            pass
