@@ -11,9 +11,8 @@ is the search with trees on the host, in one part and without CUDA graphs. All t
 
 Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates without clocks, as a run makes them;
 from these, the minutes of a run of 100k environment steps. That is an extrapolation: evaluation, the first steps at
-random and compiling are not in it. Self-play goes on beside the updates, and what it slows them down by is in their
-time. Then 200 updates of each with clocks, for which the host waits between the parts, and nothing goes on beside. The
-file is written after each of these, should the time on the GPU end.
+random and compiling are not in it. Then 200 updates of each with clocks, for which the host waits between the parts and
+no batch is made ahead. The file is written after each of these, should the time on the GPU end.
 
 `--quick` is the same with next to no work, to see that it runs; on a CPU it needs `--device cpu`.
 """
@@ -253,7 +252,7 @@ def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], devic
         )
     for row in updates:
         line = (
-            f"{row['ms_per_update']:.1f} ms, {row['ms_per_env_step']:.1f} ms of waiting for self-play per step; a run "
+            f"{row['ms_per_update']:.1f} ms, {row['ms_per_env_step']:.1f} ms of self-play per step; a run "
             f"{row['minutes_of_a_run_extrapolated']:.0f} minutes, extrapolated from {row['updates']} updates"
         )
         if parts := row.get("parts"):

@@ -7,7 +7,7 @@ the measured part. Figures per step and per update come from the metrics that th
 `learners/default_policy/reanalyze/*`) and from clocks around the calls that search, compute or emulate; what these
 leave over of the wall clock is Python, RLlib and replay ("neither network nor search"). An iteration is then put
 together at the example's own replay ratio, however few updates were measured. Parts of an update are measured one after
-another, also where a GPU's run would make batches ahead and play beside; `gpu.py` measures how that runs.
+another, also where a GPU's run would make batches ahead; `gpu.py` measures how that runs.
 
 On a CPU, a batch of 256 of the paper's network takes minutes per update. Batches of 8 and 16 are measured there and a
 straight line is drawn through both, from nowhere flatter than constant to nowhere steeper than proportional, because
@@ -34,7 +34,6 @@ from benchmarks.report import Stopwatch
 from rllib_efficientzero import EfficientZeroConfig
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.actors.batches import InlineBatches
-from rllib_efficientzero.actors.self_play import SynchronousSelfPlay
 from rllib_efficientzero.cli.experiment import Overrides, load_experiments
 
 EXAMPLES = {"paper": "pong-ez", "small": "pong-ez-cpu"}
@@ -102,9 +101,7 @@ def measure(plan: Plan, batch: int) -> dict[str, Any]:
     """Runs the example at one batch size until `plan.updates` updates were timed, part by part."""
     algo = begin(plan, batch)
     cuda = algo.config.has_gpu_in_this_process()
-    # On a GPU every clock makes the host wait, which without them goes on; and much is done in other threads.
-    algo.self_play.stop()
-    algo.self_play = SynchronousSelfPlay(algo.env_runner_group, algo.config, restore=list)
+    # On a GPU every clock makes the host wait, which without them goes on; and batches are made ahead.
     algo.batches.stop()
     algo.batches = InlineBatches(algo.local_replay_buffer, num_learners=0)
     if cuda:
@@ -140,8 +137,7 @@ def measure(plan: Plan, batch: int) -> dict[str, Any]:
 
 
 def measure_as_it_runs(plan: Plan, batch: int) -> dict[str, Any]:
-    """Whole iterations without clocks: milliseconds per step for which self-play is waited for, and of all else per
-    update; where self-play goes on beside the updates, it takes its part of these."""
+    """Whole iterations without clocks: milliseconds of self-play per step, and of all else per update."""
     algo = begin(plan, batch)
     for _ in range(ITERATIONS_BEFORE):
         algo.train()

@@ -22,7 +22,7 @@ from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
 from rllib_efficientzero.efficientzero_learner import DivergedError
 from rllib_efficientzero.env.runner_state import generators_kept
-from rllib_efficientzero.env.sampling import NoEnvRunnersError, Sample, why_none_was_built
+from rllib_efficientzero.env.sampling import NoEnvRunnersError, why_none_was_built
 from rllib_efficientzero.scaled_algorithm import ScaledAlgorithm
 from rllib_efficientzero.schedules import linear
 
@@ -43,10 +43,12 @@ class EfficientZero(ScaledAlgorithm):
             num_steps = self._steps_to_sample() if self._updates_owed() < 1 else 0
             if num_steps > 0 or self.self_play.must_collect(self.num_updates):
                 self._begin_batches(self._updates_owed(num_steps))
-                self._play(num_steps)
-            num_owed = self._updates_owed(self.self_play.num_steps_awaited)
-            self._learn(self._updates_now(num_owed))
-            self._collect()
+                with self._timer(names.SAMPLE_TIMER):
+                    episodes = self._sample(num_steps)
+                with self._timer(names.REPLAY_ADD_TIMER):
+                    self.batches.settle()
+                    self.local_replay_buffer.add(episodes)
+            self._learn(self._updates_now(self._updates_owed()))
             if self.batches.is_ahead():
                 self.batches.forget()  # Fewer steps came than were asked for.
             self._log_progress()
@@ -70,7 +72,6 @@ class EfficientZero(ScaledAlgorithm):
                 self.local_replay_buffer.update_priorities(position_ids, priorities)
             self.num_updates += 1
             if self.num_updates == 1 or self.num_updates % self.config.self_play_update_freq == 0:
-                self._collect()
                 with self._timer(names.SYNC_WEIGHTS_TIMER):
                     self.self_play.update_weights(self.learner_group, self.num_updates)
         if num_batches > 0:
@@ -106,29 +107,14 @@ class EfficientZero(ScaledAlgorithm):
 
     # --- The steps of the picture ------------------------------------------------------------------------------------
 
-    def _play(self, num_steps: int) -> None:
-        """Has about `num_steps` steps played; they are in the replay at once, or will be when `_collect` is called."""
+    def _sample(self, num_steps: int) -> list[Any]:
+        """Episodes, or chunks of them, of together about `num_steps` steps."""
         budget = self.config.total_env_steps - self.num_interactions
-        with self._timer(names.SAMPLE_TIMER):
-            samples = self.self_play.sample(num_steps, budget=budget, num_updates=self.num_updates)
-        self._store(samples)
-
-    def _collect(self) -> None:
-        """Waits for what is played beside the updates."""
-        with self._timer(names.SAMPLE_TIMER):
-            samples = self.self_play.collect()
-        self._store(samples)
-
-    def _store(self, samples: list[Sample]) -> None:
-        """Adds what was played to the replay."""
-        if not samples:
-            return
+        samples = self.self_play.sample(num_steps, budget=budget, num_updates=self.num_updates)
         self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
         self._log_staleness([sample.staleness for sample in samples if sample.staleness is not None])
         self.num_interactions += sum(sample.num_steps for sample in samples)
-        with self._timer(names.REPLAY_ADD_TIMER):
-            self.batches.settle()
-            self.local_replay_buffer.add([episode for sample in samples for episode in sample.episodes])
+        return [episode for sample in samples for episode in sample.episodes]
 
     def _begin_batches(self, num_owed: int) -> None:
         size, num_following = self.config.total_train_batch_size, self._updates_now(num_owed)

@@ -18,8 +18,6 @@ Compute = Callable[[Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 
 FINITE = "finite"
 """Whether the loss and all gradients are, and so whether there was a step."""
-PRIORITY = -1
-"""Of its kernels on a GPU: everybody waits for them in the end, reanalysis has time."""
 
 
 class GradientStep:
@@ -49,9 +47,7 @@ class GradientStep:
         self._shapes: dict[str, torch.Size] = {}
         self._run: Callable[..., tuple[Tensor, ...]] = self._on_device
         if recorded:
-            self._run = GraphedFunction(
-                self._on_device, around=self._undone, copies=False, min_calls=1, priority=PRIORITY
-            )
+            self._run = GraphedFunction(self._on_device, around=self._undone, copies=False, min_calls=1)
         _begin_at_zero(optimizer)
 
     def __call__(self, batch: Mapping[str, Tensor], learning_rate: float) -> dict[str, Tensor]:

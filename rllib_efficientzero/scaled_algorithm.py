@@ -11,7 +11,6 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from rllib_efficientzero.actors import resources
 from rllib_efficientzero.actors.ahead import BatchesAhead
 from rllib_efficientzero.actors.batches import Batches, InlineBatches
-from rllib_efficientzero.actors.play_beside import SelfPlayBeside
 from rllib_efficientzero.actors.reanalyze import ReanalyzedBatches, start_actors
 from rllib_efficientzero.actors.replay_actor import RemoteReplay
 from rllib_efficientzero.actors.self_play import AsynchronousSelfPlay, SelfPlay, SynchronousSelfPlay
@@ -47,8 +46,6 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
         restore = functools.partial(self.restore_env_runners, group)
         if config.sample_asynchronously:
             self.self_play = AsynchronousSelfPlay(group, config, self.learner_group, restore)
-        elif isinstance(self.batches, BatchesAhead) and config.num_env_runners == 0:
-            self.self_play = SelfPlayBeside(group, config, self.learner_group._learner._device, self.batches.turn)
         else:
             self.self_play = SynchronousSelfPlay(group, config, restore)
 

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
@@ -67,9 +67,10 @@ class BatchesAhead:
         device = learner._device
         # On a CPU the threads themselves are the device.
         self._turn = Turn() if device.type == "cuda" else None
-        self._draws = SideThread("draw-windows", torch.device("cpu"), turn=self.turn)
+        self._front = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self._draws = SideThread("draw-windows", torch.device("cpu"), turn=self._taken)
         num_workers = min(self._num_ahead, MAX_WORKERS)
-        self._workers = [_Reanalysis(config, learner, self._metrics, self.turn) for _ in range(num_workers)]
+        self._workers = [_Reanalysis(config, learner, self._metrics, self._taken) for _ in range(num_workers)]
         self._queue: collections.deque[_Job] = collections.deque()
         # What is compiled at its first call is compiled by one thread at a time: reanalysis first, then the Learner.
         self._has_begun = self._has_handed_over = False
@@ -79,9 +80,20 @@ class BatchesAhead:
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
-    def turn(self) -> AbstractContextManager[None]:
-        """See `Batches`."""
-        return contextlib.nullcontext() if self._turn is None else self._turn.taken()
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """See `Batches`. On a GPU kernels of self-play and the Learner go first: both are waited for."""
+        with self._taken():
+            if self._front is None:
+                yield
+                return
+            before = torch.cuda.current_stream(self._front.device)
+            self._front.wait_stream(before)
+            try:
+                with torch.cuda.stream(self._front):
+                    yield
+            finally:
+                before.wait_stream(self._front)
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """See `Batches`."""
@@ -130,6 +142,9 @@ class BatchesAhead:
         self._draws.stop()
         for worker in self._workers:
             worker.thread.stop()
+
+    def _taken(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._turn is None else self._turn.taken()
 
     def _make_ahead(
         self, batch_size: int, beta: Callable[[int], float], num_updates: int, following: Sequence[int]

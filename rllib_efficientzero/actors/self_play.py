@@ -29,9 +29,6 @@ SECONDS_TO_STOP = 5.0
 class SelfPlay(Protocol):
     """A source of samples."""
 
-    num_steps_awaited: int
-    """Steps that are being played for this iteration, while its updates are made: `collect` waits for them."""
-
     def sample(self, num_steps: int, *, budget: int, num_updates: int) -> list[Sample]:
         """Samples of together about `num_steps` steps, at most `budget` if nothing is hidden in resets.
 
@@ -40,9 +37,6 @@ class SelfPlay(Protocol):
             budget: steps left in the run.
             num_updates: updates made so far.
         """
-
-    def collect(self) -> list[Sample]:
-        """What was being played beside the updates; called before weights change, and before an iteration ends."""
 
     def must_collect(self, num_updates: int) -> bool:
         """Whether `sample` is to be called even though updates are owed."""
@@ -59,8 +53,6 @@ class SelfPlay(Protocol):
 
 class SynchronousSelfPlay:
     """Everybody plays, then everybody learns: a run depends on its seed alone, not on the speed of its machines."""
-
-    num_steps_awaited = 0
 
     def __init__(self, group: Any, config: Any, restore: Callable[[], Any]) -> None:
         """Args:
@@ -79,10 +71,6 @@ class SynchronousSelfPlay:
         # Where some are missing, the others do not take over their share: it would be lost with a second failure.
         share = max(1, num_steps // self._config.num_env_runners)
         return sample_remotely(self._group, share, config=self._config, restore=self._restore)
-
-    def collect(self) -> list[Sample]:
-        """See `SelfPlay`."""
-        return []
 
     def must_collect(self, num_updates: int) -> bool:
         """See `SelfPlay`."""
@@ -135,8 +123,6 @@ class AsynchronousSelfPlay:
     waited for. What is on its way never exceeds the budget.
     """
 
-    num_steps_awaited = 0  # Those on their way come when they come.
-
     def __init__(self, group: Any, config: Any, learner_group: Any, restore: Callable[[], Any]) -> None:
         """Args:
         group: the EnvRunnerGroup.
@@ -171,10 +157,6 @@ class AsynchronousSelfPlay:
                 return samples
             if not self._requests:
                 patience.wait()
-
-    def collect(self) -> list[Sample]:
-        """See `SelfPlay`. `sample` has collected what is to be waited for."""
-        return []
 
     def must_collect(self, num_updates: int) -> bool:
         """See `SelfPlay`."""

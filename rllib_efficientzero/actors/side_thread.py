@@ -27,17 +27,15 @@ class SideThread:
         device: torch.device,
         *,
         turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-        priority: int = 0,
     ) -> None:
         """Args:
         name: the thread's name begins with it.
         device: on which it computes.
         turn: `Turn.taken` of the threads beside it; see there.
-        priority: of its stream: kernels of a stream with a smaller number get multiprocessors first.
         """
         self._device, self._turn = device, turn
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Future:
         """Calls it there, after what the caller's stream has been told to do so far."""

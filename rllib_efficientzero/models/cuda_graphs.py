@@ -41,7 +41,6 @@ def record(
     *,
     prepare: Callable[[], None] = lambda: None,
     pool: Pool | None = None,
-    priority: int | None = None,
 ) -> tuple[Callable[[], None], T] | None:
     """Record what a function launches on the current device.
 
@@ -50,7 +49,6 @@ def record(
             several times.
         prepare: called before each of these calls.
         pool: where the graph computes, beside others; None: in memory of its own.
-        priority: of its kernels, whatever stream launches it, as for a stream; None: that of the current stream.
 
     Returns:
         What launches it again, and what it returned, which each launch computes anew in the same place. None where it
@@ -59,7 +57,7 @@ def record(
     current = torch.cuda.current_stream()
     # Other threads may go on meanwhile, as long as they record nothing.
     with _recording:
-        side = _recording_stream(current.device, current.priority if priority is None else priority)
+        side = _recording_stream(current.device, current.priority)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_CALLS):
@@ -96,17 +94,14 @@ class GraphedFunction:
         around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         copies: bool = True,
         min_calls: int = MIN_CALLS,
-        priority: int | None = None,
     ) -> None:
         """Args:
         function: see `record`.
         around: entered for a recording, to take back what the calls for it change in other tensors than the results.
         copies: whether results are copies. Else the next call with the same shapes writes over them.
         min_calls: calls with some shapes, the one that records it included, until they have a graph.
-        priority: see `record`.
         """
         self._function, self._around, self._copies, self._min_calls = function, around, copies, min_calls
-        self._priority = priority
         # Without copies, what one graph has computed would be lost when another one is launched.
         self._pool = Pool() if copies else None
         self._graphs: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
@@ -125,7 +120,7 @@ class GraphedFunction:
         """The function with a graph in it for inputs like these; the function itself where it cannot be recorded."""
         places = tuple(tensor.clone() for tensor in inputs)
         with self._around():
-            recorded = record(lambda: self._function(*places), pool=self._pool, priority=self._priority)
+            recorded = record(lambda: self._function(*places), pool=self._pool)
         if recorded is None:
             return self._function
         replay, results = recorded

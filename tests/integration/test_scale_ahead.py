@@ -12,7 +12,6 @@ from test_scale_reanalyze import finish, run, short
 
 from rllib_efficientzero import interruption, turns
 from rllib_efficientzero.actors.ahead import SWITCH_INTERVAL, BatchesAhead
-from rllib_efficientzero.actors.self_play import SynchronousSelfPlay
 from rllib_efficientzero.turns import Turn
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
@@ -23,7 +22,7 @@ ALL_STEPS_FIRST = {"num_steps_sampled_before_learning_starts": 150}  # of 160
 
 def threads() -> set[str]:
     names = {thread.name for thread in threading.enumerate()}
-    return {name for name in names if name.startswith(("reanalyze", "draw-windows", "self-play"))}
+    return {name for name in names if name.startswith(("reanalyze", "draw-windows"))}
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 20])
@@ -76,33 +75,34 @@ def test_a_batch_is_made_while_the_learner_is_at_the_one_before() -> None:
     assert sys.getswitchinterval() == pytest.approx(before_all)
 
 
-def test_an_iteration_s_steps_are_played_while_its_updates_are_made() -> None:
-    algo = short(self_play_update_freq=100).reanalyze(prefetch=2).build_algo()
+def test_the_first_batches_of_an_iteration_are_begun_before_its_self_play() -> None:
+    algo = short().reanalyze(prefetch=2).build_algo()
     train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
     replay, runner, events = algo.local_replay_buffer, algo.env_runner_group.local_env_runner, []
-    learner = algo.learner_group._learner
-    update, add, play = learner.update, replay.add, runner.sample
-    has_learned = threading.Event()
+    sample, add, play = replay.sample, replay.add, runner.sample
+    is_playing = threading.Event()
 
-    def watched_update(*args: Any, **kwargs: Any) -> Any:
-        events.append(replay.num_added)
-        has_learned.set()
-        return update(*args, **kwargs)
+    def watched_sample(*args: Any, **kwargs: Any) -> Any:
+        if len(events) < 2:
+            assert is_playing.wait(20)  # as if it took as long as that
+        windows = sample(*args, **kwargs)
+        events.append(windows.num_added)
+        return windows
 
     def watched_play(*args: Any, **kwargs: Any) -> Any:
-        assert has_learned.wait(20), "the Learner waits for self-play"
-        assert threading.current_thread().name.startswith("self-play")
+        is_playing.set()
         return play(*args, **kwargs)
 
     def watched_add(*args: Any, **kwargs: Any) -> Any:
         events.append("added")
         return add(*args, **kwargs)
 
-    learner.update, replay.add, runner.sample = watched_update, watched_add, watched_play
+    replay.sample, replay.add, runner.sample = watched_sample, watched_add, watched_play
     before = algo.num_interactions
     algo.train()
-    assert algo.num_interactions > before
-    assert events == [*8 * [before], "added"]
+    after = algo.num_interactions
+    assert after > before
+    assert events == [before, before, "added", *6 * [after]]
     algo.stop()
 
 
@@ -111,13 +111,9 @@ def test_threads_that_take_turns_make_the_same_run() -> None:
     expected, _ = run(short().reanalyze(prefetch=3))
     algo = short().reanalyze(prefetch=3).build_algo()
     algo.batches._turn = Turn()
-    learner, runner, replay = (
-        algo.learner_group._learner,
-        algo.env_runner_group.local_env_runner,
-        algo.local_replay_buffer,
-    )
-    watched = [(learner, "update"), (runner, "_log_search"), (replay, "update_priorities")]
-    watched += [(worker, "_connector") for worker in algo.batches._workers]
+    runner, replay = algo.env_runner_group.local_env_runner, algo.local_replay_buffer
+    watched = [(algo.learner_group._learner, "update"), (runner, "_log_search"), (replay, "update_priorities")]
+    watched += [(replay, "sample"), *((worker, "_connector") for worker in algo.batches._workers)]
     had_turn = []
 
     def watch(owner: Any, name: str) -> None:
@@ -131,82 +127,26 @@ def test_threads_that_take_turns_make_the_same_run() -> None:
 
     for owner, name in watched:
         watch(owner, name)
+    train_until(algo, lambda result: result["training_done"])
+    assert all(had_turn)
+    assert len(had_turn) > 100
     found, _ = finish(algo)
     assert found == expected
-    assert all(had_turn)
-    assert len(had_turn) > 60
-
-
-def test_weights_do_not_change_while_it_plays() -> None:
-    algo = short(self_play_update_freq=3).reanalyze(prefetch=2).build_algo()
-    train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
-    runner, learner, events = algo.env_runner_group.local_env_runner, algo.learner_group._learner, []
-    play, copy_weights = runner.sample, learner.copy_weights_to
-
-    def watched_play(*args: Any, **kwargs: Any) -> Any:
-        episodes = play(*args, **kwargs)
-        events.append("played")
-        return episodes
-
-    def watched_copy(env_runner: Any) -> None:
-        events.append("weights")
-        copy_weights(env_runner)
-
-    runner.sample, learner.copy_weights_to = watched_play, watched_copy
-    algo.train()
-    assert events[0] == "played"
-    assert events[1:] in (2 * ["weights"], 3 * ["weights"])
-    algo.stop()
-
-
-def test_where_fewer_steps_come_their_updates_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    algo = short().reanalyze(prefetch=2).build_algo()
-    train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
-    runner, made, steps = algo.env_runner_group.local_env_runner, algo.num_updates, algo.num_interactions
-    with monkeypatch.context() as patch:
-        patch.setattr(runner, "sample", lambda **kwargs: [])
-        algo.train()
-    assert (algo.num_updates, algo.num_interactions) == (made + 8, steps)
-    algo.train()
-    assert algo.num_updates == made + 8
-    assert algo.num_interactions > steps
-    algo.stop()
 
 
 def test_batches_that_no_update_asks_for_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a sample, which is waited for, has fewer steps than it was asked for."""
+    """Where a sample has fewer steps than it was asked for."""
     algo = short().reanalyze(prefetch=2).build_algo()
-    algo.self_play.stop()
-    algo.self_play = SynchronousSelfPlay(algo.env_runner_group, algo.config, restore=list)
     train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
+    monkeypatch.setattr(algo, "_sample", lambda num_steps: [])
     made = algo.num_updates
-    with monkeypatch.context() as patch:
-        patch.setattr(algo.self_play, "sample", lambda num_steps, **kwargs: [])
-        algo.train()
+    algo.train()
     assert algo.num_updates == made
     assert not algo.batches.is_ahead()
+    monkeypatch.undo()
     result = algo.train()
     assert result["num_updates_lifetime"] == made + 8
     algo.stop()
-
-
-def test_an_environment_that_fails_in_the_thread_ends_the_iteration() -> None:
-    algo = short().reanalyze(prefetch=2).build_algo()
-    train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
-    runner = algo.env_runner_group.local_env_runner
-    play, made = runner.sample, algo.num_updates
-
-    def failing_play(**kwargs: Any) -> Any:
-        raise OSError("the joystick is gone")
-
-    runner.sample = failing_play
-    with pytest.raises(OSError, match="the joystick is gone"):
-        algo.train()
-    runner.sample = play
-    algo.train()
-    assert algo.num_updates >= made
-    algo.stop()
-    assert not threads()
 
 
 def test_an_error_in_the_thread_ends_the_iteration() -> None:

@@ -124,7 +124,7 @@ def learn_side_by_side(*, fixed_statistics: bool = False, synchronised: bool = F
     one, two = (
         build(num_learners, fixed_statistics=fixed_statistics, synchronised=synchronised) for num_learners in (0, 2)
     )
-    one._play(64)
+    one.local_replay_buffer.add(one._sample(64))
     two.learner_group.set_state(one.learner_group.get_state())
     start = weights(one)
     for _ in range(NUM_UPDATES):

@@ -38,6 +38,7 @@ def run(config: EfficientZeroConfig) -> tuple[str, dict[str, Any]]:
 
 
 def finish(algo: EfficientZero) -> tuple[str, dict[str, Any]]:
+    """Trains to the end."""
     result = train_until(algo, lambda result: result["training_done"])
     answer = fingerprint(algo)
     algo.stop()

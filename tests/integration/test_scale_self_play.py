@@ -64,7 +64,7 @@ def test_newest_weights_reach_the_runners() -> None:
     result = train_until(algo, lambda result: result["num_updates_lifetime"] >= 40)
     assert result["env_runners"]["sample_staleness"]["max"] <= algo.config.sample_staleness_bound()
     algo.self_play._collect(list(algo.self_play._requests), algo.num_updates, wait_for_all=True)
-    algo._play(8)
+    algo._sample(8)
     acting = algo.env_runner_group.foreach_env_runner(
         lambda runner: int(runner.module.num_updates), local_env_runner=False
     )
