@@ -220,7 +220,8 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
                 importance weights as a constant or [first, last] over the run ([0.4, 1.0]), `placement` in the
                 "driver" or in an "actor" of its own.
             optimizer: `type` "sgd" or "adam", and options of torch's class of that name; replaces the default as a
-                whole (Table 6: SGD, momentum 0.9, weight decay 1e-4).
+                whole (Table 6: SGD, momentum 0.9, weight decay 1e-4). Momentum begins at zero: SGD's `dampening` counts
+                in the first step too, where torch leaves it out.
             unroll_steps: K, steps the model is unrolled in training (Table 6: 5).
             td_steps: largest number of rewards in a value target (Table 6: 5).
             reanalyze_ratio: share of policy targets searched afresh (Table 6: 0.99).
