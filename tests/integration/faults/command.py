@@ -38,11 +38,15 @@ def experiment(directory: pathlib.Path, **config: Any) -> pathlib.Path:
 class Command:
     """`rllib train file` in a process group of its own, as a shell starts it."""
 
-    def __init__(self, directory: pathlib.Path, file: pathlib.Path, *arguments: str) -> None:
+    def __init__(
+        self, directory: pathlib.Path, file: pathlib.Path, *arguments: str, cluster: str | None = None
+    ) -> None:
+        """With a ray of its own, or in the `cluster` at an address."""
         path = os.pathsep.join([str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         self.directory = directory
-        options = ["--storage-path", "results", "--ray-num-cpus", "2", *arguments]
+        ray_options = ["--ray-address", cluster] if cluster else ["--ray-num-cpus", "2"]
+        options = ["--storage-path", "results", *ray_options, *arguments]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rllib_efficientzero", "train", "file", str(file), *options],
             cwd=directory,

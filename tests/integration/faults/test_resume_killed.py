@@ -36,16 +36,17 @@ def fingerprint_of(checkpoint: pathlib.Path) -> dict[str, str]:
     ],
 )
 def test_killed_and_resumed_equals_straight(
-    shared_ray: None, tmp_path: pathlib.Path, measured: Callable[[str], None], env: str, half: int
+    cluster: str, tmp_path: pathlib.Path, measured: Callable[[str], None], env: str, half: int
 ) -> None:
+    """What is killed has a ray of its own, which must go with it."""
     arguments = ["--checkpoint-freq", str(half), "--stop", f'{{"training_iteration": {2 * half}}}']
 
-    def begin(name: str) -> Command:
+    def begin(name: str, cluster: str | None) -> Command:
         directory = tmp_path / name
         directory.mkdir()
-        return Command(directory, experiment(directory, env=env), *arguments)
+        return Command(directory, experiment(directory, env=env), *arguments, cluster=cluster)
 
-    straight, killed = begin("straight"), begin("killed")
+    straight, killed = begin("straight", cluster), begin("killed", None)
     killed.wait_for(f"[tiny] iter {half + half // 2} ")
     # Ray's two agents look once a minute whether they are still needed.
     started = {pid for pid in descendants(killed.process.pid) if "Agent" not in title(pid)}
@@ -54,7 +55,7 @@ def test_killed_and_resumed_equals_straight(
     assert killed.end() == -signal.SIGKILL
     assert still_alive(started, timeout_s=60) == set()
     measured(f"{len(started)} processes gone {time.monotonic() - killed_at:.0f} s after kill -9 of the driver")
-    resumed = Command(killed.directory, killed.directory / "tiny.yaml", *arguments, "--resume")
+    resumed = Command(killed.directory, killed.directory / "tiny.yaml", *arguments, "--resume", cluster=cluster)
     ends = []
     for command in (straight, resumed):
         assert command.end() == 0, command.output
