@@ -9,6 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from rllib_efficientzero.cli.main import app
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
@@ -24,10 +27,15 @@ SMALL = {
 }
 
 
+def arguments(storage: pathlib.Path, stop: dict, *options: str) -> list[str]:
+    return [
+        *("train", "file", str(ROOT / "tuned_examples" / "pong-ez.yaml"), "--storage-path", str(storage)),
+        *("--checkpoint-freq", "4", "--stop", json.dumps(stop), "--config", json.dumps(SMALL), *options),
+    ]
+
+
 def train(storage: pathlib.Path, stop: dict, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "rllib_efficientzero", "train", "file", "tuned_examples/pong-ez.yaml"]
-    command += ["--storage-path", str(storage), "--checkpoint-freq", "4", "--stop", json.dumps(stop)]
-    command += ["--config", json.dumps(SMALL), "--ray-num-cpus", "2", *options]
+    command = [sys.executable, "-m", "rllib_efficientzero", *arguments(storage, stop, *options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -40,7 +48,7 @@ def results(storage: pathlib.Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
     storage = tmp_path_factory.mktemp("runs")
-    return storage, train(storage, {"num_updates_lifetime": 12})
+    return storage, train(storage, {"num_updates_lifetime": 12}, "--ray-num-cpus", "2")
 
 
 def test_it_reaches_updates_on_real_pong(finished: tuple[pathlib.Path, subprocess.CompletedProcess]) -> None:
@@ -72,10 +80,10 @@ def test_protocol_and_evaluations_are_saved(finished: tuple[pathlib.Path, subpro
     assert first["episode_lengths"] == [100, 100]  # 400 frames at four frames per step
 
 
-def test_the_same_command_goes_on(finished: tuple[pathlib.Path, subprocess.CompletedProcess]) -> None:
+def test_the_same_command_goes_on(finished: tuple[pathlib.Path, subprocess.CompletedProcess], cluster: str) -> None:
     storage, _ = finished
     before = results(storage)[-1]
-    run = train(storage, {"num_updates_lifetime": 20}, "--resume")
+    run = train(storage, {"num_updates_lifetime": 20}, "--resume", "--ray-address", cluster)
     assert run.returncode == 0, run.stdout + run.stderr
     after = results(storage)
     assert after[-1]["num_updates_lifetime"] >= 20
@@ -88,8 +96,8 @@ def test_the_same_command_goes_on(finished: tuple[pathlib.Path, subprocess.Compl
 
 
 def test_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: pathlib.Path) -> None:
-    run = train(tmp_path, {"num_updates_lifetime": 12}, "--dry-run")
-    assert run.returncode == 0, run.stdout + run.stderr
+    run = CliRunner().invoke(app, arguments(tmp_path, {"num_updates_lifetime": 12}, "--dry-run"))
+    assert run.exit_code == 0, run.output
     for expected in ("num_simulations", "repeat_action_probability", "frame_skip"):
         assert expected in run.stdout
     assert list(tmp_path.iterdir()) == []
