@@ -32,7 +32,7 @@ def test_a_signal_saves_first(
     """No checkpoint is asked for: the one that is found was written because of the signal."""
     num_env_runners = 0 if whole_group else 1
     command = Command(tmp_path, experiment(tmp_path, num_env_runners=num_env_runners))
-    command.wait_for("[tiny] iter 30 ")
+    command.wait_for("[tiny] iter 10 ")
     started = descendants(command.process.pid)
     assert len(started) >= 3, "Ray's processes"
     sent = time.time()
@@ -46,7 +46,7 @@ def test_a_signal_saves_first(
     measured(
         f"checkpoint complete {seconds:.1f} s after the signal, the command ended after {time.time() - sent:.1f} s"
     )
-    assert read_manifest(newest)["counters"]["training_iteration"] >= 30
+    assert read_manifest(newest)["counters"]["training_iteration"] >= 10
     assert "go on with: rllib train file" in command.output
     assert "Traceback" not in command.output
     assert still_alive(started, timeout_s=15) == set()
