@@ -31,22 +31,31 @@ def breakout(mode: str) -> EfficientZeroConfig:
     return algo.env_runners(gym_env_vectorize_mode=mode, rollout_fragment_length=25)
 
 
-@pytest.mark.parametrize("modes", [("sync", "async"), ("sync", "vector_entry_point")])
-def test_the_same_run_in_every_mode(modes: tuple[str, str]) -> None:
-    runs = []
-    for mode in modes:
-        algo = breakout(mode).build_algo()
-        for _ in range(4):
-            result = algo.train()
-        # Steps after lost lives count, and are not stored.
-        hidden = result["num_interactions_lifetime"] - algo.local_replay_buffer.num_added
-        assert hidden > 0
-        assert result["num_updates_lifetime"] > 0
-        runs.append((hidden, stored(algo)))
-        algo.stop()
-    (hidden, first), (same, second) = runs
-    assert hidden == same
-    for column, other in zip(first, second, strict=True):
+def run(mode: str) -> tuple[int, list[np.ndarray]]:
+    """How many steps of a short run are not stored, and those that are."""
+    algo = breakout(mode).build_algo()
+    for _ in range(4):
+        result = algo.train()
+    # Steps after lost lives count, and are not stored.
+    hidden = result["num_interactions_lifetime"] - algo.local_replay_buffer.num_added
+    assert hidden > 0
+    assert result["num_updates_lifetime"] > 0
+    answer = hidden, stored(algo)
+    algo.stop()
+    return answer
+
+
+@pytest.fixture(scope="module")
+def one_after_the_other(shared_ray: None) -> tuple[int, list[np.ndarray]]:
+    return run("sync")
+
+
+@pytest.mark.parametrize("mode", ["async", "vector_entry_point"])
+def test_the_same_run_in_every_mode(mode: str, one_after_the_other: tuple[int, list[np.ndarray]]) -> None:
+    hidden, found = run(mode)
+    expected_hidden, expected = one_after_the_other
+    assert hidden == expected_hidden
+    for column, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(column, other)
 
 
