@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ import pytest
 import ray
 from scale_helpers import tiny_config, train_until
 
-from rllib_efficientzero import EfficientZeroConfig
+from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 
 
 class SlowForSome(gym.Wrapper):
@@ -59,8 +60,15 @@ def test_ratio_and_budget_are_exact_and_staleness_is_bounded() -> None:
     algo.stop()
 
 
-def test_newest_weights_reach_the_runners() -> None:
-    algo = asynchronous(total_env_steps=300).build_algo()
+@pytest.fixture(scope="module")
+def algo(shared_ray: None) -> Iterator[EfficientZero]:
+    """A run that the two tests below go on with: each of its processes takes seconds to start."""
+    algorithm = asynchronous(total_env_steps=10_000).build_algo()
+    yield algorithm
+    algorithm.stop()
+
+
+def test_newest_weights_reach_the_runners(algo: EfficientZero) -> None:
     result = train_until(algo, lambda result: result["num_updates_lifetime"] >= 40)
     assert result["env_runners"]["sample_staleness"]["max"] <= algo.config.sample_staleness_bound()
     algo.self_play._collect(list(algo.self_play._requests), algo.num_updates, wait_for_all=True)
@@ -70,11 +78,9 @@ def test_newest_weights_reach_the_runners() -> None:
     )
     published = algo.num_updates - algo.num_updates % algo.config.self_play_update_freq
     assert acting == [published, published]
-    algo.stop()
 
 
-def test_a_runner_that_dies_is_replaced() -> None:
-    algo = asynchronous(total_env_steps=10_000).build_algo()
+def test_a_runner_that_dies_is_replaced(algo: EfficientZero) -> None:
     train_until(algo, lambda result: result["num_updates_lifetime"] >= 5)
     ray.kill(algo.env_runner_group._worker_manager.actors()[1], no_restart=False)
     result = train_until(algo, lambda result: result["fault_tolerance"]["num_remote_worker_restarts"] == 1)
@@ -85,7 +91,6 @@ def test_a_runner_that_dies_is_replaced() -> None:
         heard.add(one.worker_index) or one for one in sample(*args, **kwargs)
     ]
     train_until(algo, lambda result: result["num_interactions_lifetime"] > before and heard == {1, 2})
-    algo.stop()
 
 
 def test_a_runner_that_hangs_is_replaced() -> None:
