@@ -17,6 +17,8 @@ from rllib_efficientzero.env.guard import BadEnvStepError, EnvFailedError
 from tests.faulty_envs import SPACE, ScriptedEnv, crash, explode, hang, once
 
 NAN = {"observation": np.array([0, np.nan], np.float32)}
+FEW_UPDATES = 0.02
+"""Per step, where what is learned does not matter and a thousand steps are played."""
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -44,7 +46,7 @@ def test_bad_episodes_are_dropped_and_counted(mode: str, fault: dict[str, Any], 
     count_file = tmp_path / "steps"
     settings = {"break_at": {7: fault}, "in_episodes": last_episodes, "count_file": str(count_file)}
     # Several samples per iteration, since RLlib's work between iterations takes longer than these.
-    algo = config(**settings).reporting(min_sample_timesteps_per_iteration=40)
+    algo = config(**settings).reporting(min_sample_timesteps_per_iteration=40).training(replay_ratio=FEW_UPDATES)
     algo = algo.env_runners(gym_env_vectorize_mode=mode)
     algo = algo.fault_tolerance(on_bad_env_step="drop_episode").build_algo()
     result = train_until(algo, 1000)
@@ -88,7 +90,7 @@ def test_an_environment_that_raises_now_and_then_costs_its_own_fragments_only(
     count_file = tmp_path / "steps"
     settings = {"break_at": {7: explode}, "in_episodes": lambda episode: episode == 4, "count_file": str(count_file)}
     # Several samples per iteration, since RLlib's work between iterations takes longer than these.
-    algo = config(**settings).reporting(min_sample_timesteps_per_iteration=40)
+    algo = config(**settings).reporting(min_sample_timesteps_per_iteration=40).training(replay_ratio=FEW_UPDATES)
     algo = algo.env_runners(gym_env_vectorize_mode=mode)
     algo = algo.fault_tolerance(restart_failed_sub_environments=True).build_algo()
     result = train_until(algo, 1000)

@@ -13,20 +13,28 @@ from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
+BEFORE, BETWEEN, AFTER = 8, 6, 13
+"""Iterations of about ten steps around the two checkpoints: after them every environment, whose episodes have 40 steps
+at most, begins anew, target and acting weights are copied, and the replay evicts."""
+
+
+def short_config(*args: Any, **kwargs: Any) -> EfficientZeroConfig:
+    return tiny_config(*args, **kwargs).training(replay_buffer_config={"capacity": 200})
+
 
 def with_evaluation() -> EfficientZeroConfig:
-    return tiny_config().evaluation(evaluation_interval=9, evaluation_duration=2)
+    return short_config().evaluation(evaluation_interval=9, evaluation_duration=2)
 
 
 CONFIGS = {
-    "CartPole": lambda: tiny_config("CartPole-v1"),
-    "pixels": tiny_config,
+    "CartPole": lambda: short_config("CartPole-v1"),
+    "pixels": short_config,
     "evaluation": with_evaluation,
-    "environment without state": lambda: tiny_config(Unsaveable),
-    "two remote runners": lambda: tiny_config(TinyPixels, num_env_runners=2),
-    "batches made ahead": lambda: tiny_config().reanalyze(prefetch=2),
-    "remote reanalyze actor": lambda: tiny_config().reanalyze(num_actors=1, prefetch=0),
-    "without a seed": lambda: tiny_config(seed=None),
+    "environment without state": lambda: short_config(Unsaveable),
+    "two remote runners": lambda: short_config(TinyPixels, num_env_runners=2),
+    "batches made ahead": lambda: short_config().reanalyze(prefetch=2),
+    "remote reanalyze actor": lambda: short_config().reanalyze(num_actors=1, prefetch=0),
+    "without a seed": lambda: short_config(seed=None),
 }
 
 
@@ -35,21 +43,23 @@ CONFIGS = {
 )
 def test_resumed_equals_straight(name: str, tmp_path: pathlib.Path) -> None:
     """Both runs save at the same iterations; one of them is begun anew from the second checkpoint."""
-    straight = train(CONFIGS[name]().build_algo(), 20)
+    straight = train(CONFIGS[name]().build_algo(), BEFORE)
     straight.save_to_path(tmp_path / "checkpoint_0")
-    train(straight, 13)
+    train(straight, BETWEEN)
     saved = straight.save_to_path(tmp_path / "checkpoint_1")
     assert straight.num_updates % 10 != 0
     assert straight.num_updates % 11 != 0
     before = fingerprint(straight)
-    expected = fingerprint(train(straight, 30))
+    at_checkpoint = straight.num_updates
+    expected = fingerprint(train(straight, AFTER))
     evicted = straight.local_replay_buffer._first_position
     straight.stop()
     assert evicted > 0, "the test should see an eviction"
+    assert straight.num_updates - at_checkpoint > 2 * 11, "and copies of the weights"
 
     resumed: Any = EfficientZero.from_checkpoint(saved)
     assert_equal(fingerprint(resumed), before)
-    assert_equal(fingerprint(train(resumed, 30)), expected)
+    assert_equal(fingerprint(train(resumed, AFTER)), expected)
     resumed.stop()
 
 
@@ -68,20 +78,21 @@ def test_saving_changes_nothing(tmp_path: pathlib.Path) -> None:
     """Where the environments' state can be saved, a run with checkpoints is the run without."""
     with_checkpoints: Any = tiny_config().build_algo()
     for i in range(3):
-        train(with_checkpoints, 8)
+        train(with_checkpoints, 5)
         with_checkpoints.save_to_path(tmp_path / f"checkpoint_{i}")
     expected = fingerprint(with_checkpoints)
     with_checkpoints.stop()
-    without: Any = train(tiny_config().build_algo(), 24)
+    without: Any = train(tiny_config().build_algo(), 15)
     assert_equal(fingerprint(without), expected)
     without.stop()
 
 
 def test_metrics_of_episodes_go_on(tmp_path: pathlib.Path) -> None:
     """Returns count the part of an episode that was played before the checkpoint."""
-    straight: Any = train(tiny_config().build_algo(), 20)
+    # 41 steps of each environment, so that it is in another episode than its first, and 45 more.
+    straight: Any = train(tiny_config().build_algo(), 10)
     saved = straight.save_to_path(tmp_path / "checkpoint")
-    expected = [straight.train()["env_runners"] for _ in range(12)]
+    expected = [straight.train()["env_runners"] for _ in range(9)]
     straight.stop()
     resumed: Any = EfficientZero.from_checkpoint(saved)
     for result in expected:
