@@ -38,7 +38,7 @@ def fingerprint_of(checkpoint: pathlib.Path) -> dict[str, str]:
 def test_killed_and_resumed_equals_straight(
     cluster: str, tmp_path: pathlib.Path, measured: Callable[[str], None], env: str, half: int
 ) -> None:
-    """What is killed has a ray of its own, which must go with it."""
+    """What is killed, and what goes on with it, has a ray of its own, as for most users; the first must go with it."""
     arguments = ["--checkpoint-freq", str(half), "--stop", f'{{"training_iteration": {2 * half}}}']
 
     def begin(name: str, cluster: str | None) -> Command:
@@ -55,7 +55,7 @@ def test_killed_and_resumed_equals_straight(
     assert killed.end() == -signal.SIGKILL
     assert still_alive(started, timeout_s=60) == set()
     measured(f"{len(started)} processes gone {time.monotonic() - killed_at:.0f} s after kill -9 of the driver")
-    resumed = Command(killed.directory, killed.directory / "tiny.yaml", *arguments, "--resume", cluster=cluster)
+    resumed = Command(killed.directory, killed.directory / "tiny.yaml", *arguments, "--resume")
     ends = []
     for command in (straight, resumed):
         assert command.end() == 0, command.output
