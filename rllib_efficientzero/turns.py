@@ -1,8 +1,8 @@
 """Threads of one process that keep a device busy take turns on the host.
 
-Python lets one thread run at a time, and every call of PyTorch gives others the chance to: with five threads, work of
-half a millisecond took ten, while the device had nothing to do. So whoever has the turn works undisturbed, and gives it
-up where it waits for the device, or for another thread.
+Python lets one thread run at a time, and every call of PyTorch gives others the chance to: among five threads, work of
+half a millisecond took up to ten, while the device had nothing to do. So whoever has the turn works undisturbed, and
+gives it up where it waits for the device, or for somebody else.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from torch import Tensor
 
 from rllib_efficientzero.actors.batches import Batch
-from rllib_efficientzero.actors.side_thread import SideThread
+from rllib_efficientzero.actors.side_thread import SideThread, Task
 from rllib_efficientzero.replay import Windows
 from rllib_efficientzero.turns import Turn, given_up
 
@@ -35,11 +34,10 @@ microseconds, such as to start a kernel, takes milliseconds here."""
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """A batch in the making: its windows, the tensors that are made of them, and by whom."""
+    """A batch in the making: its windows, and the tensors that are made of them."""
 
-    worker: _Reanalysis
-    drawn: Future[Windows]
-    made: Future[dict[str, Tensor]]
+    drawn: Task[Windows]
+    made: Task[dict[str, Tensor]]
 
 
 class BatchesAhead:
@@ -106,10 +104,8 @@ class BatchesAhead:
         if not self._queue:
             self._make(batch_size, beta, num_updates)
         job = self._queue.popleft()
-        with given_up():
-            tensors = job.made.result()
+        tensors = job.made.result()
         self._has_handed_over = True
-        job.worker.thread.hand_over()
         self._make_ahead(batch_size, beta, num_updates, range(num_updates + 1, num_updates + 1 + num_following))
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(tensors)}, env_steps=batch_size)
         # To reduce metrics takes milliseconds, and they are looked at once in an iteration.
@@ -121,14 +117,14 @@ class BatchesAhead:
 
     def settle(self) -> None:
         """See `Batches`."""
-        with given_up():
-            wait([job.drawn for job in self._queue])
+        for job in self._queue:
+            job.drawn.wait()
 
     def forget(self) -> None:
         """See `Batches`."""
         self._learner_has_begun.set()
-        with given_up():
-            wait([job.made for job in self._queue])
+        for job in self._queue:
+            job.made.wait()
         self._queue.clear()
 
     def get_metrics(self) -> dict[str, float]:
@@ -158,7 +154,7 @@ class BatchesAhead:
         drawn = self._draws.submit(self._replay.sample, batch_size, beta=beta(num_updates))
         worker = self._workers[num_updates % len(self._workers)]
         ready = self._learner_has_begun if self._has_begun else None
-        self._queue.append(_Job(worker, drawn, worker.begin(drawn, num_updates, ready)))
+        self._queue.append(_Job(drawn, worker.begin(drawn, num_updates, ready)))
         self._has_begun = True
 
 
@@ -176,17 +172,15 @@ class _Reanalysis:
         self._network: Any = None
         self.thread = SideThread("reanalyze", learner._device, turn=turn)
 
-    def begin(
-        self, drawn: Future[Windows], num_updates: int, ready: threading.Event | None
-    ) -> Future[dict[str, Tensor]]:
+    def begin(self, drawn: Task[Windows], num_updates: int, ready: threading.Event | None) -> Task[dict[str, Tensor]]:
         """Make the batch of an update once its windows are drawn, and not before it is `ready`."""
         # What the Learner's stream has been told to do to the target network comes first.
         return self.thread.submit(self._make, drawn, num_updates, ready)
 
-    def _make(self, drawn: Future[Windows], num_updates: int, ready: threading.Event | None) -> dict[str, Tensor]:
-        with given_up():
-            windows = drawn.result()
-            if ready is not None:
+    def _make(self, drawn: Task[Windows], num_updates: int, ready: threading.Event | None) -> dict[str, Tensor]:
+        windows = drawn.result()
+        if ready is not None:
+            with given_up():
                 ready.wait()
         network = self._learner.module[DEFAULT_MODULE_ID].unwrapped().target_inference_network
         if self._network is None or self._network.network is not network.network:

@@ -19,6 +19,7 @@ from rllib_efficientzero.env.sampling import (
     take_sample,
     take_sample_or_error,
 )
+from rllib_efficientzero.turns import given_up
 
 PULLED_VERSION = "_pulled_weights_version"
 """Attribute of an EnvRunner that says which weights it acts with."""
@@ -70,7 +71,8 @@ class SynchronousSelfPlay:
             return [take_sample(self._group.local_env_runner, num_timesteps=num_steps)]
         # Where some are missing, the others do not take over their share: it would be lost with a second failure.
         share = max(1, num_steps // self._config.num_env_runners)
-        return sample_remotely(self._group, share, config=self._config, restore=self._restore)
+        with given_up():
+            return sample_remotely(self._group, share, config=self._config, restore=self._restore)
 
     def must_collect(self, num_updates: int) -> bool:
         """See `SelfPlay`."""
@@ -220,11 +222,12 @@ class AsynchronousSelfPlay:
         if not by_reference:
             return []
         first_sent = min(self._requests[index].sent_at for index in worker_indices)
-        arrived, _ = ray.wait(
-            list(by_reference),
-            num_returns=len(by_reference) if wait_for_all else 1,
-            timeout=max(0.0, first_sent + timeout - time.monotonic()),
-        )
+        with given_up():
+            arrived, _ = ray.wait(
+                list(by_reference),
+                num_returns=len(by_reference) if wait_for_all else 1,
+                timeout=max(0.0, first_sent + timeout - time.monotonic()),
+            )
         if not wait_for_all and len(arrived) < len(by_reference):
             arrived, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
         samples: list[Sample] = []

@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+
+from rllib_efficientzero.turns import given_up
+
+T = TypeVar("T")
+
+
+class Task(Generic[T]):
+    """A call in a `SideThread`."""
+
+    def __init__(self, future: Future[tuple[T, torch.cuda.Event | None]]) -> None:
+        self._future = future
+
+    def result(self) -> T:
+        """What it returned, or raised. The caller's stream will wait for what it computed, and for nothing after that.
+
+        Memory of tensors goes back to the other thread's stream: whoever uses them must wait for the device before
+        letting them go.
+        """
+        with given_up():
+            value, computed = self._future.result()
+        if computed is not None:
+            torch.cuda.current_stream(computed.device).wait_event(computed)
+        return value
+
+    def wait(self) -> None:
+        """Until the call has returned, or raised."""
+        with given_up():
+            wait([self._future])
 
 
 class SideThread:
@@ -37,25 +65,21 @@ class SideThread:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Future:
+    def submit(self, function: Callable[..., T], *arguments: Any, **options: Any) -> Task[T]:
         """Calls it there, after what the caller's stream has been told to do so far."""
         told = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
-        return self._thread.submit(self._run, told, function, arguments, options)
-
-    def hand_over(self) -> None:
-        """Lets the caller's stream use what was computed.
-
-        Its memory goes back to this thread's stream: whoever uses it must wait for the device before letting it go.
-        """
-        if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        return Task(self._thread.submit(self._run, told, function, arguments, options))
 
     def stop(self) -> None:
         """Waits for what was submitted, and ends the thread."""
         self._thread.shutdown()
 
-    def _run(self, told: torch.cuda.Event | None, function: Callable[..., Any], arguments: Any, options: Any) -> Any:
-        if self._stream is not None and told is not None:
+    def _run(
+        self, told: torch.cuda.Event | None, function: Callable[..., T], arguments: Any, options: Any
+    ) -> tuple[T, torch.cuda.Event | None]:
+        with self._turn():
+            if self._stream is None or told is None:
+                return function(*arguments, **options), None
             self._stream.wait_event(told)
-        with self._turn(), torch.cuda.stream(self._stream):  # without a GPU None, which changes nothing
-            return function(*arguments, **options)
+            with torch.cuda.stream(self._stream):
+                return function(*arguments, **options), self._stream.record_event()

@@ -22,7 +22,7 @@ class RootResults:
 
     row: np.ndarray  # [B, A]; see `tree_kernels`
     visits: np.ndarray  # [B, A] int32, of their children
-    q: np.ndarray  # [B, A], 0 where unvisited
+    q: np.ndarray  # [B, A]; where unvisited 0, or once they are completed what the policy takes for it
     value: np.ndarray  # [B]
     raw_value: np.ndarray  # [B], the network's
 
@@ -82,8 +82,9 @@ class PuctRules:
         """`[..., A]` rows of nodes -> their priors."""
         return rows
 
-    def qvalues(self, found: RootResults) -> np.ndarray:
-        return found.q
+    def completed(self, found: RootResults) -> RootResults:
+        """With Q values of all actions, which the other methods take."""
+        return found
 
     def improved_policy(self, found: RootResults) -> np.ndarray:
         return (found.visits / found.visits.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -149,8 +150,10 @@ class GumbelRules:
         """`[..., A]` rows of nodes -> their priors."""
         return masked_softmax(rows)
 
-    def qvalues(self, found: RootResults) -> np.ndarray:
-        return np.where(found.visits > 0, found.q, self._mixed_value(found)[:, None]).astype(np.float32)
+    def completed(self, found: RootResults) -> RootResults:
+        """With Q values of all actions, which the other methods take."""
+        q = np.where(found.visits > 0, found.q, self._mixed_value(found)[:, None]).astype(np.float32)
+        return dataclasses.replace(found, q=q)
 
     def improved_policy(self, found: RootResults) -> np.ndarray:
         return masked_softmax(found.row + self._scaled(found)).astype(np.float32)
@@ -169,10 +172,10 @@ class GumbelRules:
 
     def _scaled(self, found: RootResults) -> np.ndarray:
         """`[B, A]` completed Q values, stretched, by a scale that grows with the visits."""
-        q = self.qvalues(found)
-        spread = np.maximum(np.ptp(q, axis=1), self._config.gumbel_min_q_range)
+        least = found.q.min(axis=1)
+        spread = np.maximum(found.q.max(axis=1) - least, self._config.gumbel_min_q_range)
         scale = (self._config.gumbel_c_visit + found.visits.max(axis=1)) * self._config.gumbel_c_scale
-        return (q - q.min(axis=1, keepdims=True)) * (scale / spread)[:, None]
+        return (found.q - least[:, None]) * (scale / spread)[:, None]
 
 
 def halving_schedule(num_considered: int, num_simulations: int) -> list[int]:

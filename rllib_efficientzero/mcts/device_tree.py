@@ -154,7 +154,7 @@ class DeviceTree:
 
     def qvalues(self) -> np.ndarray:
         """See `BatchedTree`."""
-        return self._rules.qvalues(self._results())
+        return self._results().q
 
     def improved_policy(self) -> np.ndarray:
         """See `BatchedTree`."""
@@ -193,7 +193,8 @@ class DeviceTree:
             if not is_valid.all():
                 root = int(is_valid.argmin())
                 raise ValueError(f"what the network says of a leaf below root {root} is not finite, or beyond 1e30")
-            self._found = RootResults(row, visits.astype(np.int32), q, mean_value, raw_value)
+            found = RootResults(row, visits.astype(np.int32), q, mean_value, raw_value)
+            self._found = self._rules.completed(found)
         return self._found
 
 

@@ -11,6 +11,7 @@ from scale_helpers import tiny_config, train_until
 from test_scale_reanalyze import finish, run, short
 
 from rllib_efficientzero import interruption, turns
+from rllib_efficientzero.actors import self_play
 from rllib_efficientzero.actors.ahead import SWITCH_INTERVAL, BatchesAhead
 from rllib_efficientzero.turns import Turn
 
@@ -132,6 +133,29 @@ def test_threads_that_take_turns_make_the_same_run() -> None:
     assert len(had_turn) > 100
     found, _ = finish(algo)
     assert found == expected
+
+
+def test_batches_are_made_while_remote_runners_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    algo = short().env_runners(num_env_runners=1).reanalyze(prefetch=2).build_algo()
+    algo.batches._turn = Turn()
+    train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
+    made = threading.Event()
+    worker, play = algo.batches._workers[0], self_play.sample_remotely
+    make = worker._connector
+
+    def watched_make(*args: Any, **kwargs: Any) -> Any:
+        batch = make(*args, **kwargs)
+        made.set()
+        return batch
+
+    def slow_play(*args: Any, **kwargs: Any) -> Any:
+        assert made.wait(20), "nobody makes a batch meanwhile"
+        return play(*args, **kwargs)
+
+    worker._connector = watched_make
+    monkeypatch.setattr(self_play, "sample_remotely", slow_play)
+    algo.train()
+    algo.stop()
 
 
 def test_batches_that_no_update_asks_for_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
