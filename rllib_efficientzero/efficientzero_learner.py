@@ -167,7 +167,10 @@ class EfficientZeroLearner(TorchLearner):
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         self._updates_made.clear()
-        for module_id in self._gradient_steps:  # a recorded one goes on with the optimizer's state before
+        for module_id in self._gradient_steps:
+            for _, optimizer in self.get_optimizers_for_module(module_id):
+                _own_state(optimizer)
+            # A recorded one goes on with the optimizer's state before.
             self._gradient_steps[module_id] = self._make_gradient_step(module_id)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
@@ -303,6 +306,13 @@ class EfficientZeroLearner(TorchLearner):
     def _log(self, key: tuple[str, ...], value: float) -> None:
         window = max(1, UPDATES_IN_MEANS // self.config.updates_per_sample())
         self.metrics.log_value(key, value, reduce="mean", window=window)
+
+
+def _own_state(optimizer: torch.optim.Optimizer) -> None:
+    """Copies an optimizer's state: what it was given may lie in memory that Ray shares among Learners, and steps write
+    into it."""
+    for values in optimizer.state.values():
+        values.update({name: value.clone() for name, value in values.items() if isinstance(value, Tensor)})
 
 
 def _means(updates: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
