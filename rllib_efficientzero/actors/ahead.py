@@ -49,7 +49,7 @@ class BatchesAhead:
     iteration, so that nothing is lost with a checkpoint.
 
     Windows are drawn in one thread and reanalyzed in one or two others, which on a GPU have streams of their own: while
-    one of them, or the Learner, waits for the host, the others' kernels go on.
+    one of them, or the Learner, waits for the host, the others' kernels go on. There they take turns on the host.
     """
 
     def __init__(self, config: Any, replay: Any, learner: Any) -> None:

@@ -26,7 +26,7 @@ MAX_GRAPHS = 8
 
 T = TypeVar("T")
 
-_recording = threading.RLock()
+_recording = threading.RLock()  # a recording within one ends with CUDA's error, not with a thread that waits for itself
 
 
 @dataclasses.dataclass
@@ -37,10 +37,7 @@ class Pool:
 
 
 def record(
-    function: Callable[[], T],
-    *,
-    prepare: Callable[[], None] = lambda: None,
-    pool: Pool | None = None,
+    function: Callable[[], T], *, prepare: Callable[[], None] = lambda: None, pool: Pool | None = None
 ) -> tuple[Callable[[], None], T] | None:
     """Record what a function launches on the current device.
 

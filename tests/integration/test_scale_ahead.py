@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from scale_helpers import tiny_config, train_until
-from test_scale_reanalyze import finish, run, short
+from test_scale_reanalyze import fingerprint, run, short
 
 from rllib_efficientzero import interruption, turns
 from rllib_efficientzero.actors import self_play
@@ -131,8 +131,8 @@ def test_threads_that_take_turns_make_the_same_run() -> None:
     train_until(algo, lambda result: result["training_done"])
     assert all(had_turn)
     assert len(had_turn) > 100
-    found, _ = finish(algo)
-    assert found == expected
+    assert fingerprint(algo) == expected
+    algo.stop()
 
 
 def test_batches_are_made_while_remote_runners_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

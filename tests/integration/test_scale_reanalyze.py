@@ -34,11 +34,7 @@ def fingerprint(algo: EfficientZero) -> str:
 
 
 def run(config: EfficientZeroConfig) -> tuple[str, dict[str, Any]]:
-    return finish(config.build_algo())
-
-
-def finish(algo: EfficientZero) -> tuple[str, dict[str, Any]]:
-    """Trains to the end."""
+    algo = config.build_algo()
     result = train_until(algo, lambda result: result["training_done"])
     answer = fingerprint(algo)
     algo.stop()
