@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.compilation import CompiledFunction, is_worth_compiling
+from rllib_efficientzero.models.cpu_modules import arrange
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 from rllib_efficientzero.models.folding import FoldedCopy
 from rllib_efficientzero.models.network import EfficientZeroNetwork, NetworkOutput
@@ -184,6 +185,8 @@ class InferenceNetwork:
 
     def _replacement(self) -> Callable[[EfficientZeroNetwork], None]:
         """What `FoldedCopy` is to put into the copy."""
+        if self.device.type == "cpu":
+            return arrange
         if self.fused and self.dtype == torch.bfloat16 and self.device.type == "cuda" and _has_kernels(self.device):
             from rllib_efficientzero.models.fused_modules import fuse
 
