@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rllib_efficientzero.mcts.actions import greedy_action, masked_softmax
+from rllib_efficientzero.mcts.actions import by_columns, greedy_action, masked_softmax
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.extension import BatchedTree
 
@@ -18,7 +18,7 @@ TINY = np.finfo(np.float32).tiny
 
 @dataclasses.dataclass(frozen=True)
 class RootResults:
-    """What a search has gathered at its B roots."""
+    """What a search has gathered at its B roots; arrays of actions are `by_columns`."""
 
     row: np.ndarray  # [B, A]; see `tree_kernels`
     visits: np.ndarray  # [B, A] int32, of their children
@@ -124,12 +124,14 @@ class GumbelRules:
         seed: int,
     ) -> np.ndarray:
         """Returns the root's rows. `roots` has begun with what the search begins with."""
-        legal = np.ones(policy_logits.shape, bool) if legal_actions is None else legal_actions.astype(bool)
-        self._noise = np.where(legal, 0.0 if gumbel is None else gumbel, -np.inf).astype(np.float32)
-        self._gumbel.copy_(torch.from_numpy(self._noise))
+        shape = policy_logits.shape
+        legal = by_columns(np.ones(shape, bool) if legal_actions is None else legal_actions.astype(bool))
+        given = by_columns(np.zeros(shape, np.float32) if gumbel is None else gumbel)
+        noise = self._noise = np.where(legal, given, np.float32(-np.inf))
+        self._gumbel.copy_(torch.from_numpy(np.ascontiguousarray(noise)))
         considered = np.minimum(legal.sum(axis=1), self._max_considered).astype(np.int32)
         self._considered.copy_(torch.from_numpy(considered))
-        logits = np.where(legal, policy_logits, -np.inf)
+        logits = np.where(legal, by_columns(policy_logits), -np.inf)
         return (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
 
     def select(self, trees: dict[str, Tensor], options: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ class DeviceTree:
         self._begin(row, value)
 
     def _begin(self, row: np.ndarray, value: np.ndarray) -> None:
-        given = torch.from_numpy(np.column_stack((row, value))).to(self._device)
+        given = torch.from_numpy(np.ascontiguousarray(np.column_stack((row, value)))).to(self._device)
         with current(self._device):
             self._kernels.begin[(self.num_roots,)](
                 *(self._trees[name] for name in _BEGUN), given, **self._sizes, EDGES=EDGES_AT_ONCE, num_warps=1
@@ -183,13 +183,13 @@ class DeviceTree:
             ValueError: an output of the network was not finite.
         """
         if self._found is None:
-            trees, shape = self._trees, (self.num_roots, self.num_actions)
+            trees, count = self._trees, self.num_roots
             value = trees["value_sum"][:, 0] / trees["visits"][:, 0]
-            of_actions = (trees["edge_visits"][:, 0], trees["edge_q"][:, 0], trees["row"][:, 0])
-            of_roots = (value, trees["raw_value"][:, 0], trees["is_valid"])
+            of_actions = [trees[name][:, 0].T for name in ("edge_visits", "edge_q", "row")]  # see `by_columns`
+            of_roots = [value, trees["raw_value"][:, 0], trees["is_valid"]]
             flat = to_host(torch.cat([tensor.float().flatten() for tensor in (*of_actions, *of_roots)])).numpy()
-            visits, q, row = flat[: 3 * self.num_roots * self.num_actions].reshape(3, *shape)
-            mean_value, raw_value, is_valid = flat[3 * self.num_roots * self.num_actions :].reshape(3, self.num_roots)
+            visits, q, row = flat[: -3 * count].reshape(3, -1, count).transpose(0, 2, 1)
+            mean_value, raw_value, is_valid = flat[-3 * count :].reshape(3, count)
             if not is_valid.all():
                 root = int(is_valid.argmin())
                 raise ValueError(f"what the network says of a leaf below root {root} is not finite, or beyond 1e30")
