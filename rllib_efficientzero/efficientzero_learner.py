@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.divergence import DivergenceWatch
-from rllib_efficientzero.gradient_step import FINITE, GradientStep
+from rllib_efficientzero.gradient_step import FINITE, GradientStep, own_state
 from rllib_efficientzero.losses import losses, observe, policy_losses_of, total_loss
 from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.models.compilation import is_worth_compiling
@@ -169,7 +169,7 @@ class EfficientZeroLearner(TorchLearner):
         self._updates_made.clear()
         for module_id in self._gradient_steps:
             for _, optimizer in self.get_optimizers_for_module(module_id):
-                _own_state(optimizer)
+                own_state(optimizer)
             # A recorded one goes on with the optimizer's state before.
             self._gradient_steps[module_id] = self._make_gradient_step(module_id)
 
@@ -306,13 +306,6 @@ class EfficientZeroLearner(TorchLearner):
     def _log(self, key: tuple[str, ...], value: float) -> None:
         window = max(1, UPDATES_IN_MEANS // self.config.updates_per_sample())
         self.metrics.log_value(key, value, reduce="mean", window=window)
-
-
-def _own_state(optimizer: torch.optim.Optimizer) -> None:
-    """Copies an optimizer's state: what it was given may lie in memory that Ray shares among Learners, and steps write
-    into it."""
-    for values in optimizer.state.values():
-        values.update({name: value.clone() for name, value in values.items() if isinstance(value, Tensor)})
 
 
 def _means(updates: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:

@@ -44,7 +44,8 @@ class GradientStep:
         self._statistics = _NormalisationStatistics(module)
         self._max_norm = max_norm or math.inf
         self._inputs: list[str] = []
-        self._shapes: dict[str, torch.Size] = {}
+        self._shapes: dict[int, dict[str, torch.Size]] = {}
+        """of what is observed, by how many numbers these are"""
         self._run: Callable[..., tuple[Tensor, ...]] = self._on_device
         if recorded:
             self._run = GraphedFunction(self._on_device, around=self._undone, copies=False, min_calls=1)
@@ -57,17 +58,18 @@ class GradientStep:
             What was observed, and GRADIENT_NORM `[]` and FINITE `[]`, on the host, which waits for the device here and
             nowhere else; as float64, which is exact for position ids too.
         """
-        self._inputs = list(batch)
+        self._inputs = sorted(batch)
         device = self._parameters[0].device
         # Fused kernels on a GPU read a rate of 32 bits; on a CPU they take any.
         rate = torch.full(
             (), learning_rate, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device
         )
-        (observed,) = self._run(rate, *batch.values())
+        (observed,) = self._run(rate, *(batch[name] for name in self._inputs))
         # Neither a fused optimizer nor a CUDA graph counts in the weights' versions, by which others see a change.
         torch.autograd.graph.increment_version(self._parameters[0])
-        parts = to_host(observed).split([shape.numel() for shape in self._shapes.values()])
-        told = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        shapes = self._shapes[len(observed)]
+        parts = to_host(observed).split([shape.numel() for shape in shapes.values()])
+        told = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         if not told[FINITE]:
             self._statistics.restore()
         return told
@@ -93,8 +95,9 @@ class GradientStep:
         with _told_by_device(self._optimizer, learning_rate, is_bad=(~finite).float()):
             self._optimizer.step()
         observed = observed | {names.GRADIENT_NORM: norm, FINITE: finite}
-        self._shapes = {name: tensor.shape for name, tensor in observed.items()}
-        return (torch.cat([tensor.detach().double().flatten() for tensor in observed.values()]),)
+        told = torch.cat([tensor.detach().double().flatten() for tensor in observed.values()])
+        self._shapes[len(told)] = {name: tensor.shape for name, tensor in observed.items()}
+        return (told,)
 
 
 class _NormalisationStatistics:
@@ -127,6 +130,17 @@ class _NormalisationStatistics:
 def _state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Its momenta and counters."""
     return [tensor for state in optimizer.state.values() for tensor in state.values() if isinstance(tensor, Tensor)]
+
+
+def own_state(optimizer: torch.optim.Optimizer) -> None:
+    """Copies an optimizer's state: what it was given may lie in memory that Ray shares among Learners, and steps write
+    into it. Momenta are laid out as their parameters, which fused steps take for granted and a pickle may not keep."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+            elif isinstance(value, Tensor):
+                values[name] = value.clone()
 
 
 def _begin_at_zero(optimizer: torch.optim.Optimizer) -> None:

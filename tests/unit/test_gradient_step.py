@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from graph_helpers import FakeRecorder
 from torch import Tensor, nn
 
 from rllib_efficientzero import metrics as names
-from rllib_efficientzero.gradient_step import FINITE, GradientStep
+from rllib_efficientzero.gradient_step import FINITE, GradientStep, own_state
 from rllib_efficientzero.models import cuda_graphs
 
 OPTIMIZERS = {
@@ -116,3 +117,46 @@ def test_the_optimizer_s_options_stay_what_they_were(kind: str) -> None:
     step(batches(1)[0], 0.1)
     assert {key: value for key, value in optimizer.param_groups[0].items() if key != "params"} == before
     assert not hasattr(optimizer, "found_inf")
+
+
+def test_batches_of_different_sizes_may_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a graph of its own, and numbers of its own to report; in whatever order its tensors come."""
+    monkeypatch.setattr(cuda_graphs, "record", FakeRecorder())
+    _, _, step = make("sgd", recorded=True)
+    (batch,) = batches(1)
+    few = {name: tensor[:4] for name, tensor in reversed(batch.items())}
+    for given in (batch, few, batch, few):
+        assert step(given, 0.0)["error"].shape == given["y"].shape
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_state_that_was_laid_out_otherwise_goes_on(kind: str) -> None:
+    """Images' weights lie channels last; what comes back from a pickle may not, and fused steps do not look."""
+    optimizer_class, settings = OPTIMIZERS[kind]
+
+    def make_layer() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return layer, optimizer_class(layer.parameters(), lr=0.1, fused=True, **settings)
+
+    def step(layer: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor) -> None:
+        optimizer.zero_grad()
+        layer(image).square().mean().backward()
+        optimizer.step()
+
+    (layer, optimizer), (restored, its_optimizer) = make_layer(), make_layer()
+    images = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    step(layer, optimizer, images[0])
+    restored.load_state_dict(layer.state_dict())
+    given = copy.deepcopy(optimizer.state_dict())
+    for values, name in itertools.product(given["state"].values(), ("momentum_buffer", "exp_avg")):
+        if values.get(name) is not None:
+            values[name] = values[name].contiguous()
+    its_optimizer.load_state_dict(given)
+    own_state(its_optimizer)
+    step(layer, optimizer, images[1])
+    step(restored, its_optimizer, images[1])
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(restored.state_dict()[name], value)
+    given_tensors = {id(tensor) for values in given["state"].values() for tensor in values.values()}
+    assert not any(id(tensor) in given_tensors for values in its_optimizer.state.values() for tensor in values.values())
