@@ -38,6 +38,7 @@ from rllib_efficientzero.models import (
     observation_planes,
 )
 from rllib_efficientzero.models.compilation import CompiledFunction
+from rllib_efficientzero.models.cuda_graphs import follow_default_stream
 from rllib_efficientzero.models.precision import MixedPrecision, autocast, low_precision
 from rllib_efficientzero.models.unroll import Unrolled, unroll, unroll_planes
 
@@ -217,10 +218,12 @@ def _split(observation: Any) -> tuple[Tensor, np.ndarray | None]:
 
     A row without legal actions (the observation after an episode's end) gets all: its action is thrown away.
     """
+    frames = observation[OBSERVATIONS] if isinstance(observation, dict) else observation
+    follow_default_stream(frames.device)
     if not isinstance(observation, dict):
-        return observation, None
+        return frames, None
     legal_actions = np.asarray(observation[ACTION_MASK].cpu()).astype(bool)
-    return observation[OBSERVATIONS], legal_actions | ~legal_actions.any(axis=1, keepdims=True)
+    return frames, legal_actions | ~legal_actions.any(axis=1, keepdims=True)
 
 
 def _to_columns(

@@ -34,12 +34,15 @@ class Turn:
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
         """Waits until it is this thread's, and keeps it but for what is within `given_up`."""
-        with self._lock:
-            _of_this_thread.lock = self._lock
-            try:
-                yield
-            finally:
+        self._lock.acquire()
+        _of_this_thread.lock = self._lock
+        try:
+            yield
+        finally:
+            # It is not where a signal ended the waiting in `given_up`.
+            if _of_this_thread.lock is self._lock:
                 _of_this_thread.lock = None
+                self._lock.release()
 
 
 @contextlib.contextmanager

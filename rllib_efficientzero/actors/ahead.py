@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.actors.side_thread import SideThread, Task
+from rllib_efficientzero.models.cuda_graphs import own_stream
 from rllib_efficientzero.replay import Windows
 from rllib_efficientzero.turns import Turn, given_up
 
@@ -65,7 +66,7 @@ class BatchesAhead:
         device = learner._device
         # On a CPU the threads themselves are the device.
         self._turn = Turn() if device.type == "cuda" else None
-        self._front = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self._front = own_stream(device, priority=-1) if device.type == "cuda" else None
         self._draws = SideThread("draw-windows", torch.device("cpu"), turn=self._taken)
         num_workers = min(self._num_ahead, MAX_WORKERS)
         self._workers = [_Reanalysis(config, learner, self._metrics, self._taken) for _ in range(num_workers)]

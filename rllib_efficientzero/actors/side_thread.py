@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from rllib_efficientzero.models.cuda_graphs import own_stream
 from rllib_efficientzero.turns import given_up
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ class SideThread:
         """
         self._device, self._turn = device, turn
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = own_stream(device) if device.type == "cuda" else None
 
     def submit(self, function: Callable[..., T], *arguments: Any, **options: Any) -> Task[T]:
         """Calls it there, after what the caller's stream has been told to do so far."""

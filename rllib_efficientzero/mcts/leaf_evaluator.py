@@ -13,6 +13,7 @@ from rllib_efficientzero.mcts.node_actions import EnumeratedActions, NodeActions
 from rllib_efficientzero.mcts.node_states import Model, NodeStates
 from rllib_efficientzero.models.cuda_graphs import record
 from rllib_efficientzero.models.network import NetworkOutput
+from rllib_efficientzero.turns import given_up
 
 
 class LeafEvaluator:
@@ -61,7 +62,9 @@ class LeafEvaluator:
         self._done = torch.cuda.Event() if device.type == "cuda" else None
         self._stream: torch.cuda.Stream | None = None  # to ask for it takes a quarter of what a launch takes
         self._describe(1, *np.zeros((3, batch), dtype=np.int32))  # where a recording may write
-        recorded = record(lambda: self._evaluate(1)) if getattr(model, "is_capturable", False) else None
+        recorded = None
+        if getattr(model, "is_capturable", False):
+            recorded = record(lambda: self._evaluate(1), device=device)
         self._replay = None if recorded is None else recorded[0]
 
     def set_roots(self, latents: Tensor, sampled: SampledRoots | None = None) -> None:
@@ -83,7 +86,8 @@ class LeafEvaluator:
     def collect(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Value prefix `[B]`, value `[B]`, policy logits `[B, A]` of the leaves; the next `launch` writes over them."""
         if self._done is not None:
-            self._done.synchronize()
+            with given_up():
+                self._done.synchronize()
         return self._results
 
     def _describe(self, slot: int, parent_slot: np.ndarray, action: np.ndarray, depth: np.ndarray) -> None:

@@ -120,7 +120,7 @@ class DevicePart(Part):
         if getattr(model, "is_capturable", False):
             nothing = np.zeros((size, actions.num_actions), np.float32)
             reset = functools.partial(self.tree.reset, nothing, value=nothing[:, 0].copy(), seed=0)
-            recorded = record(self._simulate, prepare=reset)
+            recorded = record(self._simulate, device=device, prepare=reset)
         self._replay = self._simulate if recorded is None else recorded[0]
 
     def launch(self, number: int) -> None:

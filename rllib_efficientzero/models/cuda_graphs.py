@@ -37,13 +37,18 @@ class Pool:
 
 
 def record(
-    function: Callable[[], T], *, prepare: Callable[[], None] = lambda: None, pool: Pool | None = None
+    function: Callable[[], T],
+    *,
+    device: torch.device,
+    prepare: Callable[[], None] = lambda: None,
+    pool: Pool | None = None,
 ) -> tuple[Callable[[], None], T] | None:
-    """Record what a function launches on the current device.
+    """Record what a function launches on a device.
 
     Args:
         function: reads and writes tensors that stay where they are, does not wait for the device, and may be called
             several times.
+        device: where its tensors lie.
         prepare: called before each of these calls.
         pool: where the graph computes, beside others; None: in memory of its own.
 
@@ -51,9 +56,9 @@ def record(
         What launches it again, and what it returned, which each launch computes anew in the same place. None where it
         cannot be recorded; a warning says why.
     """
-    current = torch.cuda.current_stream()
     # Other threads may go on meanwhile, as long as they record nothing.
-    with _recording:
+    with _recording, torch.cuda.device(device):
+        current = torch.cuda.current_stream(device)
         side = _recording_stream(current.device, current.priority)
         side.wait_stream(current)
         with torch.cuda.stream(side):
@@ -64,7 +69,9 @@ def record(
         graph = torch.cuda.CUDAGraph()
         try:
             handle = None if pool is None else pool.handle
-            with torch.cuda.graph(graph, pool=handle, stream=side, capture_error_mode="thread_local"):
+            recording = torch.cuda.graph(graph, pool=handle, stream=side, capture_error_mode="thread_local")
+            # Where a recording fails at its end, `recording` leaves its stream the current one.
+            with torch.cuda.stream(side), recording:
                 result = function()
         except RuntimeError as error:
             logger.warning("no CUDA graph could be recorded, which makes searches slower: %s", error)
@@ -76,9 +83,22 @@ def record(
 
 @functools.cache
 def _recording_stream(device: torch.device, priority: int) -> torch.cuda.Stream:
-    """Kernels keep the priority of the stream that they were recorded on. One for all, because torch has 32 of each
-    priority and gives them out again: nobody else may compute on one that records."""
+    """Kernels keep the priority of the stream that they were recorded on."""
     return torch.cuda.Stream(device, priority=priority)
+
+
+def own_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
+    """A stream that nobody records on: torch has 32 of each priority, and gives them out again."""
+    while (stream := torch.cuda.Stream(device, priority=priority)) == _recording_stream(device, priority):
+        pass
+    return stream
+
+
+def follow_default_stream(device: torch.device) -> None:
+    """Lets the current stream wait for the default one, which RLlib copies observations on whatever the current one is;
+    nothing to do on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
 
 
 class GraphedFunction:
@@ -117,7 +137,7 @@ class GraphedFunction:
         """The function with a graph in it for inputs like these; the function itself where it cannot be recorded."""
         places = tuple(tensor.clone() for tensor in inputs)
         with self._around():
-            recorded = record(lambda: self._function(*places), pool=self._pool)
+            recorded = record(lambda: self._function(*places), device=places[0].device, pool=self._pool)
         if recorded is None:
             return self._function
         replay, results = recorded

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rllib_efficientzero.actors import side_thread
 from rllib_efficientzero.actors.side_thread import SideThread
 from rllib_efficientzero.turns import Turn
 
@@ -68,7 +69,7 @@ def test_the_receiver_s_stream_waits_for_what_made_it_and_not_for_what_came_afte
         yield
         streams.current = before
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: theirs)
+    monkeypatch.setattr(side_thread, "own_stream", lambda device: theirs)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams.current)
     monkeypatch.setattr(torch.cuda, "stream", entered)
     thread = SideThread("side", torch.device("cuda"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -71,3 +72,32 @@ def test_what_is_given_up_twice_is_taken_back_once() -> None:
             pass
         with given_up(), turn.taken():
             pass
+
+
+def test_a_signal_that_ends_the_waiting_for_the_turn_does_not_take_it_from_another() -> None:
+    turn, has_it, may_end = Turn(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with turn.taken():
+            has_it.set()
+            assert may_end.wait(20)
+
+    jobs: list[Future[None]] = []
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+
+            def lose() -> None:
+                with turn.taken(), given_up():
+                    jobs.append(threads.submit(work))
+                    assert has_it.wait(20)
+                    signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+            with pytest.raises(KeyboardInterrupt):
+                lose()
+            may_end.set()
+            jobs[0].result()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with turn.taken():
+        pass

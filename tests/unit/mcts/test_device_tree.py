@@ -255,7 +255,9 @@ def test_a_simulation_is_recorded_once_and_launched_ever_after(monkeypatch: pyte
     """With a recorder that "launches" by calling again."""
     launched: list[str] = []
 
-    def record(function: Callable[[], None], prepare: Callable[[], None]) -> tuple[Callable[[], None], None]:
+    def record(
+        function: Callable[[], None], device: torch.device, prepare: Callable[[], None]
+    ) -> tuple[Callable[[], None], None]:
         for _ in range(3):  # more calls than the search has simulations
             prepare()
             function()
@@ -266,5 +268,5 @@ def test_a_simulation_is_recorded_once_and_launched_ever_after(monkeypatch: pyte
     monkeypatch.setattr(parts_module, "record", record)
     assert_same(searched(Layout(whole, DevicePart), "puct", 1, is_capturable=True), expected)
     assert launched == ["recorded", "launched", "launched"]
-    monkeypatch.setattr(parts_module, "record", lambda function, prepare: None)
+    monkeypatch.setattr(parts_module, "record", lambda function, device, prepare: None)
     assert_same(searched(Layout(whole, DevicePart), "puct", 1, is_capturable=True), expected)

@@ -194,7 +194,7 @@ def test_a_capturable_model_is_recorded_once_and_launched_ever_after(monkeypatch
     expected = run(Searcher(config), inference, inference.initial_inference(planes))
     launched: list[str] = []
 
-    def record(function: Callable[[], None]) -> tuple[Callable[[], None], None]:
+    def record(function: Callable[[], None], device: torch.device) -> tuple[Callable[[], None], None]:
         launched.append("recorded")
         return (lambda: launched.append("launched") or function()), None
 
@@ -211,7 +211,7 @@ def test_what_cannot_be_recorded_is_searched_all_the_same(monkeypatch: pytest.Mo
     inference, planes = make(VECTORS)
     config = SearchConfig(num_simulations=10)
     expected = run(Searcher(config), inference, inference.initial_inference(planes))
-    monkeypatch.setattr(leaf_evaluator_module, "record", lambda function: None)
+    monkeypatch.setattr(leaf_evaluator_module, "record", lambda function, device: None)
     monkeypatch.setattr(InferenceNetwork, "is_capturable", True)
     found = run(Searcher(config), inference, inference.initial_inference(planes))
     np.testing.assert_array_equal(found.visit_counts, expected.visit_counts)
