@@ -19,6 +19,7 @@ SMALL = {
     "model_config": {"channels": 8, "reduced_channels": 4, "lstm_hidden": 16, "projector_hidden": 16}
     | {"projector_out": 16, "predictor_hidden": 8, "support_size": 20},
     "num_simulations": 3,
+    "num_envs_per_env_runner": 4,
     "train_batch_size_per_learner": 8,
     "num_steps_sampled_before_learning_starts": 40,
     "replay_ratio": 0.1,
