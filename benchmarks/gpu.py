@@ -62,6 +62,7 @@ QUICK = {
     "num_simulations": 2,
     "train_batch_size_per_learner": 8,
     "env_config": {"screen_size": 32, "grayscale": True},
+    "num_envs_per_env_runner": 2,
 }
 TREE, LAUNCH, WAIT, OTHER = "tree", "launch", "wait", "other"
 TREE_KERNELS = ("puct_select", "gumbel_select", "expand_and_backup")

@@ -26,12 +26,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import report as reports
-from rllib_efficientzero.actors.ahead import MAX_WORKERS, SWITCH_INTERVAL
-from rllib_efficientzero.turns import Turn, given_up
+from rllib_efficientzero.turns import SWITCH_INTERVAL, Turn, given_up
 
 MICROSECONDS_PER_CALL = 7.0
 """Of a call of PyTorch on few numbers, and of Python around it."""
 WARM_UP = 10
+REANALYZING = 2
+"""Threads."""
 Step = tuple[float, float]
 """Milliseconds on the host, then milliseconds of waiting."""
 LEARNER: Sequence[Step] = ((1.0, 9.5), (2.5, 0.0))
@@ -50,12 +51,12 @@ def work(steps: Sequence[Step], numbers: torch.Tensor) -> None:
 
 
 def ms_per_update(updates: int, *, turns: bool) -> float:
-    """Of a pipeline that keeps `MAX_WORKERS` threads busy."""
+    """Of a pipeline that keeps the threads busy."""
     torch.set_num_threads(1)
     sys.setswitchinterval(SWITCH_INTERVAL)
     taken: Callable[[], AbstractContextManager[None]] = Turn().taken if turns else contextlib.nullcontext
-    drawn: queue.Queue[None] = queue.Queue(maxsize=MAX_WORKERS)
-    made: queue.Queue[None] = queue.Queue(maxsize=MAX_WORKERS)
+    drawn: queue.Queue[None] = queue.Queue(maxsize=REANALYZING)
+    made: queue.Queue[None] = queue.Queue(maxsize=REANALYZING)
 
     def draw() -> None:
         while True:
@@ -70,7 +71,7 @@ def ms_per_update(updates: int, *, turns: bool) -> float:
                 work(REANALYSIS, torch.zeros(1000))
             made.put(None)
 
-    for thread in (draw, *MAX_WORKERS * (reanalyze,)):
+    for thread in (draw, *REANALYZING * (reanalyze,)):
         threading.Thread(target=thread, daemon=True).start()
     started = 0.0
     for update in range(WARM_UP + updates):

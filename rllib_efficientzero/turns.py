@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+SWITCH_INTERVAL = 2e-4
+"""Seconds for which a thread should keep Python's lock while others wait for it. By Python's own 5 ms, what takes
+microseconds, such as to start a kernel, takes milliseconds."""
+
 _of_this_thread = threading.local()
 
 

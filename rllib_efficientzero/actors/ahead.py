@@ -24,13 +24,10 @@ from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.actors.side_thread import SideThread, Task
 from rllib_efficientzero.models.cuda_graphs import own_stream
 from rllib_efficientzero.replay import Windows
-from rllib_efficientzero.turns import Turn, given_up
+from rllib_efficientzero.turns import SWITCH_INTERVAL, Turn, given_up
 
 MAX_WORKERS = 2
 """Threads that reanalyze. Two fill a GPU; each takes memory for its searches."""
-SWITCH_INTERVAL = 2e-4
-"""Seconds for which a thread keeps Python's lock while others wait for it. By Python's own 5 ms, what takes
-microseconds, such as to start a kernel, takes milliseconds here."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -259,16 +259,24 @@ def import_ale(protocol: AtariProtocol) -> None:
 
 
 def _make_emulator(protocol: AtariProtocol) -> gym.Env:
-    """ALE itself, one raw frame per step."""
+    """ALE itself, one raw frame per step.
+
+    It returns the console's memory, which nobody looks at: `AtariPreprocessing` takes of it only the shape of the
+    screen, which it reads itself where it needs it. To draw every frame would take as long as to play it.
+    """
     import_ale(protocol)
-    return gym.make(
+    env = gym.make(
         protocol.env_id,
+        obs_type="ram",
         frameskip=1,
         repeat_action_probability=protocol.repeat_action_probability,
         full_action_space=protocol.full_action_space,
         max_num_frames_per_episode=0,  # without limit; TimeLimit counts agent steps
         disable_env_checker=True,
     )
+    emulator: Any = env.unwrapped
+    env.observation_space = gym.spaces.Box(0, 255, (*emulator.ale.getScreenDims(), 3), np.uint8)
+    return env
 
 
 def _game_name(env: str) -> str:

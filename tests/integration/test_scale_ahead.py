@@ -12,8 +12,8 @@ from test_scale_reanalyze import fingerprint, run, short
 
 from rllib_efficientzero import interruption, turns
 from rllib_efficientzero.actors import self_play
-from rllib_efficientzero.actors.ahead import SWITCH_INTERVAL, BatchesAhead
-from rllib_efficientzero.turns import Turn
+from rllib_efficientzero.actors.ahead import BatchesAhead
+from rllib_efficientzero.turns import SWITCH_INTERVAL, Turn
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 

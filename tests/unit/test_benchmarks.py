@@ -123,7 +123,10 @@ def own_ray() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("own_ray")
-def test_lightzero_settings_benchmark_runs() -> None:
+def test_lightzero_settings_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = 2  # to load a game takes ALE a fifth of a second
+    monkeypatch.setattr(lightzero_settings, "ENVIRONMENTS", few)
+    monkeypatch.setitem(lightzero_settings.SETTINGS, "num_envs_per_env_runner", few)
     tiny = {"model_config": gpu.QUICK_NETWORK, "num_simulations": 2, "train_batch_size_per_learner": 8}
     result = lightzero_settings.run(1, tiny)
     assert list(result["measured"]) == ["float32"] + ["bfloat16"] * cpu_has_bfloat16()
