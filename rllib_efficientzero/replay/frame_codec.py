@@ -69,15 +69,16 @@ class FrameCodec:
         Raises:
             ValueError: a code is damaged or belongs to another shape.
         """
+        nbytes = self.nbytes  # once: there are thousands of codes
         if self.compressed:
             with given_up():
                 first_bad = decode_blocks(codes, out, num_threads)
         else:
-            first_bad = next((row for row, code in enumerate(codes) if len(code) != self.nbytes), -1)
+            first_bad = next((row for row, code in enumerate(codes) if len(code) != nbytes), -1)
         if first_bad >= 0:
             raise ValueError(
                 f"A stored observation cannot be decoded: its {len(codes[first_bad])} bytes are damaged, or are not "
-                f"one of {self.nbytes} bytes."
+                f"one of {nbytes} bytes."
             )
         if not self.compressed:
             out.reshape(-1)[:] = np.frombuffer(b"".join(codes), np.uint8)
