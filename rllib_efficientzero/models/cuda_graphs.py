@@ -89,9 +89,11 @@ def _recording_stream(device: torch.device, priority: int) -> torch.cuda.Stream:
 
 def own_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
     """A stream that nobody records on: torch has 32 of each priority, and gives them out again."""
-    while (stream := torch.cuda.Stream(device, priority=priority)) == _recording_stream(device, priority):
-        pass
-    return stream
+    while True:
+        stream = torch.cuda.Stream(device, priority=priority)
+        # By what the stream says: `device` may be without an index.
+        if stream != _recording_stream(stream.device, stream.priority):
+            return stream
 
 
 def follow_default_stream(device: torch.device) -> None:

@@ -47,6 +47,7 @@ class FakeCuda:
 
     def _new_stream(self, device: torch.device, priority: int = 0) -> FakeStream:
         self.given += 1
+        device = torch.device("cuda", self.current_device if device.index is None else device.index)
         return FakeStream(device, self.given % self.num_streams, priority)
 
     def _current_stream(self, device: torch.device) -> FakeStream:
@@ -121,6 +122,8 @@ def test_nobody_gets_the_stream_that_is_recorded_on(cuda: FakeCuda) -> None:
     record(lambda: None, device=DEVICE)
     ((_, recording),) = cuda.recorded_on
     assert all(own_stream(DEVICE) != recording for _ in range(2 * cuda.num_streams))
+    cuda.current_device = 1
+    assert all(own_stream(torch.device("cuda")) != recording for _ in range(2 * cuda.num_streams))
 
 
 def test_uploads_of_others_come_first(cuda: FakeCuda) -> None:
