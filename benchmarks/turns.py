@@ -32,7 +32,7 @@ MICROSECONDS_PER_CALL = 7.0
 """Of a call of PyTorch on few numbers, and of Python around it."""
 WARM_UP = 10
 REANALYZING = 2
-"""Threads."""
+"""Threads that do, as there were when they were measured."""
 Step = tuple[float, float]
 """Milliseconds on the host, then milliseconds of waiting."""
 LEARNER: Sequence[Step] = ((1.0, 9.5), (2.5, 0.0))

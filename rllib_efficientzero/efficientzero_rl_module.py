@@ -218,11 +218,13 @@ def _split(observation: Any) -> tuple[Tensor, np.ndarray | None]:
 
     A row without legal actions (the observation after an episode's end) gets all: its action is thrown away.
     """
-    frames = observation[OBSERVATIONS] if isinstance(observation, dict) else observation
+    frames, mask = observation, None
+    if isinstance(observation, dict):
+        frames, mask = observation[OBSERVATIONS], observation[ACTION_MASK]
     follow_default_stream(frames.device)
-    if not isinstance(observation, dict):
+    if mask is None:
         return frames, None
-    legal_actions = np.asarray(observation[ACTION_MASK].cpu()).astype(bool)
+    legal_actions = np.asarray(mask.cpu()).astype(bool)
     return frames, legal_actions | ~legal_actions.any(axis=1, keepdims=True)
 
 

@@ -137,10 +137,9 @@ def own_state(optimizer: torch.optim.Optimizer) -> None:
     into it. Momenta are laid out as their parameters, which fused steps take for granted and a pickle may not keep."""
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
-            elif isinstance(value, Tensor):
-                values[name] = value.clone()
+            if isinstance(value, Tensor):
+                like = parameter if value.shape == parameter.shape else value
+                values[name] = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _begin_at_zero(optimizer: torch.optim.Optimizer) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rllib_efficientzero.models.dynamics import ValuePrefixHead
+from rllib_efficientzero.models.layers import take_over
 from rllib_efficientzero.models.network import EfficientZeroNetwork
 
 
@@ -36,9 +37,7 @@ class WeightsFirstPrefixHead(ValuePrefixHead):
     held_bias: Tensor
 
     def __init__(self, original: ValuePrefixHead) -> None:
-        nn.Module.__init__(self)  # not `ValuePrefixHead`'s, which would make modules anew
-        for name, module in original.named_children():
-            self.add_module(name, module)
+        take_over(self, original)
         self.register_buffer("held_weight", self._weight(), persistent=False)
         self.register_buffer("held_bias", self._bias(), persistent=False)
 

@@ -18,7 +18,7 @@ from rllib_efficientzero.models.config import ModelConfig
 from rllib_efficientzero.models.dynamics import ImageDynamics, ValuePrefixHead
 from rllib_efficientzero.models.folding import FoldedCopy, ScaleAndShift
 from rllib_efficientzero.models.head_kernels import ROOTS, image_head, prefix_head
-from rllib_efficientzero.models.layers import Reduce, ResidualBlock
+from rllib_efficientzero.models.layers import Reduce, ResidualBlock, take_over
 from rllib_efficientzero.models.network import EfficientZeroNetwork
 
 LARGEST_WIDTH = 64
@@ -89,9 +89,8 @@ class FusedDynamics(ImageDynamics):
     held_biases: Tensor
 
     def __init__(self, dynamics: ImageDynamics) -> None:
-        nn.Module.__init__(self)  # not `ImageDynamics`'s, which would make modules anew, of random numbers
+        take_over(self, dynamics)
         self.num_planes, self.encode_action = dynamics.num_planes, dynamics.encode_action
-        self.conv, self.norm, self.blocks = dynamics.conv, dynamics.norm, dynamics.blocks
         for name in ("held_weight", "held_responses"):
             self.register_buffer(name, None, persistent=False)
         _register(self, *self._of_all())
@@ -147,9 +146,7 @@ class FusedPrefixHead(ValuePrefixHead):
     """A head for which `prefix_head_fits`; its modules are the original's."""
 
     def __init__(self, original: ValuePrefixHead) -> None:
-        nn.Module.__init__(self)  # not `ValuePrefixHead`'s, which would make modules anew
-        for name, module in original.named_children():
-            self.add_module(name, module)
+        take_over(self, original)
 
     def read(self, reward_hidden: Tensor) -> Tensor:
         scale, shift, hidden, last = self.norm.weight, self.norm.bias, self.head[0], self.head[-1]

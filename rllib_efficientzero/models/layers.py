@@ -69,6 +69,14 @@ def mlp(in_features: int, hidden: Sequence[int], out_features: int, *, zero_last
     return nn.Sequential(*layers, last)
 
 
+def take_over(module: nn.Module, original: nn.Module) -> None:
+    """Makes `module` one with the modules of another, instead of its class's `__init__`, which would make them anew, of
+    random numbers."""
+    nn.Module.__init__(module)
+    for name, child in original.named_children():
+        module.add_module(name, child)
+
+
 class Reduce(nn.Module):
     """1x1 convolution to a few channels, BN, ReLU, flatten: `[B, C, H, W] -> [B, reduced * H * W]`."""
 

@@ -43,7 +43,6 @@ class FakeCuda:
             monkeypatch.setattr(torch.cuda, name, getattr(self, f"_{name}"))
         monkeypatch.setattr(torch.cuda, "Stream", self._new_stream)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-        cuda_graphs._recording_stream.cache_clear()
 
     def _new_stream(self, device: torch.device, priority: int = 0) -> FakeStream:
         self.given += 1
@@ -92,6 +91,7 @@ class FakeGraph:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    cuda_graphs._recording_stream.cache_clear()
     yield FakeCuda(monkeypatch)
     cuda_graphs._recording_stream.cache_clear()
 
