@@ -37,6 +37,7 @@ from rllib_efficientzero import run_files, run_state
 from rllib_efficientzero.checkpoint.files import staged_directory, staging_path
 from rllib_efficientzero.checkpoint.manifest import (
     CheckpointError,
+    check_replaceable,
     read_manifest,
     recover_replaced,
     verify,
@@ -102,12 +103,16 @@ class CheckpointedAlgorithm(Algorithm):
             path: a directory, made if needed, or the URI of one; None: a new one in the system's temporary directory.
             state: write this state instead, in RLlib's form alone.
             filesystem: of `path`, if it is not local.
+
+        Raises:
+            CheckpointError: `path` is a directory that holds something other than a checkpoint.
         """
         if state is not None:
             return super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
         target = pathlib.Path(tempfile.mkdtemp()) if path is None else _local_path(path, filesystem)
         if target is None:
             return self._upload(str(path), filesystem)
+        check_replaceable(target)
         state = self.get_state()
         captured, learned = state[RUN_STATE], _learned_weights(state)
         with staged_directory(target) as staging:

@@ -148,9 +148,35 @@ def _combination_problems(config: Any) -> Iterator[str]:
             f"({batch} x {learners} learners), because a batch holds different positions."
         )
     if not config.in_evaluation:  # whose EnvRunners are others
+        yield from _budget_problems(config)
         yield from _scale_problems(config)
     if config.is_multi_agent:
         yield "EfficientZero plays single-agent environments only; two players are out of scope."
+
+
+def _budget_problems(config: Any) -> Iterator[str]:
+    """What would never learn, never end, or learn more than it says."""
+    first, steps = config.num_steps_sampled_before_learning_starts, config.total_env_steps
+    capacity = config.replay_buffer_config["capacity"]
+    for name, most in (("`total_env_steps`", steps), ("the `capacity` of `replay_buffer_config`", capacity)):
+        if _is_whole(first) and _is_whole(most) and first > most:
+            yield (
+                f"`num_steps_sampled_before_learning_starts` ({first}) must be at most {name} ({most}): learning would "
+                "never start."
+            )
+    if _is_whole(config.total_updates) and _is_whole(steps) and _is_number(config.replay_ratio, 0.0, math.inf):
+        owed = int(config.replay_ratio * steps)
+        if config.total_updates < owed:
+            yield (
+                f"`total_updates` must be at least the {owed} that `replay_ratio` {config.replay_ratio:g} demands of "
+                f"{steps} steps, not {config.total_updates}; None: just these."
+            )
+    for key in ("min_sample_timesteps_per_iteration", "min_train_timesteps_per_iteration"):
+        if getattr(config, key):
+            yield (
+                f"`{key}` must be 0, not {getattr(config, key)!r}: at the end of the budget no iteration would end. "
+                "`rollout_fragment_length` makes iterations longer."
+            )
 
 
 def _scale_problems(config: Any) -> Iterator[str]:

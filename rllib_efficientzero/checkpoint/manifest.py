@@ -22,10 +22,13 @@ from rllib_efficientzero.checkpoint.files import (
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+RLLIB_MARK = "rllib_checkpoint.json"
+"""A file that RLlib puts into every checkpoint of an Algorithm."""
 FORMAT_VERSION = 1
 WRITTEN_SINCE = {1: "0.1.0"}
 """Format version -> first version of this package that writes and reads it."""
-MAX_JSON_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 26
+"""40 bytes for each episode in progress, 180 for each 4,096 steps of the replay: what a checkpoint comes to, and more."""
 DEPENDENCIES = ("rllib_efficientzero", "ray", "torch", "gymnasium", "numpy")
 
 
@@ -151,6 +154,21 @@ def find_newest(directory: pathlib.Path, *, warn: Callable[[str], object] = logg
     return None
 
 
+def check_replaceable(directory: pathlib.Path) -> None:
+    """Refuses to write a checkpoint where something else is: whoever writes it replaces the whole directory.
+
+    Raises:
+        CheckpointError: it is a file, or a directory that holds anything and is no checkpoint.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file: a checkpoint is a directory.")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / RLLIB_MARK).is_file():
+        raise CheckpointError(
+            f"{directory} holds something that is no checkpoint, and a checkpoint would take its place: "
+            f"name a new directory, such as {directory / 'checkpoint'}."
+        )
+
+
 def recover_replaced(directory: pathlib.Path) -> None:
     """Brings back a checkpoint whose replacement was interrupted in the moment between two renames."""
     replaced = replaced_path(directory)
@@ -174,13 +192,14 @@ def read_sealed_json(path: pathlib.Path, max_bytes: int = MAX_JSON_BYTES) -> dic
         CheckpointError: the file cannot be read, is too large, or is not what was written.
     """
     try:
-        if path.stat().st_size > max_bytes:
-            raise CheckpointError(f"{path} is not one this package writes: it has more than {max_bytes} bytes.")
-        content = json.loads(path.read_bytes())
+        size = path.stat().st_size
+        content = json.loads(path.read_bytes()) if size <= max_bytes else None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if size > max_bytes:
+        raise CheckpointError(f"{path} is not one this package writes: it has {size} bytes, more than {max_bytes}.")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it is not a JSON object.")
     stated = content.pop("sha256", None)

@@ -274,7 +274,9 @@ def _evaluate_with_rllib(
     """A checkpoint of any algorithm, through RLlib."""
     if not checkpoint.is_dir():
         raise InputError(f"there is no checkpoint directory {str(checkpoint)!r}")
-    if not (checkpoint / "rllib_checkpoint.json").is_file():
+    from rllib_efficientzero.checkpoint.manifest import RLLIB_MARK
+
+    if not (checkpoint / RLLIB_MARK).is_file():
         raise InputError(f"{checkpoint} holds neither a policy of EfficientZero nor a checkpoint of RLlib")
     if not trusted:
         raise InputError(
