@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
 from torch import Tensor
@@ -167,6 +167,10 @@ class EfficientZeroLearner(TorchLearner):
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         self._updates_made.clear()
+        if COMPONENT_RL_MODULE in state:
+            # Of updates that these weights know nothing of: neither their statistics nor their metrics are wanted.
+            self._last_batch.clear()
+            self._observed.clear()
         for module_id in self._gradient_steps:
             for _, optimizer in self.get_optimizers_for_module(module_id):
                 own_state(optimizer)

@@ -119,6 +119,8 @@ class GuardedEnv(gym.Wrapper):
         reward = float(reward)
         if abs(reward) > self._policy.largest_expressible:
             self._count_saturated(reward)
+        if terminated or truncated or self._time >= SHORT_LIFE:
+            self._short_lives = 0
         return observation, reward, bool(terminated), bool(truncated), info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

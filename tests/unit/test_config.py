@@ -270,6 +270,27 @@ def test_bad_values_are_refused_in_a_sentence_that_names_them(key: str, value: A
         config.validate()
 
 
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        ({"total_env_steps": 1999, "total_updates": None}, r"\(2000\) must be at most `total_env_steps` \(1999\)"),
+        ({"replay_buffer_config": {"capacity": 1000}}, r"\(2000\) must be at most the `capacity`.*\(1000\)"),
+        ({"total_env_steps": 200_000}, "`total_updates` must be at least the 200000 that .*, not 120000"),
+        ({"replay_ratio": 2.0, "total_updates": 150_000}, "`total_updates` must be at least the 200000"),
+    ],
+)
+def test_budgets_that_contradict_each_other_are_refused(training: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        cartpole(**training).validate()
+
+
+@pytest.mark.parametrize("kind", ["sample", "train"])
+def test_iterations_that_would_not_end_are_refused(kind: str) -> None:
+    key = f"min_{kind}_timesteps_per_iteration"
+    with pytest.raises(ValueError, match=f"`{key}` must be 0, not 100.*`rollout_fragment_length`"):
+        cartpole().reporting(**{key: 100}).validate()
+
+
 def test_two_players_are_refused() -> None:
     config = cartpole().multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda agent_id, episode: "a")
     with pytest.raises(ValueError, match="single-agent"):

@@ -426,6 +426,18 @@ def test_weights_copied_within_a_process_are_those_that_would_have_travelled() -
     assert_same(acting, dict(copied.state_dict()))
 
 
+def test_a_state_that_is_gone_back_to_knows_nothing_of_what_came_after() -> None:
+    learner, replay = build(images=True), make_replay(images=True)
+    update(learner, replay.sample(BATCH, beta=0.4))
+    earlier = copy.deepcopy(learner.get_state())
+    before = state_of(learner)
+    update(learner, replay.sample(BATCH, beta=0.4))
+    learner._weights_seq_no = 0  # as an Algorithm that goes back does it
+    learner.set_state(earlier)
+    learner.get_state()  # Statistics are fitted to the weights before these leave.
+    assert_same(state_of(learner), before)
+
+
 def test_a_batch_that_is_not_finite_leaves_no_statistics() -> None:
     learner, replay = build(), make_replay()
     update(learner, replay.sample(BATCH, beta=0.4))

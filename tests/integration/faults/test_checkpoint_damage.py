@@ -14,7 +14,7 @@ from checkpoint_helpers import assert_equal, fingerprint, tiny_config, train
 
 from rllib_efficientzero import EfficientZero
 from rllib_efficientzero.checkpoint import CheckpointError
-from rllib_efficientzero.checkpoint.manifest import MANIFEST, find_newest, seal_json, verify
+from rllib_efficientzero.checkpoint.manifest import MANIFEST, find_newest, read_sealed_json, seal_json, verify
 from rllib_efficientzero.policy import load_policy
 
 TRUNCATIONS = 200
@@ -178,6 +178,29 @@ def test_the_newest_complete_one_is_found(saved: pathlib.Path, caplog: pytest.Lo
     assert str(trial / "checkpoint_000010" / MANIFEST) in warnings[0]
     assert str(damaged) in warnings[1]
     assert find_newest(trial / "nowhere") is None
+
+
+def test_nothing_else_is_replaced_by_a_checkpoint(algo: Any, saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    work = tmp_path / "work"
+    (work / "figures").mkdir(parents=True)
+    (work / "thesis.tex").write_text("all of it")
+    (work / MANIFEST).write_text("{}")  # of a web page, say
+    for path in (work, work / "thesis.tex"):
+        with pytest.raises(CheckpointError, match=f"^{path} (holds something that is no checkpoint|is a file)"):
+            algo.save_to_path(path)
+    assert sorted(path.name for path in work.iterdir()) == ["figures", MANIFEST, "thesis.tex"]
+    assert (work / "thesis.tex").read_text() == "all of it"
+    for path in (saved, work / "figures", work / "new"):
+        verify(pathlib.Path(algo.save_to_path(path)))
+
+
+def test_manifests_as_large_as_they_get(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "replay.json"
+    content = {"ongoing": {f"{number:032x}": number for number in range(100_000)}}
+    path.write_bytes(seal_json(content))
+    assert read_sealed_json(path) == content
+    with pytest.raises(CheckpointError, match=f"not one this package writes: it has {path.stat().st_size} bytes"):
+        read_sealed_json(path, max_bytes=1 << 20)
 
 
 def _reseal(directory: pathlib.Path) -> None:

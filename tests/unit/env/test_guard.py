@@ -13,6 +13,7 @@ import pytest
 from rllib_efficientzero.env.guard import (
     DROPPED,
     MAX_SHORT_LIVES,
+    SHORT_LIFE,
     BadEnvStepError,
     CheckedVectorEnv,
     EnvFailedError,
@@ -175,6 +176,18 @@ def test_what_breaks_late_each_time_is_not() -> None:
     steps = play(env, 1000)
     assert env.guard_counts.bad_steps > 50
     assert len(steps) > 900
+
+
+def test_good_episodes_between_are_no_row() -> None:
+    for length in (3, 1000):  # one ends well, one is still good when it is cut off
+        maker = Maker({1: {"reward": math.nan}}, in_episodes=lambda episode: episode % 2 == 0, length=length)
+        env = guarded(maker, DROP)
+        for _ in range(2 * MAX_SHORT_LIVES):
+            for steps in (1, min(length, SHORT_LIFE)):
+                env.reset()
+                for _ in range(steps):
+                    env.step(0)
+        assert env.guard_counts.bad_steps == 2 * MAX_SHORT_LIVES
 
 
 def test_a_bad_reset_is_tried_again() -> None:
