@@ -12,6 +12,7 @@ A checkpoint directory:
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import pathlib
 import shutil
@@ -162,6 +163,7 @@ class CheckpointedAlgorithm(Algorithm):
 
     def _describe_policy(self) -> dict[str, Any]:
         observation_space, action_space = self.spaces[DEFAULT_MODULE_ID]
+        evaluation = self.config.get_evaluation_config_object() or self.config
         return {
             "observation_space": space_to_json(observation_space),
             "action_space": space_to_json(action_space),
@@ -173,6 +175,7 @@ class CheckpointedAlgorithm(Algorithm):
             "num_interactions": self.num_interactions,
             "protocol": self.config.describe_protocol(),
             "env_config": _plain(self.config.env_config),
+            "evaluation_env_config": _plain(evaluation.env_config),
         }
 
     # --- Restoring ---------------------------------------------------------------------------------------------------
@@ -256,7 +259,15 @@ def _learned_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def _plain(env_config: Mapping[str, Any]) -> dict[str, Any]:
     """What of the environment's settings JSON can say: enough to play there again, in most cases."""
-    return {key: value for key, value in env_config.items() if isinstance(value, bool | int | float | str)}
+    return {key: json.loads(json.dumps(value)) for key, value in env_config.items() if _is_json(value)}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _model_sizes(config: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_efficientzero import cost
+from rllib_efficientzero.env.dotted import dotted_path_of
 from rllib_efficientzero.env.named import Protocol, named_protocol
 from rllib_efficientzero.models import ModelConfig, build_network
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
@@ -51,7 +52,7 @@ class RunDescription(AlgorithmConfig):
     def describe_protocol(self) -> dict[str, Any]:
         """How the environment is played in training and evaluation, and the budgets: what a score depends on."""
         described: dict[str, Any] = {
-            "env": str(self.env),
+            "env": self.env if isinstance(self.env, str) else dotted_path_of(self.env),
             "frame_stack": self.frame_stack,
             "total_env_steps": self.total_env_steps,
             "total_updates": self.updates_at_end(),

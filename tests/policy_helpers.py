@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -39,8 +40,9 @@ def write_tiny_policy(
     num_actions: int = 3,
     env: str | None = None,
     action_space: gym.Space | None = None,
+    **description: Any,
 ) -> EfficientZeroNetwork:
-    """Writes `policy.json` and `policy.safetensors`, and returns the network that they hold."""
+    """Writes `policy.json`, with further entries, and `policy.safetensors`; returns the network that they hold."""
     torch.manual_seed(0)
     actions = action_space or gym.spaces.Discrete(num_actions)
     network = build_network(space.shape, actions_of(actions), SIZES).eval()
@@ -58,6 +60,7 @@ def write_tiny_policy(
         num_updates=1,
         frame_stack=space.shape[0],
         protocol={"env": env},
+        **description,
     )
     return network
 

@@ -77,8 +77,9 @@ def training_environment(policy: Policy) -> gym.Env:
     """
     protocol = policy.description["protocol"]
     known = named_protocol(protocol["env"], {})
-    differing = {} if known is None else {key: protocol["training"][key] for key in known.evaluation_settings}
-    return make_environment(policy, env_config=differing)
+    if known is None:
+        return make_environment(policy, env_config=policy.description.get("env_config"))
+    return make_environment(policy, env_config={key: protocol["training"][key] for key in known.evaluation_settings})
 
 
 def discounted_returns(

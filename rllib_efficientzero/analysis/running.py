@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 import pathlib
 import signal
@@ -24,7 +23,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
 import yaml
 
 from rllib_efficientzero import metrics as names
@@ -43,7 +41,6 @@ from rllib_efficientzero.analysis.runs import (
 )
 from rllib_efficientzero.checkpoint.files import write_file
 from rllib_efficientzero.checkpoint.manifest import versions
-from rllib_efficientzero.env.spaces import adapt
 from rllib_efficientzero.playing.environment import make_environment
 from rllib_efficientzero.playing.episodes import play_episodes
 from rllib_efficientzero.policy import Policy, load_policy
@@ -224,7 +221,7 @@ def _is_scored(trial: pathlib.Path, updates: int, episodes: int) -> bool:
 
 def _played(plan: Plan, policy: Policy, settings: dict[str, Any]) -> dict[str, Any]:
     episodes = plan.episodes or 0
-    envs = [_environment(plan, policy, settings) for _ in range(min(episodes, MAX_BATCH))]
+    envs = [make_environment(policy, env_config=settings) for _ in range(min(episodes, MAX_BATCH))]
     try:
         played = dict(play_episodes(policy, envs, range(episodes)))
     finally:
@@ -233,19 +230,6 @@ def _played(plan: Plan, policy: Policy, settings: dict[str, Any]) -> dict[str, A
     in_order = [played[index] for index in range(episodes)]
     returns, lengths = [episode.episode_return for episode in in_order], [episode.length for episode in in_order]
     return {"settings": settings, "returns": returns, "lengths": lengths}
-
-
-def _environment(plan: Plan, policy: Policy, settings: dict[str, Any]) -> gym.Env:
-    """As the checkpoint describes it; an environment that modules of the suite register, as its runs make it."""
-    spec = train_spec(plan)
-    if "imports" not in spec:
-        return make_environment(policy, env_config=settings)
-    # Imports ray, where such environments are registered.
-    from rllib_efficientzero.env.making import env_maker
-
-    for module in spec["imports"]:
-        importlib.import_module(module)
-    return adapt(env_maker(spec["env"], spec["config"]["environment"]["env_config"])())
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------

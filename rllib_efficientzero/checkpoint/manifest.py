@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 WRITTEN_SINCE = {1: "0.1.0"}
 """Format version -> first version of this package that writes and reads it."""
 MAX_JSON_BYTES = 1 << 26
-"""40 bytes for each episode in progress, 180 for each 4,096 steps of the replay: what a checkpoint comes to, and more."""
+"""What a checkpoint comes to, and more: 40 bytes for an episode in progress, 180 for 4,096 steps of the replay."""
 DEPENDENCIES = ("rllib_efficientzero", "ray", "torch", "gymnasium", "numpy")
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from rllib_efficientzero import known_keys
 from rllib_efficientzero.cli.env_check import check_before_training
-from rllib_efficientzero.cli.environments import find_problem, is_class_path
+from rllib_efficientzero.cli.environments import find_problem
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment
 from rllib_efficientzero.config_schema import ConfigError, resolve_config
+from rllib_efficientzero.env.dotted import is_dotted_path
 from rllib_efficientzero.search_space import has_search_space
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
     env = param_space.get("env")
     if not isinstance(env, str) or _global_registry.contains(ENV_CREATOR, env):
         return
-    if is_class_path(env):
+    if is_dotted_path(env):
         # The new API stack would ask gymnasium for an id of this name.
         found = _import_attribute(env, experiment.place("env"), "'env'")
         if isinstance(found, type):

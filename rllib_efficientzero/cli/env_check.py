@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rllib_efficientzero.cli.console import say, say_error, say_warning
-from rllib_efficientzero.cli.environments import find_problem, is_class_path
+from rllib_efficientzero.cli.environments import find_problem
 from rllib_efficientzero.cli.errors import ExitCode, InputError, exit_codes
 from rllib_efficientzero.cli.overrides import parse_json_option
+from rllib_efficientzero.env.dotted import call_maker, import_maker, is_dotted_path
 from rllib_efficientzero.search_space import LISTS, has_search_space, is_search_space
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def check_env(experiment: Experiment) -> None:
             if candidate is None:
                 continue
             raise InputError(f"'env' must be a name, not {candidate!r}", experiment.place("env"))
-        if not is_class_path(candidate) and not experiment.imports:
+        if not is_dotted_path(candidate) and not experiment.imports:
             problem = find_problem(candidate)
             if problem:
                 raise InputError(problem, experiment.place("env"))
@@ -147,13 +148,12 @@ def _maker(env: str, env_config: dict[str, Any]) -> Callable[[], Any]:
     """Raises InputError if there is no such environment."""
     creator = _registered_with_tune(env)
     if creator is not None:
-        return functools.partial(_call, creator, env_config)
-    if is_class_path(env):
-        module, _, name = env.rpartition(".")
-        found = getattr(_import(module, "ENV"), name, None)
-        if not callable(found):
-            raise InputError(f"the module {module!r} has no class {name!r}", "ENV")
-        return functools.partial(_call, found, env_config)
+        return functools.partial(call_maker, creator, env_config)
+    if is_dotted_path(env):
+        try:
+            return functools.partial(call_maker, import_maker(env), env_config)
+        except ImportError as error:
+            raise InputError(f"cannot import {env!r}: {error}", "ENV") from error
     problem = find_problem(env)
     if problem:
         raise InputError(problem, "ENV")
@@ -166,16 +166,6 @@ def _registered_with_tune(env: str) -> Any:
     if registry is None or not registry._global_registry.contains(registry.ENV_CREATOR, env):
         return None
     return registry._global_registry.get(registry.ENV_CREATOR, env)
-
-
-def _call(creator: Callable[[Any], Any], env_config: dict[str, Any]) -> Any:
-    """As RLlib calls what makes environments. Its `EnvContext` is a dict that takes seconds to import."""
-    try:
-        return creator(dict(env_config))
-    except AttributeError:
-        from ray.rllib.env.env_context import EnvContext
-
-        return creator(EnvContext(env_config, worker_index=0))
 
 
 def _print(env: str, examination: Examination, own_seconds: float) -> None:

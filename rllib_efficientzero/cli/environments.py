@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 ATARI_EXTRA = "rllib_efficientzero[atari]"
 
 
-def is_class_path(env: str) -> bool:
-    """`package.module.Class`, which RLlib imports itself; `Name-v2.5` is none."""
-    return ":" not in env and "/" not in env and "." in env and all(part.isidentifier() for part in env.split("."))
-
-
 def find_problem(env: str) -> str | None:
     """What is wrong with a gymnasium id (`Name-v0`, `module:Name-v0`) or the name of a benchmark's task, or None."""
     import gymnasium

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_efficientzero.env.dotted import call_maker, dotted_path_of, import_maker, is_dotted_path
+from rllib_efficientzero.env.minigrid import make_pixels
 from rllib_efficientzero.env.named import named_maker, named_protocol
 from rllib_efficientzero.env.spaces import UnsupportedSpaceError, adapt
 from rllib_efficientzero.playing.frame_stack import OBSERVATIONS
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 TRUSTED_MODULES = ("ale_py", "minigrid")
 """Modules that a policy's file may have imported by naming an environment; others must be named by whoever plays."""
+TRUSTED_MAKERS = (dotted_path_of(make_pixels),)
 
 
 class PlayError(ValueError):
@@ -34,7 +37,8 @@ def make_environment(policy: Policy, *, env: str | None = None, env_config: Mapp
 
     Args:
         policy: says which environment, and how it was played.
-        env: a gymnasium id (`module:id` imports the module first) or a benchmark's name, in place of the policy's.
+        env: in place of the policy's: a gymnasium id (`module:id` imports the module first), a benchmark's name, or the
+            dotted path of a class or function of `env_config`.
         env_config: settings over those of the policy's protocol.
 
     Raises:
@@ -46,14 +50,18 @@ def make_environment(policy: Policy, *, env: str | None = None, env_config: Mapp
     if not isinstance(name, str):
         raise PlayError("the policy does not say in which environment it was trained: name one with --env.")
     if env is None:
-        _check_module(name)
+        _check_trusted(name)
     try:
-        settings = {**_settings(name, protocol, policy.description.get("env_config")), **(env_config or {})}
-        maker = named_maker(name)
+        settings = {**_settings(name, policy.description, protocol), **(env_config or {})}
         representation = "enumerated" if isinstance(policy.action_space, gym.spaces.Discrete) else "sampled"
-        made = adapt(_make(name, settings) if maker is None else maker(settings), representation)
+        made = adapt(_make(name, settings), representation)
     except UnsupportedSpaceError as error:
         raise PlayError(str(error)) from error
+    except gym.error.UnregisteredEnv as error:
+        raise PlayError(
+            f"gymnasium knows no environment {name!r}: name what makes it with --env, an id or a path such as "
+            "my_envs.make_env."
+        ) from error
     except Exception as error:
         # Whatever a foreign constructor raises.
         message = " ".join(str(error).split()) or type(error).__name__
@@ -101,19 +109,22 @@ def action_names(env: gym.Env, num_actions: int) -> list[str]:
     return [str(name) for name in names] if len(names) == num_actions else [str(index) for index in range(num_actions)]
 
 
-def _check_module(name: str) -> None:
-    module, colon, _ = name.partition(":")
-    if colon and module not in TRUSTED_MODULES:
+def _check_trusted(name: str) -> None:
+    """Raises PlayError if a module would be imported because the policy's file alone asks for it."""
+    is_dotted = is_dotted_path(name)
+    module, is_imported, _ = name.rpartition("." if is_dotted else ":")
+    if is_imported and not (name in TRUSTED_MAKERS if is_dotted else module in TRUSTED_MODULES):
         raise PlayError(
             f"the policy's environment {name!r} would import the module {module!r}; allow it by --env {name}."
         )
 
 
-def _settings(name: str, protocol: Mapping[str, Any], env_config: Any) -> dict[str, Any]:
-    """What the environment is made with: the protocol of evaluation, as far as its fields go."""
+def _settings(name: str, description: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What the environment of evaluation is made with: of a benchmark, its protocol's fields."""
     described = protocol.get("evaluation") or protocol.get("training")
     known = named_protocol(name, {})
     if known is None:
+        env_config = description.get("evaluation_env_config", description.get("env_config"))
         return dict(env_config) if isinstance(env_config, dict) and name == protocol.get("env") else {}
     if not isinstance(described, dict):
         return dict(known.evaluation_settings)
@@ -122,6 +133,11 @@ def _settings(name: str, protocol: Mapping[str, Any], env_config: Any) -> dict[s
 
 
 def _make(name: str, settings: Mapping[str, Any]) -> gym.Env:
+    if is_dotted_path(name):
+        return call_maker(import_maker(name), settings)
+    maker = named_maker(name)
+    if maker is not None:
+        return maker(settings)
     module, colon, bare = name.partition(":")
     if colon:
         importlib.import_module(module)

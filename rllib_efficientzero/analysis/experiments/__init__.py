@@ -154,8 +154,6 @@ def train_spec(plan: Plan) -> dict[str, Any]:
         "checkpoint_config": checkpoints,
         "config": config,
     }
-    if "imports" in suite:
-        spec["imports"] = suite["imports"]
     return _with_task(spec, label.task)
 
 

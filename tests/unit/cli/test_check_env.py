@@ -64,8 +64,8 @@ def test_rewards_are_compared_with_the_support_that_is_given() -> None:
     [
         (["CartPol-v1"], "did you mean 'CartPole-v1'?"),
         (["dmc/cartpole-swing"], "dmc/cartpole-swingup"),
-        (["nowhere.Env"], "cannot import 'nowhere'"),
-        (["tests.malformed_envs.Nothing"], "has no class 'Nothing'"),
+        (["nowhere.Env"], "cannot import 'nowhere.Env': No module named 'nowhere'"),
+        (["tests.malformed_envs.Nothing"], "has no class or function 'Nothing'"),
         (["CartPole-v1", "--env-config", "[1]"], "--env-config: must be a JSON object"),
         (["CartPole-v1", "--import", "no_such_module"], "--import: cannot import 'no_such_module'"),
         (["CartPole-v1", "--seconds", "0"], "0.1"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+import types
+from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from policy_helpers import IMAGES, write_pendulum_policy, write_tiny_policy
 
+from rllib_efficientzero.analysis.play import training_environment
 from rllib_efficientzero.playing import FrameStack, Moment, PlayError, SearchTree, make_environment, play_episodes
 from rllib_efficientzero.playing.environment import names_at, raw_picture
 from rllib_efficientzero.playing.tree_drawing import MAX_DRAWN, tree_html, tree_svg
@@ -72,8 +75,11 @@ def test_sampled_actions_are_played_and_drawn(tmp_path: pathlib.Path) -> None:
 def test_the_environment_has_to_fit(policy: Policy) -> None:
     with pytest.raises(PlayError, match="observations of"):
         make_environment(policy, env="Acrobot-v1")
-    with pytest.raises(PlayError, match="cannot be made here"):
+    with pytest.raises(PlayError, match="gymnasium knows no environment 'NoSuchThing-v0': name what makes it"):
         make_environment(policy, env="NoSuchThing-v0")
+    for env in ("no_such_module.Corridor", "tests.faulty_envs.Nothing", "no_such_module:Corridor-v0"):
+        with pytest.raises(PlayError, match="cannot be made here: "):
+            make_environment(policy, env=env)
 
 
 def test_a_policy_file_has_nothing_imported(tmp_path: pathlib.Path) -> None:
@@ -86,6 +92,38 @@ def test_a_policy_file_has_nothing_imported(tmp_path: pathlib.Path) -> None:
     write_tiny_policy(tmp_path, num_actions=2)
     with pytest.raises(PlayError, match="does not say in which environment"):
         make_environment(load_policy(tmp_path))
+
+
+class Limited(gym.Wrapper):
+    """CartPole as somebody's own class makes it, from its env_config."""
+
+    def __init__(self, env_config: dict[str, Any]) -> None:
+        limit = env_config.pop("limits")["steps"]
+        super().__init__(gym.make("CartPole-v1", max_episode_steps=limit, **env_config))
+
+
+def test_environments_of_ones_own_are_played_once_they_are_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "own_envs", types.SimpleNamespace(Limited=Limited))
+    settings = {"limits": {"steps": 3}}
+    write_tiny_policy(tmp_path, num_actions=2, env="own_envs.Limited", env_config=settings)
+    own = load_policy(tmp_path)
+    with pytest.raises(PlayError, match=r"would import the module 'own_envs'; allow it by --env own_envs\.Limited"):
+        make_environment(own)
+    env = make_environment(own, env="own_envs.Limited")
+    ((_, episode),) = play_episodes(own, [env], [0])
+    assert episode.length == 3, "with the settings that it was trained with"
+    other = make_environment(own, env="own_envs.Limited", env_config={"limits": {"steps": 5}})
+    assert dict(play_episodes(own, [other], [0]))[0].length == 5
+
+
+def test_the_evaluations_settings_are_played(tmp_path: pathlib.Path) -> None:
+    training, evaluation = {"max_episode_steps": 2}, {"max_episode_steps": 4}
+    write_tiny_policy(tmp_path, num_actions=2, env="CartPole-v1", env_config=training, evaluation_env_config=evaluation)
+    policy = load_policy(tmp_path)
+    for env, length in ((make_environment(policy), 4), (training_environment(policy), 2)):
+        assert dict(play_episodes(policy, [env], [0]))[0].length == length
 
 
 def test_playing_needs_no_ray() -> None:

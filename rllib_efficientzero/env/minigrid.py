@@ -1,0 +1,28 @@
+"""MiniGrid seen from above, in pixels; needs the package `minigrid`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+
+
+def make_pixels(env_config: Mapping[str, Any]) -> gym.Env:
+    """The whole grid as u8 `[tiles * tile_size, tiles * tile_size, 3]`; reward 1 - 0.9 steps / limit at the goal.
+
+    Args:
+        env_config: `name`, a gymnasium id of MiniGrid's; `tile_size`, pixels of a tile's side (8); what else the
+            environment takes.
+
+    Raises:
+        ValueError: `name` is none of MiniGrid's.
+    """
+    # Importing registers MiniGrid's ids.
+    from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper
+
+    settings = dict(env_config)
+    name, tile_size = str(settings.pop("name", None)), settings.pop("tile_size", 8)
+    if not name.startswith("MiniGrid-"):  # gymnasium would import the module of `module:Name-v0`
+        raise ValueError(f"env_config needs the `name` of an environment of MiniGrid's, not {name!r}")
+    return ImgObsWrapper(RGBImgObsWrapper(gym.make(name, **settings), tile_size=tile_size))
