@@ -5,17 +5,24 @@ Batch normalisation in inference is a scale and a shift per channel, which the l
 
 from __future__ import annotations
 
+import collections
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rllib_efficientzero.models.dynamics import ImageDynamics
+from rllib_efficientzero.models.layers import AlignedConv2d, Reduce, ResidualBlock
 from rllib_efficientzero.models.network import EfficientZeroNetwork
 
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+FOLDABLE = (nn.Linear, nn.Conv2d, AlignedConv2d)
+"""Layers that can do what a normalisation behind them does. A subclass of somebody else's may compute anything."""
+IN_ORDER = (ResidualBlock, Reduce, ImageDynamics)
+"""Modules that call the layers which they hold in the order in which they define them."""
 
 
 class FoldedCopy:
@@ -32,12 +39,13 @@ class FoldedCopy:
         replace: Callable[[EfficientZeroNetwork], None] = lambda network: None,
     ) -> None:
         """Args:
-        original: defines its layers as `foldable` says.
+        original: a network in whatever mode.
         dtype: the copy's, but for what still scales.
         replace: puts other modules with the same parameters into the copy, whose normalisations are gone.
         """
         self._original = original
-        self._normalisations = [name for name, module in original.named_modules() if _is_constant(module)]
+        occurrences = original.named_modules(remove_duplicate=False)
+        self._normalisations = [name for name, module in occurrences if _is_constant(module)]
         self._normalised_by = foldable(original)
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
@@ -58,7 +66,7 @@ class FoldedCopy:
     @torch.no_grad()
     def update(self) -> None:
         """Take over the original's weights and statistics."""
-        weights = self._original.state_dict(keep_vars=True)
+        weights = _tensors(self._original)
         for name in self._normalisations:
             scale, shift = _scale_and_shift(self._original.get_submodule(name))
             weights[f"{name}.weight"], weights[f"{name}.bias"] = scale, shift
@@ -67,8 +75,9 @@ class FoldedCopy:
             weight, bias = weights[f"{layer_name}.weight"], weights.get(f"{layer_name}.bias")
             weights[f"{layer_name}.weight"] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
             weights[f"{layer_name}.bias"] = shift if bias is None else shift + bias * scale
-        for name, tensor in self.module.state_dict(keep_vars=True).items():
-            tensor.copy_(weights[name])
+        for name, tensor in _tensors(self.module).items():
+            if name in weights:  # what the copy alone has, it computes
+                tensor.copy_(weights[name])
         for module in self.module.modules():
             if (hold := getattr(module, "hold", None)) is not None:
                 hold(self._original.latent_shape[1:])
@@ -90,6 +99,11 @@ class ScaleAndShift(nn.Module):
         return torch.addcmul(self.bias.view(shape), x, self.weight.view(shape)).to(x.dtype)
 
 
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those that no checkpoint has included."""
+    return dict(network.named_buffers(remove_duplicate=False)) | network.state_dict(keep_vars=True)
+
+
 def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """`[C]` each: the normalisation of x in eval mode is scale * x + shift."""
     scale = 1.0 / torch.sqrt(norm.running_var + norm.eps)
@@ -100,26 +114,32 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 
 def _is_constant(module: nn.Module) -> bool:
     """Whether it is a normalisation that uses statistics of the past, not those of its batch."""
-    return isinstance(module, NORMALISATIONS) and module.running_var is not None
+    return type(module) in NORMALISATIONS and module.running_var is not None
 
 
 def foldable(network: nn.Module) -> dict[str, str]:
     """Names of the layers whose output goes to a normalisation and nowhere else, and of that normalisation.
 
-    All networks of this package define their layers in the order in which they call them, so that a normalisation
-    belongs to the layer before it. One that follows anything but a convolution or a linear layer (an LSTM) stays in its
-    place, as a scale and a shift, and so does one in a user's module, whose order may be any.
+    Only where the order of calls is certain, and each is called once: within an `nn.Sequential`, those in it included,
+    and within what is `IN_ORDER`. A normalisation anywhere else, or behind anything but a convolution or a linear
+    layer (an LSTM), stays in its place, as a scale and a shift.
     """
-    leaves = [(name, module) for name, module in network.named_modules() if not any(module.children())]
-    return {
-        layer_name: norm_name
-        for (layer_name, layer), (norm_name, norm) in itertools.pairwise(leaves)
-        if _is_constant(norm) and isinstance(layer, nn.Conv2d | nn.Linear)
-        if _calls_in_order(network, layer_name) and _calls_in_order(network, norm_name)
-    }
+    occurrences = collections.Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
+    found = {}
+    for name, holder in network.named_modules():
+        if type(holder) is nn.Sequential or type(holder) in IN_ORDER:
+            for (layer_name, layer), (norm_name, norm) in itertools.pairwise(_in_order(holder, name)):
+                are_single = occurrences[id(layer)] == occurrences[id(norm)] == 1
+                if type(layer) in FOLDABLE and _is_constant(norm) and are_single:
+                    found[layer_name] = norm_name
+    return found
 
 
-def _calls_in_order(network: nn.Module, name: str) -> bool:
-    """Whether what holds a layer is known to call its layers in the order in which it defines them."""
-    holder = type(network.get_submodule(name.rpartition(".")[0]))
-    return holder is nn.Sequential or holder.__module__.startswith(f"{__package__}.")
+def _in_order(holder: nn.Module, name: str) -> Iterator[tuple[str, nn.Module | None]]:
+    """Names and modules of what a module holds, those of an `nn.Sequential` in its place."""
+    for child_name, child in holder._modules.items():  # `children()` leaves repetitions out
+        path = f"{name}.{child_name}" if name else child_name
+        if type(child) is nn.Sequential:
+            yield from _in_order(child, path)
+        else:
+            yield path, child

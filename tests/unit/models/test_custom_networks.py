@@ -174,19 +174,101 @@ class InNoOrder(nn.Module):
         return self.last(torch.relu(self.norm(self.first(vector))))
 
 
-def test_acting_does_not_depend_on_the_order_in_which_layers_are_defined() -> None:
+class PreActivation(nn.Module):
+    """The last layer of one Sequential stands before the normalisation that begins another."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Linear(size, size))
+        self.residual = nn.Sequential(nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size))
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.shortcut(vector) + self.residual(vector)
+
+
+class TwoSequentials(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(size, 12))
+        self.second = nn.Sequential(nn.BatchNorm1d(12), nn.ReLU())
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(vector)))
+
+
+class Unsigned(nn.Linear):
+    """What follows its product cannot be scaled before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).abs()
+
+
+class Shifted(nn.Module):
+    """With a buffer that no checkpoint has."""
+
+    offset: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size, 12)
+        self.register_buffer("offset", torch.zeros(size), persistent=False)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.layer(vector - self.offset)
+
+
+def with_one_relu(size: int) -> nn.Module:
+    relu = nn.ReLU()
+    return nn.Sequential(nn.Linear(size, 12), relu, nn.BatchNorm1d(12), nn.Linear(12, 12), relu, nn.BatchNorm1d(12))
+
+
+def with_one_block_twice(size: int) -> nn.Module:
+    block = nn.Sequential(nn.Linear(size, size), nn.BatchNorm1d(size))
+    return nn.Sequential(block, nn.ReLU(), block)
+
+
+def with_one_norm_twice(size: int) -> nn.Module:
+    norm = nn.BatchNorm1d(size)
+    return nn.Sequential(nn.Linear(size, size), norm, nn.Linear(size, size), norm)
+
+
+ORDERS = (
+    *(InNoOrder, PreActivation, TwoSequentials, Shifted, with_one_relu, with_one_block_twice, with_one_norm_twice),
+    lambda size: nn.Sequential(Unsigned(size, 12), nn.BatchNorm1d(12)),
+)
+
+
+def assert_acts_alike(network: Any) -> None:
+    network.eval()
+    generator = torch.Generator().manual_seed(1)
+    inference, planes = InferenceNetwork(network), torch.rand(6, 10)
+    for _ in range(2):  # as it is built, and when weights have arrived
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if tensor.is_floating_point():
+                tensor.data.uniform_(0.2 if name.endswith("running_var") else -0.9, 0.9, generator=generator)
+        inference.refresh()
+        expected, found = network.initial_inference(planes), inference.initial_inference(planes)
+        for name in ("latent", "value", "policy_logits"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ORDERS, ids=lambda part: part.__name__)
+def test_acting_does_not_depend_on_the_order_in_which_layers_are_defined(part: Any) -> None:
     class Custom(Networks):
         def representation(self) -> nn.Module:
-            return InNoOrder(self.in_features)
+            return part(self.in_features)
 
-    network = build(Custom).eval()
-    for tensor in network.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.uniform_(0.2, 0.9)
-    planes = torch.rand(6, 10)
-    expected, found = network.initial_inference(planes), InferenceNetwork(network).initial_inference(planes)
-    torch.testing.assert_close(found.latent, expected.latent)
-    torch.testing.assert_close(found.value, expected.value, rtol=1e-4, atol=1e-4)
+    assert_acts_alike(build(Custom))
+
+
+def test_parts_that_begin_with_a_normalisation_keep_it() -> None:
+    class Custom(Networks):
+        def prediction(self, latent_shape: tuple[int, ...]) -> Prediction:
+            (size,) = latent_shape
+            trunk = nn.Sequential(nn.BatchNorm1d(size), nn.ReLU())
+            return Prediction(trunk, nn.Linear(size, self.policy_size), nn.Linear(size, self.support))
+
+    assert_acts_alike(build(Custom, latent_size=9))  # as many numbers as there are value prefix logits
 
 
 # --- Loading ----------------------------------------------------------------------------------------------------------
