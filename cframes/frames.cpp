@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -30,12 +31,19 @@ void decode_share(const Blocks& blocks, int64_t begin, int64_t end, uint8_t* out
 int64_t decode_blocks(const Blocks& blocks, uint8_t* out, int64_t num_threads) {
   const int64_t shares = std::clamp<int64_t>(num_threads, 1, std::max<int64_t>(blocks.count, 1));
   std::atomic<int64_t> first_bad{blocks.count};
+  const auto begin_of = [&](int64_t share) { return blocks.count * share / shares; };
   std::vector<std::thread> threads;
-  for (int64_t share = 1; share < shares; ++share) {
-    threads.emplace_back(decode_share, std::cref(blocks), blocks.count * share / shares,
-                         blocks.count * (share + 1) / shares, out, std::ref(first_bad));
+  int64_t share = 1;
+  try {
+    for (; share < shares; ++share) {
+      threads.emplace_back(decode_share, std::cref(blocks), begin_of(share), begin_of(share + 1), out,
+                           std::ref(first_bad));
+    }
+  } catch (const std::system_error&) {
+    // The system has no more threads to give: what nobody took is decoded here.
+    decode_share(blocks, begin_of(share), blocks.count, out, first_bad);
   }
-  decode_share(blocks, 0, blocks.count / shares, out, first_bad);
+  decode_share(blocks, 0, begin_of(1), out, first_bad);
   for (auto& thread : threads) thread.join();
   return first_bad == blocks.count ? -1 : first_bad.load();
 }

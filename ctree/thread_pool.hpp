@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -15,8 +16,13 @@ class ThreadPool {
  public:
   using Task = std::function<void(int begin, int end, int worker)>;
 
-  explicit ThreadPool(int num_threads) : num_threads_(num_threads), owner_(getpid()) {
-    for (int worker = 1; worker < num_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+  explicit ThreadPool(int num_threads) : owner_(getpid()) {
+    try {
+      for (int worker = 1; worker < num_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+    } catch (const std::system_error&) {
+      // The system has no more threads to give: those that there are share the work.
+    }
+    num_threads_ = static_cast<int>(threads_.size()) + 1;
   }
 
   ~ThreadPool() {
@@ -66,8 +72,8 @@ class ThreadPool {
     }
   }
 
-  const int num_threads_;
   const pid_t owner_;
+  int num_threads_ = 1;  // the calling one included
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable start_, done_;

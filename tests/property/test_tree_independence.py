@@ -1,6 +1,7 @@
 """What a root's result depends on: its inputs, the seed and its index. Not its neighbours, threads, time or luck."""
 
 import multiprocessing
+import resource
 
 import numpy as np
 import pytest
@@ -213,4 +214,21 @@ def test_a_tree_with_threads_survives_fork():
     child.start()
     assert queue.get(timeout=30) == 8
     child.join(timeout=30)
+    assert child.exitcode == 0
+
+
+def search_without_threads(queue):
+    """A search by more threads than there is memory for, of which each takes 8 MiB; then one by one."""
+    in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + (200 << 20),) * 2)
+    queue.put([search("puct", seed=3, num_threads=number) for number in (64, 1)])
+
+
+def test_threads_that_the_system_does_not_have_are_not_missed():
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    child = context.Process(target=search_without_threads, args=(queue,))
+    child.start()
+    assert_same(*queue.get(timeout=60))
+    child.join(timeout=60)
     assert child.exitcode == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import lz4.block
@@ -52,6 +54,25 @@ def test_what_was_compressed_comes_back(decode: Decoder, size: int, options: dic
     frames = [frame(rng, size) for _ in range(20)]
     out = decoded(decode, [compress(data, **options) for data in frames], size)
     assert [row.tobytes() for row in out] == frames
+
+
+WITHOUT_THREADS = """
+import resource, sys
+import lz4.block, numpy as np
+from rllib_efficientzero import _frames
+
+rows = np.random.default_rng(0).integers(0, 4, size=(2000, 300), dtype=np.uint8)
+codes, out = [lz4.block.compress(row.tobytes(), store_size=False) for row in rows], np.zeros_like(rows)
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (100 << 20),) * 2)  # a thread takes 8 MiB
+assert _frames.decode_blocks(codes, out, num_threads=500) == -1
+sys.exit(not np.array_equal(rows, out))
+"""
+
+
+@pytest.mark.skipif("extension" not in DECODERS, reason="the extension is not built")
+def test_threads_that_the_system_does_not_have_are_not_missed() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_THREADS], check=True, timeout=60)
 
 
 @given(data=st.binary(min_size=1, max_size=400), repeats=st.integers(1, 300))
