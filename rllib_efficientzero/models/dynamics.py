@@ -81,9 +81,13 @@ class ImageDynamics(nn.Module):
         if weight is None or responses is None:
             weight, responses = self._weight_of_latent(), self._responses(latent.shape[2:])
         x = F.conv2d(latent, weight, self.conv.bias, padding=1)
-        encoded, flat = self.encode_action(action).to(latent.dtype), responses.flatten(1)
-        # One plane is the rule, and a product without a sum can be fused with what follows.
-        of_action = encoded * flat if self.num_planes == 1 else encoded @ flat
+        encoded, flat = self.encode_action(action), responses.flatten(1)
+        if self.num_planes == 1:
+            # The rule: a product without a sum can be fused with what follows. Rounded only then, since bfloat16 has
+            # no 361 numbers between 0 and 1 for as many actions.
+            of_action = (encoded * flat).to(x.dtype)
+        else:
+            of_action = encoded.to(latent.dtype) @ flat
         return x.add_(of_action.unflatten(1, responses.shape[1:]).permute(0, 3, 1, 2))
 
     def _weight_of_latent(self) -> Tensor:

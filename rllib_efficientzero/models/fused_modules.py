@@ -103,7 +103,8 @@ class FusedDynamics(ImageDynamics):
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         assert self.held_responses is not None, "hold() comes first"
-        number, response = self.encode_action(action).to(latent.dtype).squeeze(1), self.held_responses[0]
+        # In float32, as `ImageDynamics` has it.
+        number, response = self.encode_action(action).float().squeeze(1), self.held_responses[0]
         return residual_blocks(latent, self.held_weights, self.held_biases, number, response)
 
     def _of_all(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -187,6 +187,14 @@ def test_the_action_enters_images_as_constant_planes(kind: str, encoded: list[li
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_scaled_actions_stay_apart(dtype: torch.dtype) -> None:
+    dynamics = ImageDynamics(16, action_encoding(361, "scaled"), num_blocks=1).eval().to(dtype)
+    with torch.inference_mode():
+        latents = torch.rand(1, 16, 8, 8).to(dtype).repeat(361, 1, 1, 1)
+        assert len(torch.unique(dynamics(latents, torch.arange(361)).flatten(1), dim=0)) == 361
+
+
 def test_image_dynamics_adds_the_latent_before_its_blocks() -> None:
     dynamics = ImageDynamics(4, action_encoding(2, "scaled"), num_blocks=1).eval()
     nn.init.zeros_(dynamics.conv.weight)
