@@ -207,7 +207,8 @@ cdef class BatchedTree:
         """Starts a new search from B roots.
 
         Args:
-            policy_logits: f32 [B, A]. -inf forbids an action; every root needs a legal one with a finite logit.
+            policy_logits: f32 [B, A]. -inf is no prior, though noise or a lack of others may lead there all the same;
+                `legal_actions` is what forbids. Every root needs a legal action with a finite logit.
             value: f32 [B], the network's value of the root. It counts as the root's first visit; without it ("puct"
                 only) the root's value is the sum of the backups over N + 1, as in the paper's code.
             legal_actions: bool or u8 [B, A]; actions with 0 get no prior and are never taken at the root.

@@ -32,7 +32,7 @@ class DivergenceWatch:
 
     def __init__(self, window: int = 500) -> None:
         self._updates: collections.deque[tuple[int, dict[str, Tensor]]] = collections.deque(maxlen=window)
-        self._position_ids: collections.deque[Tensor | None] = collections.deque(maxlen=NUM_DESCRIBED)
+        self._position_ids: collections.deque[Tensor | None] = collections.deque(maxlen=min(window, NUM_DESCRIBED))
 
     def record(self, update: int, metrics: Mapping[str, Tensor], position_ids: Tensor | None = None) -> None:
         """Keep the scalar tensors of one update, in the order in which they were computed.

@@ -20,6 +20,7 @@ from rllib_efficientzero.checkpoint.policy_files import PolicyFiles, read_descri
 from rllib_efficientzero.checkpoint.spaces import space_from_json
 from rllib_efficientzero.env.checks import OBSERVATIONS
 from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, prior_alone
+from rllib_efficientzero.mcts.host_tree import host_tree
 from rllib_efficientzero.models import (
     Actions,
     EfficientZeroNetwork,
@@ -217,7 +218,10 @@ def _search_config(values: dict[str, Any]) -> SearchConfig:
     config = SearchConfig(**{**values, "num_threads": 1})
     for size in (config.num_simulations, config.num_sampled_actions, config.num_sampled_leaf_actions):
         _limited(size, MAX_SIZE)
-    Searcher(config)  # refuses unknown policies
+    for field in dataclasses.fields(config):
+        if isinstance(field.default, float) and not isinstance(getattr(config, field.name), int | float):
+            raise ValueError(f"{field.name} is no number")
+    host_tree(config, 1, 1)  # refuses what no search could be made with
     return config
 
 

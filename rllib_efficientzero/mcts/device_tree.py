@@ -129,6 +129,7 @@ class DeviceTree:
     def expand_and_backup(self, value_prefix: Tensor, value: Tensor, policy_logits: Tensor) -> None:
         """Make the selected leaves nodes, with the network's outputs `[B]`, `[B]` and `[B, A]`, and add their values to
         all nodes above."""
+        self._found = None
         with current(self._device):
             self._kernels.expand_and_backup[(self.num_roots,)](
                 **self._trees,

@@ -18,12 +18,15 @@ from rllib_efficientzero.mcts.actions import masked_softmax, sample_action
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.device_tree import DeviceTree
 from rllib_efficientzero.mcts.extension import BatchedTree
+from rllib_efficientzero.mcts.host_tree import host_tree
 from rllib_efficientzero.mcts.node_actions import SampledRoots, chosen, sample_roots
 from rllib_efficientzero.mcts.node_states import Model
 from rllib_efficientzero.mcts.parts import Layout, Part, distribution_of, layout_for
 from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.network import NetworkOutput
 from rllib_efficientzero.turns import to_host
+
+NO_LEGAL_ACTIONS = "legal actions cannot be given where actions are sampled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +72,7 @@ def _enumerated_roots(
     explore: bool,
 ) -> dict[str, np.ndarray]:
     """What `BatchedTree.reset` takes, where the actions of a root are all that there are."""
-    statistics = _on_host(root)
-    if legal_actions is not None:
-        statistics["legal_actions"] = np.ascontiguousarray(legal_actions, dtype=np.bool_)
+    statistics = _with_legal_actions(_on_host(root), legal_actions)
     if explore:
         statistics |= _ROOT_NOISE[config.policy](rng, statistics["policy_logits"].shape, config)
     return statistics
@@ -142,7 +143,7 @@ class Searcher:
         elif legal_actions is None:
             statistics, sampled = _sampled_roots(root, distribution, self.config, rng, explore=explore)
         else:
-            raise ValueError("legal actions cannot be given where actions are sampled")
+            raise ValueError(NO_LEGAL_ACTIONS)
         parts, seed = self._parts_for(model, root), int(rng.integers(2**63))
         for part in parts:
             part.begin(root.latent, statistics, sampled, noise_fraction=self.config.root_noise_fraction, seed=seed)
@@ -241,12 +242,21 @@ def search(
 
 
 def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | None = None) -> SearchResult:
-    """What acting without a search would be: the likeliest action of the policy head; nothing was visited."""
+    """What acting without a search would be: the likeliest action of the policy head; nothing was visited.
+
+    Raises:
+        ValueError: as `Searcher.search` raises it.
+    """
     started = time.perf_counter()
-    statistics, candidates = _on_host(root), None
+    distribution, candidates = distribution_of(model), None
+    if distribution is not None and legal_actions is not None:
+        raise ValueError(NO_LEGAL_ACTIONS)
+    statistics = _with_legal_actions(_on_host(root), legal_actions)
+    # A tree without simulations checks what a search starts from.
+    host_tree(SearchConfig(), *statistics["policy_logits"].shape, num_simulations=0).reset(**statistics)
     prior = masked_softmax(statistics["policy_logits"], legal_actions)
     action = index = prior.argmax(axis=1).astype(np.int64)
-    if (distribution := distribution_of(model)) is not None:
+    if distribution is not None:
         no_noise = torch.zeros(len(action), 1, distribution.noise_size, device=root.policy_logits.device)
         candidates = distribution.sample(root.policy_logits, no_noise, 1.0).cpu().numpy()
         prior, index = np.ones_like(prior[:, :1]), np.zeros_like(index)
@@ -271,6 +281,14 @@ def _among(sampled: SampledRoots | None, result: SearchResult, distribution: Act
     candidates = to_host(sampled.candidates).numpy()
     action = chosen(candidates, result.index, distribution.dtype)
     return dataclasses.replace(result, action=action, candidates=candidates)
+
+
+def _with_legal_actions(
+    statistics: dict[str, np.ndarray], legal_actions: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    if legal_actions is None:
+        return statistics
+    return statistics | {"legal_actions": np.ascontiguousarray(legal_actions, dtype=np.bool_)}
 
 
 def _on_host(root: NetworkOutput) -> dict[str, np.ndarray]:

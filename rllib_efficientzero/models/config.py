@@ -18,7 +18,8 @@ class ModelConfig:
     channels: int = 64
     """Channels of the latent of pixel observations."""
     num_blocks: int = 1
-    """Residual blocks after the last down-sampling, in the dynamics and in the prediction network, each."""
+    """Residual blocks in the dynamics, in the prediction network, and after the last pooling of the representation,
+    each; images that are not pooled, halved at most twice, have one there."""
     latent_side: int = 6
     """Images are halved until their longer side is at most about this; 96x96 gives 6x6."""
     action_encoding: str = "scaled"

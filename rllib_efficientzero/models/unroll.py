@@ -26,8 +26,8 @@ class Unrolled(NamedTuple):
     policy_logits: Tensor  # [B, K+1, A], or [B, K+1, P] parameters of the distribution that actions are drawn from
     value_logits: Tensor  # [B, K+1, support]
     value_prefix_logits: Tensor  # [B, K, support]
-    projection: Tensor | None  # [B, K, P], predictor(projector(imagined latent))
-    target_projection: Tensor | None  # [B, K, P], projector(latent of the real observation), no gradient
+    projection: Tensor | None  # [B, K, Z], predictor(projector(imagined latent))
+    target_projection: Tensor | None  # [B, K, Z], projector(latent of the real observation), no gradient
 
 
 def unroll_planes(

@@ -11,7 +11,7 @@ import torch
 from search_models import TabularModel, corridor, optimal_q, random_process
 from torch import Tensor
 
-from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, search
+from rllib_efficientzero.mcts import SearchConfig, Searcher, SearchResult, prior_alone, search
 from rllib_efficientzero.mcts.parts import Layout, halves
 from rllib_efficientzero.models import ModelConfig, NetworkOutput, build_network
 
@@ -415,3 +415,15 @@ def test_root_noise_is_the_only_thing_explore_adds_to_puct() -> None:
     noisy = run(model, STATES, tie_break="first", explore=True, root_noise_fraction=1.0, dirichlet_alpha=0.1)
     assert not np.array_equal(plain.visit_counts, noisy.visit_counts)
     np.testing.assert_array_equal(plain.prior, noisy.prior)
+
+
+def test_acting_without_a_search_checks_what_a_search_would() -> None:
+    network = build_network((1, 4), 2, ModelConfig(lstm_hidden=8)).eval()
+    with torch.no_grad():
+        root, broken = (network.initial_inference(torch.full((2, 4), value)) for value in (0.5, float("nan")))
+    legal_actions = np.array([[True, False], [True, True]])
+    assert prior_alone(network, root, legal_actions).prior[0].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="root 1 allow no action"):
+        prior_alone(network, root, legal_actions & [[True, True], [False, False]])
+    with pytest.raises(ValueError, match="finite|NaN"):
+        prior_alone(network, broken)
