@@ -65,7 +65,7 @@ QUICK = {
     "num_envs_per_env_runner": 2,
 }
 TREE, LAUNCH, WAIT, OTHER = "tree", "launch", "wait", "other"
-TREE_KERNELS = ("puct_select", "gumbel_select", "expand_and_backup")
+TREE_KERNELS = ("begin", "puct_select", "gumbel_select", "expand_and_backup")
 
 
 # --- Searches --------------------------------------------------------------------------------------------------------

@@ -195,6 +195,11 @@ def _scale_problems(config: Any) -> Iterator[str]:
             f"`reanalyze_prefetch` {ahead} needs somebody who makes batches ahead: reanalyze actors "
             "(`num_reanalyze_actors`), or a Learner in the algorithm's process (`num_learners` 0)."
         )
+    if config.num_learners > 1 and 0 < config.num_gpus_per_learner <= 0.5:
+        yield (
+            f"`num_gpus_per_learner` must be 0 or more than 0.5 for {config.num_learners} Learners, not "
+            f"{config.num_gpus_per_learner:g}: NCCL, which they talk through, refuses two on one GPU."
+        )
     if config.sync_batch_norm is True and not (config.num_learners > 1 and config.num_gpus_per_learner > 0):
         yield "`sync_batch_norm` needs at least 2 Learners, and torch has it for GPUs only."
 

@@ -22,6 +22,7 @@ from rllib_efficientzero.models.compilation import is_worth_compiling
 from rllib_efficientzero.models.normalization import fresh_statistics
 from rllib_efficientzero.models.unroll import Unrolled
 from rllib_efficientzero.schedules import warmup_step_decay
+from rllib_efficientzero.turns import given_up
 
 logger = logging.getLogger(__name__)
 
@@ -224,8 +225,8 @@ class EfficientZeroLearner(TorchLearner):
             with fresh_statistics(module):
                 module.forward_train_once(batch)
             if self._device.type == "cuda":
-                for tensor in batch.values():  # whose memory may belong to another stream
-                    tensor.record_stream(torch.cuda.current_stream(self._device))
+                with given_up():  # The batch's memory may belong to another stream, which would use it again.
+                    torch.cuda.current_stream(self._device).synchronize()
 
     @classmethod
     def rl_module_required_apis(cls) -> list[type]:

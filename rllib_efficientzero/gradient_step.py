@@ -108,23 +108,34 @@ class _NormalisationStatistics:
 
     def __init__(self, module: torch.nn.Module) -> None:
         named = module.named_buffers()
-        self._buffers = [buffer for name, buffer in named if not name.startswith("target_network.")]
-        self._copies = [buffer.clone() for buffer in self._buffers]
+        own = [buffer for name, buffer in named if not name.startswith("target_network.")]
+        # A GPU copies all of one dtype by one kernel, and each by one of its own where there are several.
+        kinds = {buffer.dtype: [other for other in own if other.dtype == buffer.dtype] for buffer in own}
+        self._buffers = list(kinds.values())
+        self._saved = self._copies()
 
     def save(self) -> None:
         """Remembers them as they are now."""
-        torch._foreach_copy_(self._copies, self._buffers)
+        for saved, buffers in zip(self._saved, self._buffers, strict=True):
+            torch._foreach_copy_(saved, buffers)
 
     def restore(self) -> None:
         """Puts them back as they were saved."""
-        torch._foreach_copy_(self._buffers, self._copies)
+        self._put_back(self._saved)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
         """Puts them back as they were at the beginning, whatever is saved meanwhile."""
-        before = [buffer.clone() for buffer in self._buffers]
+        before = self._copies()
         yield
-        torch._foreach_copy_(self._buffers, before)
+        self._put_back(before)
+
+    def _copies(self) -> list[list[Tensor]]:
+        return [[buffer.clone() for buffer in buffers] for buffers in self._buffers]
+
+    def _put_back(self, copies: list[list[Tensor]]) -> None:
+        for buffers, saved in zip(self._buffers, copies, strict=True):
+            torch._foreach_copy_(buffers, saved)
 
 
 def _state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

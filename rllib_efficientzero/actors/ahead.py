@@ -79,17 +79,25 @@ class BatchesAhead:
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """See `Batches`. On a GPU kernels of self-play and the Learner go first: both are waited for."""
-        with self._taken():
-            if self._front is None:
-                yield
-                return
-            before = torch.cuda.current_stream(self._front.device)
-            self._front.wait_stream(before)
+        with self._taken(), self._in_front():
             try:
-                with torch.cuda.stream(self._front):
-                    yield
-            finally:
-                before.wait_stream(self._front)
+                yield
+            except BaseException:
+                self._learner_has_begun.set()  # Python waits for all threads at its end, and one may wait for this.
+                raise
+
+    @contextlib.contextmanager
+    def _in_front(self) -> Iterator[None]:
+        if self._front is None:
+            yield
+            return
+        before = torch.cuda.current_stream(self._front.device)
+        self._front.wait_stream(before)
+        try:
+            with torch.cuda.stream(self._front):
+                yield
+        finally:
+            before.wait_stream(self._front)
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """See `Batches`."""

@@ -13,6 +13,7 @@ from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.framework import get_device
 from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER
 
 from rllib_efficientzero import interruption
@@ -98,7 +99,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         config = self.config
         beside_learner = not self.worker_index and config.num_env_runners == 0 and config.num_learners == 0
         if beside_learner and config.num_gpus_per_learner > 0 and torch.cuda.is_available():
-            return torch.device("cuda", config.local_gpu_idx)
+            return get_device(config, config.num_gpus_per_learner)
         return self._device
 
     def make_module(self) -> None:

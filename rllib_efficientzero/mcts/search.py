@@ -283,9 +283,7 @@ def _among(sampled: SampledRoots | None, result: SearchResult, distribution: Act
     return dataclasses.replace(result, action=action, candidates=candidates)
 
 
-def _with_legal_actions(
-    statistics: dict[str, np.ndarray], legal_actions: np.ndarray | None
-) -> dict[str, np.ndarray]:
+def _with_legal_actions(statistics: dict[str, np.ndarray], legal_actions: np.ndarray | None) -> dict[str, np.ndarray]:
     if legal_actions is None:
         return statistics
     return statistics | {"legal_actions": np.ascontiguousarray(legal_actions, dtype=np.bool_)}

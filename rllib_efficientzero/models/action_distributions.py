@@ -6,6 +6,7 @@ et al. 2021, "Learning and planning in complex action spaces"; EfficientZero V2,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -101,7 +102,7 @@ class SquashedGaussian:
     def entropy(self, policy: Tensor) -> Tensor:
         """That of the normal variables plus the mean logarithm of the squashing's slope, by quadrature."""
         mean, std = self._moments(policy)
-        nodes, weights = (torch.as_tensor(part, dtype=mean.dtype, device=mean.device) for part in _QUADRATURE)
+        nodes, weights = _quadrature(mean.device)
         at = mean.unsqueeze(-1) + std.unsqueeze(-1) * nodes
         log_slope = 2.0 * (math.log(2.0) - at - F.softplus(-2.0 * at))
         normal = std.log() + 0.5 * math.log(2.0 * math.pi * math.e)
@@ -118,9 +119,18 @@ class SquashedGaussian:
 
 
 _SPREAD_OF_ONE = math.log(math.expm1(1.0 - SquashedGaussian.SMALLEST_STD))
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
-_QUADRATURE = (_NODES, _WEIGHTS / _WEIGHTS.sum())
-"""Gauss and Hermite's, for means over standard normal variables."""
+
+
+@functools.cache
+def _quadrature(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss and Hermite's, `[24]` float32 each, for means over standard normal variables.
+
+    Made once, since what comes from the host in every call could not be recorded in a CUDA graph.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    with torch.inference_mode(False):  # whoever asks first, others compute gradients with them
+        parts = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in (nodes, weights / weights.sum()))
+        return tuple(parts)  # type: ignore[return-value]
 
 
 class IndependentCategoricals:

@@ -8,7 +8,7 @@ import functools
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ MAX_GRAPHS = 8
 
 T = TypeVar("T")
 
+_failed: list[torch.cuda.CUDAGraph] = []
+"""Graphs that could not be recorded to their end: torch's allocator may go on asking them."""
 _recording = threading.RLock()  # a recording within one ends with CUDA's error, not with a thread that waits for itself
 
 
@@ -71,14 +73,27 @@ def record(
             handle = None if pool is None else pool.handle
             recording = torch.cuda.graph(graph, pool=handle, stream=side, capture_error_mode="thread_local")
             # Where a recording fails at its end, `recording` leaves its stream the current one.
-            with torch.cuda.stream(side), recording:
+            with torch.cuda.stream(side), _outside_inference_mode(recording):
                 result = function()
         except RuntimeError as error:
-            logger.warning("no CUDA graph could be recorded, which makes searches slower: %s", error)
+            logger.warning("no CUDA graph could be recorded, which makes updates and searches slower: %s", error)
+            _failed.append(graph)
             return None
     if pool is not None:
         pool.handle = graph.pool()
     return graph.replay, result
+
+
+@contextlib.contextmanager
+def _outside_inference_mode(recording: AbstractContextManager[Any]) -> Iterator[None]:
+    """A recording that begins and ends outside of inference mode, with a block that is in the mode that it was.
+
+    Torch before 2.11 makes the generator's state in the first recording of a process, and every other one writes to it,
+    which none outside of inference mode could if the first had been within.
+    """
+    is_inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    with torch.inference_mode(False), recording, torch.inference_mode(is_inference), torch.set_grad_enabled(grad):
+        yield
 
 
 @functools.cache

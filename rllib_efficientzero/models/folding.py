@@ -112,9 +112,9 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias
 
 
-def _is_constant(module: nn.Module) -> bool:
+def _is_constant(module: nn.Module | None) -> bool:
     """Whether it is a normalisation that uses statistics of the past, not those of its batch."""
-    return type(module) in NORMALISATIONS and module.running_var is not None
+    return type(module) in NORMALISATIONS and getattr(module, "running_var", None) is not None
 
 
 def foldable(network: nn.Module) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from typing import Any
@@ -42,6 +43,29 @@ def test_where_something_is_the_run_repeats_itself() -> None:
     second, _ = run(short().reanalyze(prefetch=2))
     assert first == second
     assert first not in (run(short())[0], run(short().reanalyze(prefetch=1))[0])
+
+
+FAILS_BEFORE_ITS_FIRST_UPDATE = """
+from test_scale_reanalyze import short
+
+algo = short().reanalyze(prefetch=5).build_algo()
+
+def update(*args, **kwargs):
+    raise RuntimeError("out of memory")
+
+algo.learner_group._learner.update = update
+while True:
+    algo.train()
+"""
+
+
+def test_a_program_whose_first_update_fails_comes_to_its_end() -> None:
+    """Python waits for threads that wait for the first update."""
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILS_BEFORE_ITS_FIRST_UPDATE], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1
+    assert "RuntimeError: out of memory" in ended.stderr
 
 
 def test_a_batch_is_made_while_the_learner_is_at_the_one_before() -> None:

@@ -1,6 +1,7 @@
 """What a root's result depends on: its inputs, the seed and its index. Not its neighbours, threads, time or luck."""
 
 import multiprocessing
+import pathlib
 import resource
 
 import numpy as np
@@ -219,7 +220,7 @@ def test_a_tree_with_threads_survives_fork():
 
 def search_without_threads(queue):
     """A search by more threads than there is memory for, of which each takes 8 MiB; then one by one."""
-    in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    in_use = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + (200 << 20),) * 2)
     queue.put([search("puct", seed=3, num_threads=number) for number in (64, 1)])
 

@@ -425,5 +425,5 @@ def test_acting_without_a_search_checks_what_a_search_would() -> None:
     assert prior_alone(network, root, legal_actions).prior[0].tolist() == [1, 0]
     with pytest.raises(ValueError, match="root 1 allow no action"):
         prior_alone(network, root, legal_actions & [[True, True], [False, False]])
-    with pytest.raises(ValueError, match="finite|NaN"):
+    with pytest.raises(ValueError, match=r"finite|NaN"):
         prior_alone(network, broken)

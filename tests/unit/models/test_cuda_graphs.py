@@ -38,6 +38,7 @@ class FakeCuda:
         self.default = {index: FakeStream(torch.device("cuda", index), -1 - index) for index in (0, 1)}
         self.current = dict(self.default)
         self.recorded_on: list[tuple[int, FakeStream]] = []
+        self.begun_in: list[tuple[bool, bool]] = []
         self.fails_at_the_end = False
         for name in ("stream", "device", "graph", "current_stream", "default_stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, f"_{name}"))
@@ -76,6 +77,7 @@ class FakeCuda:
     def _graph(self, graph: Any, *, pool: Any, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
         self.current[stream.device.index] = stream
         self.recorded_on.append((self.current_device, stream))
+        self.begun_in.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
         yield
         if self.fails_at_the_end:
             raise RuntimeError("operation not permitted when stream is capturing")  # as torch's, which stays entered
@@ -103,6 +105,20 @@ def test_a_recording_is_on_the_device_of_its_tensors_whichever_is_the_current_on
     assert set(calls) == {1}
     assert [(device, stream.device) for device, stream in cuda.recorded_on] == [(1, DEVICE)]
     assert cuda.current_device == 0
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, contextlib.nullcontext])
+def test_a_recording_begins_outside_of_inference_mode_and_goes_on_in_the_mode_that_it_was(
+    cuda: FakeCuda, mode: Any
+) -> None:
+    def modes() -> tuple[bool, bool]:
+        return torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    with mode():
+        outside, recorded = modes(), record(modes, device=DEVICE)
+        assert recorded is not None
+        assert recorded[1] == outside == modes()
+    assert cuda.begun_in == [(False, True)]
 
 
 def test_a_recording_that_fails_at_its_end_leaves_the_stream_that_was(
