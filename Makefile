@@ -13,8 +13,8 @@ SOURCES := $(filter-out ctree/cytree.cpp cframes/cyframes.cpp,$(SOURCES))
 .PHONY: train test test-long test-faults lint bench clean
 .DELETE_ON_ERROR:
 
-# DMControl's packages are installed only for those who train on it.
-TRAIN := .train$(if $(filter dmc-%,$(EXAMPLE)),-dmc)
+# The packages of DMControl and MiniGrid are installed only for those who train on them.
+TRAIN := .train$(if $(filter dmc-%,$(EXAMPLE)),-dmc)$(if $(filter minigrid-%,$(EXAMPLE)),-minigrid)
 
 train: $(VENV)/$(TRAIN)
 	$(BIN)/rllib train file tuned_examples/$(EXAMPLE).yaml $(ARGS)
@@ -42,11 +42,12 @@ bench: $(VENV)/.bench
 # One stamp per set of extras: the tests' tools are not needed to train.
 $(VENV)/.train: EXTRAS := atari
 $(VENV)/.train-dmc: EXTRAS := atari,dmc
+$(VENV)/.train-minigrid: EXTRAS := atari,minigrid
 $(VENV)/.test: EXTRAS := atari,dmc,test
 $(VENV)/.test-long: EXTRAS := atari,dmc,test,test-long
 $(VENV)/.lint: EXTRAS := atari,lint
 $(VENV)/.bench: EXTRAS := atari,test,bench
-$(VENV)/.train $(VENV)/.train-dmc $(VENV)/.test $(VENV)/.test-long $(VENV)/.lint $(VENV)/.bench: $(SOURCES)
+$(VENV)/.train $(VENV)/.train-dmc $(VENV)/.train-minigrid $(VENV)/.test $(VENV)/.test-long $(VENV)/.lint $(VENV)/.bench: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
