@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.schema import LoggingConfig
 
 from rllib_efficientzero.playing import make_environment
-from rllib_efficientzero.serve.application import create_app
+from rllib_efficientzero.serve.application import Limits, create_app
 from rllib_efficientzero.serve.batcher import OverloadedError
+from rllib_efficientzero.serve.schemas import MAX_BATCH
 from rllib_efficientzero.serve.service import Answer, PolicyService, Query
 
 APP_NAME = "efficientzero"
@@ -97,7 +99,13 @@ class ServeBatcher:
     async def act(self, query: Query) -> Answer:
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return await self._handle.act.remote(query)
+                response = self._handle.act.remote(query)
+                return await response
+            except asyncio.CancelledError:
+                # A replica would search for nobody; if the request has failed by now, cancelling it fails too.
+                with contextlib.suppress(Exception):
+                    response.cancel()
+                raise
             except BackPressureError as error:
                 raise OverloadedError(str(error)) from error
             except REPLICA_GONE as error:
@@ -122,6 +130,7 @@ class Front:
             ServeBatcher(self._policy),
             service.facts(),
             make_env=lambda: make_environment(service.policy, env=given.env, env_config=given.env_config),
+            limits=Limits(max_batch=min(MAX_BATCH, given.max_queued)),
             token=given.token,
             describe=self._describe,
         )
@@ -166,7 +175,7 @@ def build(arguments: ServeArguments) -> Any:
         max_ongoing_requests=4 * given.max_queued,
     )
     values = given.model_dump()
-    kept = {name: values[name] for name in ("token", "env", "env_config")}
+    kept = {name: values[name] for name in ("token", "env", "env_config", "max_queued")}
     return _versioned(front, kept).bind(_versioned(policy, searching).bind(*searching), values)
 
 

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from rllib_efficientzero.playing.environment import PlayError
 from rllib_efficientzero.playing.frame_stack import FrameStack
-from rllib_efficientzero.serve.batcher import Batcher, OverloadedError
+from rllib_efficientzero.serve.batcher import Batcher, OverloadedError, all_or_none
 from rllib_efficientzero.serve.border import Border
 from rllib_efficientzero.serve.games import Game
 from rllib_efficientzero.serve.observations import BadInputError, decode_legal_actions, decode_observation
@@ -63,6 +63,8 @@ class Limits:
     body_timeout_s: float = 10.0
     max_pending: int = 512
     """Requests that are being answered; more are told 503."""
+    max_batch: int = MAX_BATCH
+    """Requests of one batch: no more than may be pending, or wait for a search, or it would be told 503 for ever."""
     retry_after_s: int = 1
     max_sessions: int = 1000
     session_lifetime_s: float = 600.0
@@ -237,8 +239,9 @@ def _routes(server: _Server) -> fastapi.APIRouter:
     @router.get("/v1/metadata", responses={401: {"model": Problem}})
     async def metadata() -> dict[str, Any]:
         """What the policy sees and does, and this server's limits."""
-        told = {"max_simulations": MAX_SIMULATIONS, "max_batch": MAX_BATCH, "games": server.make_env is not None}
-        return {**server.describe(), **told, "max_body_bytes": server.limits.max_body_bytes}
+        limits = {"max_batch": server.limits.max_batch, "max_body_bytes": server.limits.max_body_bytes}
+        games = server.make_env is not None
+        return {**server.describe(), "max_simulations": MAX_SIMULATIONS, "games": games, **limits}
 
     @router.post("/v1/act", responses=PROBLEMS, response_model_exclude_none=True)
     async def act(request: ActRequest) -> ActResponse:
@@ -251,6 +254,8 @@ def _routes(server: _Server) -> fastapi.APIRouter:
     async def act_batch(request: ActBatchRequest) -> ActBatchResponse:
         """Searches from several observations at once."""
 
+        if len(request.requests) > server.limits.max_batch:
+            raise BadInputError(f"a batch may have {server.limits.max_batch} requests, not {len(request.requests)}")
         parsed = [_parsed(one) for one in request.requests]
 
         async def answer(one: ActRequest | Problem, drafts: Mapping[str, Session]) -> ActResponse | Problem:
@@ -263,7 +268,7 @@ def _routes(server: _Server) -> fastapi.APIRouter:
 
         with server.admitted(len(parsed)):
             async with server.drafts(one for one in parsed if isinstance(one, ActRequest)) as drafts:
-                return ActBatchResponse(answers=list(await asyncio.gather(*(answer(one, drafts) for one in parsed))))
+                return ActBatchResponse(answers=await all_or_none(answer(one, drafts) for one in parsed))
 
     return router
 

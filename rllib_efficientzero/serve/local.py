@@ -13,6 +13,7 @@ import uvicorn
 from rllib_efficientzero.playing import make_environment
 from rllib_efficientzero.serve.application import Limits, create_app
 from rllib_efficientzero.serve.batcher import LocalBatcher
+from rllib_efficientzero.serve.schemas import MAX_BATCH
 from rllib_efficientzero.serve.service import PolicyService
 
 FOLLOW_SECONDS = 5.0
@@ -57,7 +58,7 @@ def build_local(
         LocalBatcher(service.search, searching, max_batch_size=max_batch_size, max_queued=max_queued),
         service.facts(),
         make_env=lambda: make_environment(service.policy, env=env, env_config=env_config),
-        limits=Limits(),
+        limits=Limits(max_batch=min(MAX_BATCH, max_queued)),
         token=token,
         describe=lambda: service.facts().metadata,
         on_start=start,

@@ -128,6 +128,10 @@ def test_limits_hold_on_ray_serve_too(address: str, checkpoint: pathlib.Path) ->
     assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
     with httpx.Client(base_url=address, timeout=60) as client:
         assert client.post("/v1/act", json=OBSERVATION).status_code == 401
+        allowed = {"Authorization": "Bearer secret"}
+        assert client.get("/v1/metadata", headers=allowed).json()["max_batch"] == 1
+        two = client.post("/v1/act_batch", json={"requests": [OBSERVATION] * 2}, headers=allowed)
+        assert two.status_code == 422
         large = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
         assert client.post("/v1/act", content=b"x" * (9 << 20), headers=large).status_code == 413
 
