@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rllib_efficientzero.checkpoint.manifest import CheckpointError
 from rllib_efficientzero.cli.checkpoints import loading_explained
 from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
@@ -31,7 +32,7 @@ EnvConfig = Annotated[
     str, typer.Option("--env-config", metavar="JSON", help="Settings over those of the checkpoint's environment.")
 ]
 Follow = Annotated[
-    bool, typer.Option("--follow", help="Exchange the policy whenever the trial has a newer checkpoint.")
+    bool, typer.Option("--follow", help="Exchange the policy whenever the checkpoint's trial has a newer one.")
 ]
 
 
@@ -56,7 +57,7 @@ def play(
         settings = parse_json_option(env_config, "--env-config")
         if decoder is not None and follow:
             raise InputError("a decoder knows one checkpoint; --follow exchanges it", "--decoder")
-        service = _service(checkpoint, device, decoder)
+        service = _service(checkpoint, device, decoder, follow=follow)
         _check_env(service, env, settings)
         _serve_here(service, host, port, env=env, env_config=settings, follow=follow)
 
@@ -89,7 +90,7 @@ def serve(
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
-        service = _service(checkpoint, "cpu")
+        service = _service(checkpoint, "cpu", follow=follow)
         if env is not None:
             _check_env(service, env, settings)
         if host not in (LOCAL, "localhost", "::1") and token is None:
@@ -131,7 +132,9 @@ def serve(
             run_on_ray(arguments, host, _free_port(host, port), on_ready=_say_address)
 
 
-def _service(checkpoint: pathlib.Path, device: str, decoder: pathlib.Path | None = None) -> PolicyService:
+def _service(
+    checkpoint: pathlib.Path, device: str, decoder: pathlib.Path | None = None, *, follow: bool
+) -> PolicyService:
     """The policy; says what is wrong with it before anything is started."""
     try:
         import fastapi  # noqa: F401
@@ -141,7 +144,13 @@ def _service(checkpoint: pathlib.Path, device: str, decoder: pathlib.Path | None
     from rllib_efficientzero.serve.service import PolicyService
 
     with loading_explained(device):
-        return PolicyService(checkpoint, device=device, decoder=decoder)
+        service = PolicyService(checkpoint, device=device, decoder=decoder)
+    try:
+        if follow:
+            service.trial()
+    except CheckpointError as error:
+        raise InputError(str(error), "--follow") from error
+    return service
 
 
 def _check_env(service: PolicyService, env: str | None, env_config: dict[str, Any]) -> None:

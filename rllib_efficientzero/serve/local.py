@@ -37,8 +37,13 @@ def build_local(
         max_batch_size: queries of one search.
         max_queued: queries that may wait.
         token: see `create_app`.
-        follow: look for newer checkpoints of the trial, and exchange the policy.
+        follow: look for newer checkpoints of the policy's trial, and exchange the policy.
+
+    Raises:
+        CheckpointError: there is no trial to follow.
     """
+    if follow:
+        service.trial()
     searching = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
     stopped = threading.Event()
 

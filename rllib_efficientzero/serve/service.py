@@ -94,8 +94,7 @@ class PolicyService:
     ) -> None:
         self._device = device
         self._searching = threading.Lock()
-        self._source = pathlib.Path(checkpoint)
-        self.loaded_from = newest_policy(self._source)
+        self.loaded_from = newest_policy(pathlib.Path(checkpoint).absolute())
         self._policy = load_policy(self.loaded_from, device=device)
         self._decoder = None if decoder is None else load_decoder(decoder, self._policy)
 
@@ -110,24 +109,38 @@ class PolicyService:
         Raises:
             CheckpointError: there is none, or it was trained on other observations or actions; the old one stays.
         """
-        path = newest_policy(pathlib.Path(checkpoint))
+        path = newest_policy(pathlib.Path(checkpoint).absolute())
         new = load_policy(path, device=self._device)
         old = self._policy
         if (new.observation_space, new.action_space) != (old.observation_space, old.action_space):
             raise CheckpointError(f"{path} was trained on other observations or actions than the policy in service.")
         self._decoder = None  # It knows the old policy's latents only; first, lest a search has it with the new one.
         self._policy, self.loaded_from = new, path
-        self._source = pathlib.Path(checkpoint)
+
+    def trial(self) -> pathlib.Path:
+        """The directory whose newer checkpoints `load_newer` takes: where the one in service lies.
+
+        Raises:
+            CheckpointError: what is in service is no checkpoint, and nothing newer will ever lie beside it.
+        """
+        if not self.loaded_from.match("checkpoint_*"):
+            raise CheckpointError(f"{self.loaded_from} is no checkpoint of a trial, so that no newer one will appear.")
+        return self.loaded_from.parent
 
     def load_newer(self) -> bool:
-        """Exchanges the policy if a newer checkpoint is whole by now; one that is not is left for later."""
-        names = [path.name for path in self._source.glob("checkpoint_*")]
-        if not names or max(names) == self.loaded_from.name:
+        """Exchanges the policy if its trial has a newer checkpoint that is whole; one that is not is left for later.
+
+        Raises:
+            CheckpointError: see `trial`.
+        """
+        trial = self.trial()
+        if max((path.name for path in trial.glob("checkpoint_*")), default="") <= self.loaded_from.name:
             return False
         try:
-            if newest_policy(self._source) == self.loaded_from:
+            newest = newest_policy(trial)
+            if newest.name <= self.loaded_from.name:
                 return False
-            self.load(self._source)
+            self.load(newest)
         except CheckpointError as error:
             logger.warning("The policy in service stays: %s", error)
             return False
