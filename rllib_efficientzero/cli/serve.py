@@ -27,6 +27,9 @@ Checkpoint = Annotated[
 Host = Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0: all of this machine's.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0: any that is free.")]
 Device = Annotated[str, typer.Option("--device", help="'cpu' or 'cuda'.")]
+Token = Annotated[
+    str | None, typer.Option("--token", envvar=TOKEN_VARIABLE, help="Bearer token that every request has to bring.")
+]
 Env = Annotated[str | None, typer.Option("--env", "-e", help="Environment in place of the checkpoint's.")]
 EnvConfig = Annotated[
     str, typer.Option("--env-config", metavar="JSON", help="Settings over those of the checkpoint's environment.")
@@ -40,6 +43,7 @@ def play(
     checkpoint: Checkpoint,
     host: Host = LOCAL,
     port: Port = 8000,
+    token: Token = None,
     env: Env = None,
     env_config: EnvConfig = "{}",
     device: Device = "cpu",
@@ -59,7 +63,8 @@ def play(
             raise InputError("a decoder knows one checkpoint; --follow exchanges it", "--decoder")
         service = _service(checkpoint, device, decoder, follow=follow)
         _check_env(service, env, settings)
-        _serve_here(service, host, port, env=env, env_config=settings, follow=follow)
+        _warn_if_open(host, token)
+        _serve_here(service, host, port, env=env, env_config=settings, follow=follow, token=token)
 
 
 def serve(
@@ -75,10 +80,7 @@ def serve(
     max_queued: Annotated[
         int, typer.Option("--max-queued", min=1, help="Requests that may wait; more are answered by 503.")
     ] = 256,
-    token: Annotated[
-        str | None,
-        typer.Option("--token", envvar=TOKEN_VARIABLE, help="Bearer token that every request has to bring."),
-    ] = None,
+    token: Token = None,
     env: Env = None,
     env_config: EnvConfig = "{}",
     follow: Follow = False,
@@ -93,8 +95,7 @@ def serve(
         service = _service(checkpoint, "cpu", follow=follow)
         if env is not None:
             _check_env(service, env, settings)
-        if host not in (LOCAL, "localhost", "::1") and token is None:
-            say_warning(f"whoever reaches {host} may ask: consider --token (or {TOKEN_VARIABLE})")
+        _warn_if_open(host, token)
         if local:
             _serve_here(
                 service,
@@ -160,6 +161,12 @@ def _check_env(service: PolicyService, env: str | None, env_config: dict[str, An
         make_environment(service.policy, env=env, env_config=env_config).close()
     except PlayError as error:
         raise InputError(str(error), "--env" if env else "") from error
+
+
+def _warn_if_open(host: str, token: str | None) -> None:
+    """To other machines, and to everyone there."""
+    if host not in (LOCAL, "localhost", "::1") and token is None:
+        say_warning(f"whoever reaches {host} may ask: consider --token (or {TOKEN_VARIABLE})")
 
 
 def _serve_here(service: PolicyService, host: str, port: int, **settings: Any) -> None:
