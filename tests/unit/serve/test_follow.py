@@ -9,20 +9,13 @@ import pytest
 from policy_helpers import write_tiny_policy
 
 pytest.importorskip("fastapi")
+from serve_helpers import write_checkpoint
 from typer.testing import CliRunner
 
-from rllib_efficientzero.checkpoint.manifest import CheckpointError, write_manifest
+from rllib_efficientzero.checkpoint.manifest import CheckpointError
 from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.serve.local import build_local
-from rllib_efficientzero.serve.service import PolicyService
-
-
-def write_checkpoint(trial: pathlib.Path, number: int) -> pathlib.Path:
-    """A whole one, all of it a policy."""
-    checkpoint = trial / f"checkpoint_{number:06}"
-    write_tiny_policy(checkpoint / "policy", num_actions=2, env="CartPole-v1")
-    write_manifest(checkpoint, known={})
-    return checkpoint
+from rllib_efficientzero.serve.service import PolicyService, newest_policy
 
 
 def test_a_checkpoint_is_followed_by_those_of_its_trial(
@@ -43,6 +36,15 @@ def test_only_newer_ones_are_taken(tmp_path: pathlib.Path) -> None:
     service = PolicyService(tmp_path)
     shutil.rmtree(newest)
     assert not service.load_newer(), "Tune keeps the best ones, which may be older"
+
+
+def test_what_is_not_served_need_not_be_whole(tmp_path: pathlib.Path) -> None:
+    """A replay has gigabytes, which nobody should have to wait for; who trains on it wants it whole."""
+    whole, damaged, without_policy = (write_checkpoint(tmp_path, number, replay=b"frames") for number in range(3))
+    (damaged / "replay").write_bytes(b"framez")
+    (without_policy / "policy" / "policy.json").write_text("{}")
+    assert PolicyService(tmp_path).loaded_from == damaged
+    assert newest_policy(tmp_path) == whole
 
 
 def test_a_policy_on_its_own_cannot_be_followed(tmp_path: pathlib.Path) -> None:
