@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rllib_efficientzero.checkpoint.manifest import CheckpointError
 from rllib_efficientzero.cli.checkpoints import loading_explained
 from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
@@ -26,12 +27,15 @@ Checkpoint = Annotated[
 Host = Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0: all of this machine's.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0: any that is free.")]
 Device = Annotated[str, typer.Option("--device", help="'cpu' or 'cuda'.")]
+Token = Annotated[
+    str | None, typer.Option("--token", envvar=TOKEN_VARIABLE, help="Bearer token that every request has to bring.")
+]
 Env = Annotated[str | None, typer.Option("--env", "-e", help="Environment in place of the checkpoint's.")]
 EnvConfig = Annotated[
     str, typer.Option("--env-config", metavar="JSON", help="Settings over those of the checkpoint's environment.")
 ]
 Follow = Annotated[
-    bool, typer.Option("--follow", help="Exchange the policy whenever the trial has a newer checkpoint.")
+    bool, typer.Option("--follow", help="Exchange the policy whenever the checkpoint's trial has a newer one.")
 ]
 
 
@@ -39,6 +43,7 @@ def play(
     checkpoint: Checkpoint,
     host: Host = LOCAL,
     port: Port = 8000,
+    token: Token = None,
     env: Env = None,
     env_config: EnvConfig = "{}",
     device: Device = "cpu",
@@ -56,9 +61,10 @@ def play(
         settings = parse_json_option(env_config, "--env-config")
         if decoder is not None and follow:
             raise InputError("a decoder knows one checkpoint; --follow exchanges it", "--decoder")
-        service = _service(checkpoint, device, decoder)
+        service = _service(checkpoint, device, decoder, follow=follow)
         _check_env(service, env, settings)
-        _serve_here(service, host, port, env=env, env_config=settings, follow=follow)
+        _warn_if_open(host, token)
+        _serve_here(service, host, port, env=env, env_config=settings, follow=follow, token=token)
 
 
 def serve(
@@ -74,10 +80,7 @@ def serve(
     max_queued: Annotated[
         int, typer.Option("--max-queued", min=1, help="Requests that may wait; more are answered by 503.")
     ] = 256,
-    token: Annotated[
-        str | None,
-        typer.Option("--token", envvar=TOKEN_VARIABLE, help="Bearer token that every request has to bring."),
-    ] = None,
+    token: Token = None,
     env: Env = None,
     env_config: EnvConfig = "{}",
     follow: Follow = False,
@@ -89,11 +92,10 @@ def serve(
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
-        service = _service(checkpoint, "cpu")
+        service = _service(checkpoint, "cpu", follow=follow)
         if env is not None:
             _check_env(service, env, settings)
-        if host not in (LOCAL, "localhost", "::1") and token is None:
-            say_warning(f"whoever reaches {host} may ask: consider --token (or {TOKEN_VARIABLE})")
+        _warn_if_open(host, token)
         if local:
             _serve_here(
                 service,
@@ -131,7 +133,9 @@ def serve(
             run_on_ray(arguments, host, _free_port(host, port), on_ready=_say_address)
 
 
-def _service(checkpoint: pathlib.Path, device: str, decoder: pathlib.Path | None = None) -> PolicyService:
+def _service(
+    checkpoint: pathlib.Path, device: str, decoder: pathlib.Path | None = None, *, follow: bool
+) -> PolicyService:
     """The policy; says what is wrong with it before anything is started."""
     try:
         import fastapi  # noqa: F401
@@ -141,7 +145,13 @@ def _service(checkpoint: pathlib.Path, device: str, decoder: pathlib.Path | None
     from rllib_efficientzero.serve.service import PolicyService
 
     with loading_explained(device):
-        return PolicyService(checkpoint, device=device, decoder=decoder)
+        service = PolicyService(checkpoint, device=device, decoder=decoder)
+    try:
+        if follow:
+            service.trial()
+    except CheckpointError as error:
+        raise InputError(str(error), "--follow") from error
+    return service
 
 
 def _check_env(service: PolicyService, env: str | None, env_config: dict[str, Any]) -> None:
@@ -151,6 +161,12 @@ def _check_env(service: PolicyService, env: str | None, env_config: dict[str, An
         make_environment(service.policy, env=env, env_config=env_config).close()
     except PlayError as error:
         raise InputError(str(error), "--env" if env else "") from error
+
+
+def _warn_if_open(host: str, token: str | None) -> None:
+    """To other machines, and to everyone there."""
+    if host not in (LOCAL, "localhost", "::1") and token is None:
+        say_warning(f"whoever reaches {host} may ask: consider --token (or {TOKEN_VARIABLE})")
 
 
 def _serve_here(service: PolicyService, host: str, port: int, **settings: Any) -> None:

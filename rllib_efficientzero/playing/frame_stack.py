@@ -16,6 +16,12 @@ class FrameStack:
     def __init__(self, frame_stack: int) -> None:
         self._frames: collections.deque[np.ndarray] = collections.deque(maxlen=frame_stack)
 
+    def copy(self) -> FrameStack:
+        """Another stack of the same frames: what is added to one is not in the other."""
+        twin = FrameStack(self._frames.maxlen or 1)
+        twin._frames.extend(self._frames)
+        return twin
+
     def reset(self) -> None:
         """The next frame is an episode's first."""
         self._frames.clear()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.schema import LoggingConfig
 
 from rllib_efficientzero.playing import make_environment
-from rllib_efficientzero.serve.application import create_app
+from rllib_efficientzero.serve.application import Limits, create_app
 from rllib_efficientzero.serve.batcher import OverloadedError
+from rllib_efficientzero.serve.schemas import MAX_BATCH
 from rllib_efficientzero.serve.service import Answer, PolicyService, Query
 
 APP_NAME = "efficientzero"
@@ -66,8 +68,7 @@ class PolicyReplica:
             self._service = PolicyService(settings["checkpoint"], device=self._device)
         else:
             await asyncio.to_thread(self._service.load, settings["checkpoint"])
-        if settings["follow"] and self._watcher is None:
-            self._watcher = asyncio.create_task(self._follow())
+        self._watcher = _watcher(self._service, settings, self._watcher)
 
     async def act(self, query: Query) -> Answer:
         """One answer; concurrent calls share a search."""
@@ -77,11 +78,6 @@ class PolicyReplica:
     async def _search_batch(self, queries: list[Query]) -> list[Answer]:
         assert self._service is not None
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._service.search, queries)
-
-    async def _follow(self) -> None:
-        while self._service is not None:
-            await asyncio.sleep(FOLLOW_SECONDS)
-            await asyncio.to_thread(self._service.load_newer)
 
 
 class ServeBatcher:
@@ -97,7 +93,13 @@ class ServeBatcher:
     async def act(self, query: Query) -> Answer:
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return await self._handle.act.remote(query)
+                response = self._handle.act.remote(query)
+                return await response
+            except asyncio.CancelledError:
+                # A replica would search for nobody; if the request has failed by now, cancelling it fails too.
+                with contextlib.suppress(Exception):
+                    response.cancel()
+                raise
             except BackPressureError as error:
                 raise OverloadedError(str(error)) from error
             except REPLICA_GONE as error:
@@ -114,6 +116,7 @@ class Front:
     def __init__(self, policy: Any, arguments: dict[str, Any]) -> None:
         self._policy, self._arguments = policy, ServeArguments(**arguments)
         self._service = PolicyService(self._arguments.checkpoint)
+        self._watcher: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Ray Serve once the replica runs."""
@@ -122,18 +125,38 @@ class Front:
             ServeBatcher(self._policy),
             service.facts(),
             make_env=lambda: make_environment(service.policy, env=given.env, env_config=given.env_config),
+            limits=Limits(max_batch=min(MAX_BATCH, given.max_queued)),
             token=given.token,
-            describe=self._describe,
+            describe=lambda: service.facts().metadata,
         )
 
     async def reconfigure(self, settings: dict[str, Any]) -> None:
         """Told of a new checkpoint, as the replicas are."""
         await asyncio.to_thread(self._service.load, settings["checkpoint"])
+        self._watcher = _watcher(self._service, settings, self._watcher)
 
-    def _describe(self) -> dict[str, Any]:
-        if self._arguments.follow:
-            self._service.load_newer()
-        return self._service.facts().metadata
+
+def _watcher(
+    service: PolicyService, settings: dict[str, Any], before: asyncio.Task[None] | None
+) -> asyncio.Task[None] | None:
+    """What takes over newer checkpoints from now on, if it is wanted, in the place of what did so `before`.
+
+    Raises:
+        CheckpointError: there is no trial to follow.
+    """
+    if before is not None:
+        before.cancel()
+    if not settings["follow"]:
+        return None
+    service.trial()
+    return asyncio.create_task(_follow(service))
+
+
+async def _follow(service: PolicyService) -> None:
+    """In a thread: whoever asks meanwhile is answered."""
+    while True:
+        await asyncio.sleep(FOLLOW_SECONDS)
+        await asyncio.to_thread(service.load_newer)
 
 
 def build(arguments: ServeArguments) -> Any:
@@ -144,6 +167,7 @@ def build(arguments: ServeArguments) -> Any:
     """
     given = arguments if isinstance(arguments, ServeArguments) else ServeArguments(**arguments)
     searching = (given.gpus_per_replica, given.max_batch_size, given.batch_wait_s)
+    exchanged = {"checkpoint": given.checkpoint, "follow": given.follow}
     policy = serve.deployment(
         PolicyReplica,
         name=POLICY,
@@ -151,7 +175,7 @@ def build(arguments: ServeArguments) -> Any:
         ray_actor_options={"num_gpus": given.gpus_per_replica, "num_cpus": given.cpus_per_replica},
         max_ongoing_requests=2 * given.max_batch_size,
         max_queued_requests=given.max_queued,
-        user_config={"checkpoint": given.checkpoint, "follow": given.follow},
+        user_config=exchanged,
         graceful_shutdown_timeout_s=10,
         health_check_period_s=2,
     )
@@ -161,12 +185,12 @@ def build(arguments: ServeArguments) -> Any:
         # Sessions and games live in it, so that there is one.
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
-        user_config={"checkpoint": given.checkpoint},
+        user_config=exchanged,
         # The application's own limit answers with Retry-After; this one only keeps memory bounded.
         max_ongoing_requests=4 * given.max_queued,
     )
     values = given.model_dump()
-    kept = {name: values[name] for name in ("token", "env", "env_config")}
+    kept = {name: values[name] for name in ("token", "env", "env_config", "max_queued")}
     return _versioned(front, kept).bind(_versioned(policy, searching).bind(*searching), values)
 
 

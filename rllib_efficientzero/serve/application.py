@@ -7,12 +7,13 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fastapi
 import gymnasium as gym
+import numpy as np
 import pydantic
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -21,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from rllib_efficientzero.playing.environment import PlayError
 from rllib_efficientzero.playing.frame_stack import FrameStack
-from rllib_efficientzero.serve.batcher import Batcher, OverloadedError
+from rllib_efficientzero.serve.batcher import Batcher, OverloadedError, all_or_none
 from rllib_efficientzero.serve.border import Border
 from rllib_efficientzero.serve.games import Game
 from rllib_efficientzero.serve.observations import BadInputError, decode_legal_actions, decode_observation
@@ -38,7 +39,7 @@ from rllib_efficientzero.serve.schemas import (
     StepRequest,
 )
 from rllib_efficientzero.serve.service import Answer, PolicyFacts, Query
-from rllib_efficientzero.serve.sessions import SessionStore
+from rllib_efficientzero.serve.sessions import Session, SessionStore
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class Limits:
     body_timeout_s: float = 10.0
     max_pending: int = 512
     """Requests that are being answered; more are told 503."""
+    max_batch: int = MAX_BATCH
+    """Requests of one batch: no more than may be pending, or wait for a search, or it would be told 503 for ever."""
     retry_after_s: int = 1
     max_sessions: int = 1000
     session_lifetime_s: float = 600.0
@@ -82,8 +85,8 @@ class _Server:
         self.batcher, self.facts, self.limits = batcher, facts, limits
         self.describe = describe
         self.pending = 0
-        self.stacks: SessionStore[FrameStack] = SessionStore(
-            lambda: FrameStack(facts.frame_stack),
+        self.sessions: SessionStore[Session] = SessionStore(
+            lambda: Session(FrameStack(facts.frame_stack)),
             max_sessions=limits.max_sessions,
             lifetime_s=limits.session_lifetime_s,
         )
@@ -106,11 +109,20 @@ class _Server:
         finally:
             self.pending -= count
 
-    def query(self, request: ActRequest) -> Query:
-        """What a request asks.
+    @contextlib.asynccontextmanager
+    async def drafts(self, requests: Iterable[ActRequest]) -> AsyncIterator[dict[str, Session]]:
+        """Drafts of the sessions that requests name, by id; the sessions become these if the block succeeds."""
+        # In the same order always: two batches with the same sessions would wait for each other.
+        names = sorted({request.session_id for request in requests if request.session_id is not None})
+        async with contextlib.AsyncExitStack() as held:
+            yield {name: await held.enter_async_context(self.sessions.get(name).draft()) for name in names}
+
+    async def act(self, request: ActRequest, drafts: Mapping[str, Session]) -> ActResponse:
+        """Searches; the draft of the request's session has its frame then, or is as it was if there is no answer.
 
         Raises:
-            BadInputError: its observation or its legal actions are wrong.
+            BadInputError: its observation or its legal actions are wrong, or the network has no answer.
+            OverloadedError: too much is waiting.
         """
         observation, mask = decode_observation(request.observation, self.facts)
         legal = decode_legal_actions(request.legal_actions, self.facts)
@@ -118,18 +130,24 @@ class _Server:
             legal = mask
         elif mask is not None:
             raise BadInputError("give an action_mask or legal_actions, not both")
-        return Query(self._stacked(observation, request), legal, request.num_simulations)
+        async with self._stacked(observation, request, drafts) as frames:
+            return _response(await self.batcher.act(Query(frames, legal, request.num_simulations)))
 
-    def _stacked(self, observation: Any, request: ActRequest) -> Any:
+    @contextlib.asynccontextmanager
+    async def _stacked(
+        self, observation: np.ndarray, request: ActRequest, drafts: Mapping[str, Session]
+    ) -> AsyncIterator[np.ndarray]:
+        """`[S, ...]`; the draft keeps the frame if the block succeeds."""
         is_frame = observation.ndim == len(self.facts.frame_shape)
         if request.session_id is None:
-            return FrameStack(self.facts.frame_stack).push(observation) if is_frame else observation
+            yield FrameStack(self.facts.frame_stack).push(observation) if is_frame else observation
+            return
         if not is_frame:
             raise BadInputError("a session stacks frames itself: send the newest frame only")
-        stack = self.stacks.get(request.session_id)
-        if request.reset:
-            stack.reset()
-        return stack.push(observation)
+        async with drafts[request.session_id].draft() as draft:
+            if request.reset:
+                draft.stack.reset()
+            yield draft.stack.push(observation)
 
     async def begin_game(self, request: GameRequest) -> dict[str, Any]:
         """A new game; of too many the oldest ends."""
@@ -221,29 +239,36 @@ def _routes(server: _Server) -> fastapi.APIRouter:
     @router.get("/v1/metadata", responses={401: {"model": Problem}})
     async def metadata() -> dict[str, Any]:
         """What the policy sees and does, and this server's limits."""
-        told = {"max_simulations": MAX_SIMULATIONS, "max_batch": MAX_BATCH, "games": server.make_env is not None}
-        return {**server.describe(), **told, "max_body_bytes": server.limits.max_body_bytes}
+        limits = {"max_batch": server.limits.max_batch, "max_body_bytes": server.limits.max_body_bytes}
+        games = server.make_env is not None
+        return {**server.describe(), "max_simulations": MAX_SIMULATIONS, "games": games, **limits}
 
     @router.post("/v1/act", responses=PROBLEMS, response_model_exclude_none=True)
     async def act(request: ActRequest) -> ActResponse:
         """Searches from one observation."""
         with server.admitted():
-            return _response(await server.batcher.act(server.query(request)))
+            async with server.drafts([request]) as drafts:
+                return await server.act(request, drafts)
 
     @router.post("/v1/act_batch", responses=PROBLEMS, response_model_exclude_none=True)
     async def act_batch(request: ActBatchRequest) -> ActBatchResponse:
         """Searches from several observations at once."""
 
-        async def answer(one: Any) -> ActResponse | Problem:
+        if len(request.requests) > server.limits.max_batch:
+            raise BadInputError(f"a batch may have {server.limits.max_batch} requests, not {len(request.requests)}")
+        parsed = [_parsed(one) for one in request.requests]
+
+        async def answer(one: ActRequest | Problem, drafts: Mapping[str, Session]) -> ActResponse | Problem:
+            if isinstance(one, Problem):
+                return one
             try:
-                return _response(await server.batcher.act(server.query(ActRequest.model_validate(one))))
-            except pydantic.ValidationError as error:
-                return Problem(detail=_told(error.errors(include_url=False)))
+                return await server.act(one, drafts)
             except BadInputError as error:
                 return Problem(detail=str(error))
 
-        with server.admitted(len(request.requests)):
-            return ActBatchResponse(answers=list(await asyncio.gather(*map(answer, request.requests))))
+        with server.admitted(len(parsed)):
+            async with server.drafts(one for one in parsed if isinstance(one, ActRequest)) as drafts:
+                return ActBatchResponse(answers=await all_or_none(answer(one, drafts) for one in parsed))
 
     return router
 
@@ -271,6 +296,14 @@ def _game_routes(server: _Server) -> fastapi.APIRouter:
                 return await game.search(server.batcher, request.num_simulations)
 
     return router
+
+
+def _parsed(one: Any) -> ActRequest | Problem:
+    """One request of a batch, or what is wrong with it."""
+    try:
+        return ActRequest.model_validate(one)
+    except pydantic.ValidationError as error:
+        return Problem(detail=_told(error.errors(include_url=False)))
 
 
 def _response(answer: Answer) -> ActResponse:

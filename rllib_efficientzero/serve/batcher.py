@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from rllib_efficientzero.serve.service import Answer, Query
+
+T = TypeVar("T")
 
 
 class OverloadedError(RuntimeError):
@@ -44,39 +47,50 @@ class LocalBatcher:
     ) -> None:
         self._search, self._executor = search, executor
         self._max_batch_size, self._wait_s, self._max_queued = max_batch_size, wait_s, max_queued
-        self._waiting: list[tuple[Query, asyncio.Future[Answer]]] = []
+        self._waiting: dict[asyncio.Future[Answer], Query] = {}
+        """In the order of arrival."""
         self._worker: asyncio.Task[None] | None = None
 
     async def act(self, query: Query) -> Answer:
         if len(self._waiting) >= self._max_queued:
             raise OverloadedError(f"{len(self._waiting)} requests are waiting")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((query, future))
+        self._waiting[future] = query
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        return await future
+        try:
+            return await future
+        finally:
+            # Whoever has gone need not be answered, and leaves the place to others.
+            self._waiting.pop(future, None)
 
     async def _work(self) -> None:
         """As long as anything waits."""
         await asyncio.sleep(self._wait_s)
         while self._waiting:
-            # Whoever has gone need not be answered.
-            self._waiting = [(query, future) for query, future in self._waiting if not future.done()]
-            batch, self._waiting = self._waiting[: self._max_batch_size], self._waiting[self._max_batch_size :]
-            if not batch:
-                return
+            futures = list(itertools.islice(self._waiting, self._max_batch_size))
+            queries = [self._waiting.pop(future) for future in futures]
             try:
-                queries = [query for query, _ in batch]
                 answers = await asyncio.get_running_loop().run_in_executor(self._executor, self._search, queries)
             except Exception as error:
-                _fail(batch, error)
+                _fail(futures, error)
                 continue
-            for (_, future), answer in zip(batch, answers, strict=True):
+            for future, answer in zip(futures, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)
 
 
-def _fail(batch: list[tuple[Query, asyncio.Future[Answer]]], error: Exception) -> None:
-    for _, future in batch:
+def _fail(futures: list[asyncio.Future[Answer]], error: Exception) -> None:
+    for future in futures:
         if not future.done():
             future.set_exception(error)
+
+
+async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results, in order; once one of them fails, or nobody waits any more, none of the others goes on."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

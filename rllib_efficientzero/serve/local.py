@@ -13,6 +13,7 @@ import uvicorn
 from rllib_efficientzero.playing import make_environment
 from rllib_efficientzero.serve.application import Limits, create_app
 from rllib_efficientzero.serve.batcher import LocalBatcher
+from rllib_efficientzero.serve.schemas import MAX_BATCH
 from rllib_efficientzero.serve.service import PolicyService
 
 FOLLOW_SECONDS = 5.0
@@ -36,8 +37,13 @@ def build_local(
         max_batch_size: queries of one search.
         max_queued: queries that may wait.
         token: see `create_app`.
-        follow: look for newer checkpoints of the trial, and exchange the policy.
+        follow: look for newer checkpoints of the policy's trial, and exchange the policy.
+
+    Raises:
+        CheckpointError: there is no trial to follow.
     """
+    if follow:
+        service.trial()
     searching = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
     stopped = threading.Event()
 
@@ -57,7 +63,7 @@ def build_local(
         LocalBatcher(service.search, searching, max_batch_size=max_batch_size, max_queued=max_queued),
         service.facts(),
         make_env=lambda: make_environment(service.policy, env=env, env_config=env_config),
-        limits=Limits(),
+        limits=Limits(max_batch=min(MAX_BATCH, max_queued)),
         token=token,
         describe=lambda: service.facts().metadata,
         on_start=start,

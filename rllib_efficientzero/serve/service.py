@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_efficientzero.checkpoint.manifest import CheckpointError, find_newest
+from rllib_efficientzero.checkpoint.policy_files import DESCRIPTION, POLICY_DIR
 from rllib_efficientzero.checkpoint.spaces import space_to_json
 from rllib_efficientzero.env.checks import OBSERVATIONS
 from rllib_efficientzero.models.decoder import Decoder
@@ -22,6 +23,8 @@ from rllib_efficientzero.policy import Policy, load_policy
 
 logger = logging.getLogger(__name__)
 
+SERVED = f"{POLICY_DIR}/"
+"""Of a checkpoint's files; the others, the replay's gigabytes among them, are not read."""
 MAX_IMAGINED = 8
 """Steps of the principal line that are decoded."""
 
@@ -94,8 +97,9 @@ class PolicyService:
     ) -> None:
         self._device = device
         self._searching = threading.Lock()
-        self._source = pathlib.Path(checkpoint)
-        self.loaded_from = newest_policy(self._source)
+        # A newer checkpoint of the last trial must not come after the policy of another.
+        self._exchanging = threading.RLock()
+        self.loaded_from = newest_policy(pathlib.Path(checkpoint).absolute(), below=SERVED)
         self._policy = load_policy(self.loaded_from, device=device)
         self._decoder = None if decoder is None else load_decoder(decoder, self._policy)
 
@@ -110,29 +114,48 @@ class PolicyService:
         Raises:
             CheckpointError: there is none, or it was trained on other observations or actions; the old one stays.
         """
-        path = newest_policy(pathlib.Path(checkpoint))
-        new = load_policy(path, device=self._device)
-        old = self._policy
-        if (new.observation_space, new.action_space) != (old.observation_space, old.action_space):
-            raise CheckpointError(f"{path} was trained on other observations or actions than the policy in service.")
-        self._decoder = None  # It knows the old policy's latents only; first, lest a search has it with the new one.
-        self._policy, self.loaded_from = new, path
-        self._source = pathlib.Path(checkpoint)
+        with self._exchanging:
+            path = newest_policy(pathlib.Path(checkpoint).absolute(), below=SERVED)
+            new = load_policy(path, device=self._device)
+            old = self._policy
+            if (new.observation_space, new.action_space) != (old.observation_space, old.action_space):
+                raise CheckpointError(
+                    f"{path} was trained on other observations or actions than the policy in service."
+                )
+            # It knows the old policy's latents only; first, lest a search has it with the new one.
+            self._decoder = None
+            self._policy, self.loaded_from = new, path
+
+    def trial(self) -> pathlib.Path:
+        """The directory whose newer checkpoints `load_newer` takes: where the one in service lies.
+
+        Raises:
+            CheckpointError: what is in service is no checkpoint, and nothing newer will ever lie beside it.
+        """
+        if not self.loaded_from.match("checkpoint_*"):
+            raise CheckpointError(f"{self.loaded_from} is no checkpoint of a trial, so that no newer one will appear.")
+        return self.loaded_from.parent
 
     def load_newer(self) -> bool:
-        """Exchanges the policy if a newer checkpoint is whole by now; one that is not is left for later."""
-        names = [path.name for path in self._source.glob("checkpoint_*")]
-        if not names or max(names) == self.loaded_from.name:
-            return False
-        try:
-            if newest_policy(self._source) == self.loaded_from:
+        """Exchanges the policy if its trial has a newer checkpoint that is whole; one that is not is left for later.
+
+        Raises:
+            CheckpointError: see `trial`.
+        """
+        with self._exchanging:
+            trial = self.trial()
+            if max((path.name for path in trial.glob("checkpoint_*")), default="") <= self.loaded_from.name:
                 return False
-            self.load(self._source)
-        except CheckpointError as error:
-            logger.warning("The policy in service stays: %s", error)
-            return False
-        logger.info("Now in service: %s", self.loaded_from.name)
-        return True
+            try:
+                newest = newest_policy(trial, below=SERVED)
+                if newest.name <= self.loaded_from.name:
+                    return False
+                self.load(newest)
+            except CheckpointError as error:
+                logger.warning("The policy in service stays: %s", error)
+                return False
+            logger.info("Now in service: %s", self.loaded_from.name)
+            return True
 
     def facts(self) -> PolicyFacts:
         """Of the policy in service."""
@@ -179,15 +202,19 @@ class PolicyService:
         return [answers[index] for index in range(len(queries))]
 
 
-def newest_policy(path: pathlib.Path) -> pathlib.Path:
+def newest_policy(path: pathlib.Path, *, below: str = "") -> pathlib.Path:
     """The policy at `path`, or in the newest whole checkpoint in it.
+
+    Args:
+        path: a checkpoint, a policy's directory or a trial's.
+        below: the files of a checkpoint that have to be whole; see `verify`.
 
     Raises:
         CheckpointError: there is none.
     """
-    if (path / "policy.json").is_file() or (path / "policy" / "policy.json").is_file():
+    if (path / DESCRIPTION).is_file() or (path / POLICY_DIR / DESCRIPTION).is_file():
         return path
-    newest = find_newest(path, warn=logger.warning) if path.is_dir() else None
+    newest = find_newest(path, below=below, warn=logger.warning) if path.is_dir() else None
     if newest is None:
         raise CheckpointError(f"There is no policy and no whole checkpoint in {path}.")
     return newest

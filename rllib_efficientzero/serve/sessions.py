@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
+from rllib_efficientzero.playing.frame_stack import FrameStack
+
 T = TypeVar("T")
+
+
+class Session:
+    """The last frames of an episode.
+
+    Args:
+        stack: of them.
+    """
+
+    def __init__(self, stack: FrameStack) -> None:
+        self.stack = stack
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def draft(self) -> AsyncIterator[Session]:
+        """What the session becomes if the block succeeds; if it fails, the session is as it was. One block at a time.
+
+        Whoever is told to come back sends the same frame again, and it must not be there twice.
+        """
+        async with self._lock:
+            draft = Session(self.stack.copy())
+            yield draft
+            self.stack = draft.stack
 
 
 class SessionStore(Generic[T]):

@@ -38,14 +38,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def serving(policy: pathlib.Path, decoder: pathlib.Path | None = None) -> Iterator[str]:
+def serving(policy: pathlib.Path, decoder: pathlib.Path | None = None, token: str | None = None) -> Iterator[str]:
     """A server in a thread; its address."""
     import uvicorn
 
     from rllib_efficientzero.serve.local import build_local
     from rllib_efficientzero.serve.service import PolicyService
 
-    app = build_local(PolicyService(policy, decoder=decoder))
+    app = build_local(PolicyService(policy, decoder=decoder), token=token)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -188,6 +188,20 @@ def test_it_shows_what_the_model_imagines(browser: Any, tmp_path: pathlib.Path) 
         page.locator("#simulations").fill("0")
         page.locator("#simulations").dispatch_event("change")
         api.expect(page.locator("#imagination")).to_be_hidden()
+
+
+def test_it_brings_the_token_of_its_address(browser: Any, tmp_path: pathlib.Path) -> None:
+    write_tiny_policy(tmp_path, num_actions=2, env="CartPole-v1")
+    with serving(tmp_path, token="secret") as address:
+        without, with_token = (browser.new_page() for _ in range(2))
+        without.goto(address)
+        api.expect(without.locator("#about")).to_have_text("a bearer token is needed", timeout=TIMEOUT_MS)
+        with_token.goto(f"{address}#token=secret")
+        api.expect(with_token.locator("#n-value")).not_to_have_text("\N{EN DASH}", timeout=TIMEOUT_MS)
+        with_token.keyboard.press(".")
+        wait_until(with_token, lambda: number(with_token, "step") == 1)
+        for page in (without, with_token):
+            page.close()
 
 
 def test_it_can_be_read_on_a_phone_and_in_the_dark(page: Any) -> None:

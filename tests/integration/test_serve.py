@@ -128,8 +128,35 @@ def test_limits_hold_on_ray_serve_too(address: str, checkpoint: pathlib.Path) ->
     assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
     with httpx.Client(base_url=address, timeout=60) as client:
         assert client.post("/v1/act", json=OBSERVATION).status_code == 401
+        allowed = {"Authorization": "Bearer secret"}
+        assert client.get("/v1/metadata", headers=allowed).json()["max_batch"] == 1
+        two = client.post("/v1/act_batch", json={"requests": [OBSERVATION] * 2}, headers=allowed)
+        assert two.status_code == 422
         large = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
         assert client.post("/v1/act", content=b"x" * (9 << 20), headers=large).status_code == 413
+
+
+def test_batches_are_answered_as_a_whole_or_not_at_all(address: str, checkpoint: pathlib.Path) -> None:
+    """More of them at once than may wait; those refused leave nothing behind that others wait for."""
+    from ray import serve
+
+    from rllib_efficientzero.serve.app import APP_NAME, build
+
+    narrow = {"replicas": 1, "max_batch_size": 1, "max_queued": 8}
+    serve.run(build({"checkpoint": str(checkpoint), **narrow}), name=APP_NAME)
+    batch = {"requests": [OBSERVATION] * 8}
+
+    async def run() -> list[Any]:
+        async with httpx.AsyncClient(base_url=address, timeout=120) as client:
+            together = await asyncio.gather(*(client.post("/v1/act_batch", json=batch) for _ in range(12)))
+            return [*together, await client.post("/v1/act_batch", json=batch)]
+
+    answers = asyncio.run(run())
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert answers[-1].status_code == 200
+    for answer in answers:
+        if answer.status_code == 200:
+            assert ["action" in one for one in answer.json()["answers"]] == [True] * 8
 
 
 def test_replicas_share_gpus(checkpoint: pathlib.Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import gymnasium as gym
 import httpx
-from policy_helpers import VECTORS, write_tiny_policy
+from policy_helpers import VECTORS, write_policy_with_other_weights, write_tiny_policy
 
+from rllib_efficientzero.checkpoint.manifest import write_manifest
 from rllib_efficientzero.playing import make_environment
 from rllib_efficientzero.serve.application import Limits, create_app
 from rllib_efficientzero.serve.batcher import LocalBatcher
@@ -22,6 +23,18 @@ def make_service(directory: pathlib.Path, space: gym.spaces.Box = VECTORS) -> Po
     """A CartPole policy, or one that sees images."""
     write_tiny_policy(directory, space, num_actions=2, env="CartPole-v1")
     return PolicyService(directory)
+
+
+def write_checkpoint(trial: pathlib.Path, number: int, *, other_weights: bool = False, **files: bytes) -> pathlib.Path:
+    """A whole one: a CartPole policy, and other files of these names and contents."""
+    checkpoint = trial / f"checkpoint_{number:06}"
+    write_tiny_policy(checkpoint / "policy", num_actions=2, env="CartPole-v1")
+    if other_weights:
+        write_policy_with_other_weights(checkpoint / "policy")
+    for name, content in files.items():
+        (checkpoint / name).write_bytes(content)
+    write_manifest(checkpoint, known={})
+    return checkpoint
 
 
 def make_app(service: PolicyService, *, batcher: Any = None, limits: Limits | None = None, **options: Any) -> Any:

@@ -10,8 +10,10 @@ import math
 import pathlib
 import random
 import socket
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -26,6 +28,8 @@ from serve_helpers import make_app, make_service, talk
 from rllib_efficientzero.checkpoint import CheckpointError
 from rllib_efficientzero.serve.application import Limits
 from rllib_efficientzero.serve.batcher import LocalBatcher, OverloadedError
+from rllib_efficientzero.serve.local import build_local
+from rllib_efficientzero.serve.schemas import MAX_BATCH
 from rllib_efficientzero.serve.service import Answer, PolicyService, Query
 from rllib_efficientzero.serve.sessions import SessionStore
 
@@ -173,8 +177,6 @@ def test_concurrent_requests_share_a_search(service: PolicyService) -> None:
     async def conversation(client: httpx.AsyncClient) -> list[httpx.Response]:
         return await asyncio.gather(*(client.post("/v1/act", json={"observation": FRAME}) for _ in range(40)))
 
-    from concurrent.futures import ThreadPoolExecutor
-
     app = make_app(service, batcher=LocalBatcher(search, ThreadPoolExecutor(1), max_batch_size=16))
     answers = talk(app, conversation)
     assert {answer.status_code for answer in answers} == {200}
@@ -204,6 +206,50 @@ def test_too_many_requests_are_told_to_come_back(service: PolicyService) -> None
     assert sorted(answer.status_code for answer in talk(app, conversation)) == [200] * 4 + [503] * 6
     (later,) = post(app, "/v1/act", {"observation": FRAME})
     assert later.status_code == 200, "those that were refused are not counted for ever"
+
+
+def test_a_batch_may_have_as_many_requests_as_may_wait(service: PolicyService) -> None:
+    batches = [{"requests": [{"observation": FRAME, "num_simulations": 0}] * count} for count in (4, 5)]
+
+    async def conversation(client: httpx.AsyncClient) -> tuple[Any, list[httpx.Response]]:
+        metadata = (await client.get("/v1/metadata")).json()
+        return metadata, [await client.post("/v1/act_batch", json=batch) for batch in batches]
+
+    metadata, (whole, too_large) = talk(build_local(service, max_queued=4), conversation)
+    assert metadata["max_batch"] == 4
+    assert ["action" in answer for answer in whole.json()["answers"]] == [True] * 4
+    assert (too_large.status_code, too_large.json()["detail"]) == (422, "a batch may have 4 requests, not 5")
+    many, _ = talk(build_local(service, max_queued=10_000), conversation)
+    assert many["max_batch"] == MAX_BATCH
+
+
+def test_nothing_goes_on_of_a_batch_that_is_refused(service: PolicyService) -> None:
+    """Its requests are not searched for, and leave their places to others at once."""
+    searching, go_on = threading.Event(), threading.Event()
+    searched: list[int] = []
+
+    def search(queries: Sequence[Query]) -> list[Answer]:
+        searched.extend(int(query.frames[-1, 0]) for query in queries)
+        searching.set()
+        assert go_on.wait(60)
+        return [Answer(visit_policy=[1.0, 0.0])] * len(queries)
+
+    def act(client: httpx.AsyncClient, number: int) -> asyncio.Task[httpx.Response]:
+        return asyncio.create_task(client.post("/v1/act", json={"observation": [number, 0, 0, 0]}))
+
+    async def conversation(client: httpx.AsyncClient) -> list[int]:
+        first = act(client, 1)
+        assert await asyncio.to_thread(searching.wait, 60)
+        batch = {"requests": [{"observation": [2, 0, 0, 0]}] * 4}
+        refused = await client.post("/v1/act_batch", json=batch)
+        later = [act(client, number) for number in (3, 4, 5)]
+        await asyncio.wait(later, timeout=0.2)
+        go_on.set()
+        return [refused.status_code, *(answer.status_code for answer in await asyncio.gather(first, *later))]
+
+    app = make_app(service, batcher=LocalBatcher(search, ThreadPoolExecutor(1), max_queued=3))
+    assert talk(app, conversation) == [503, 200, 200, 200, 200]
+    assert searched == [1, 3, 4, 5]
 
 
 def test_bodies_are_limited_before_they_are_read(service: PolicyService) -> None:
