@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rllib_efficientzero import known_keys
+from rllib_efficientzero import known_keys, metrics
+from rllib_efficientzero.cli.announce import budget
 from rllib_efficientzero.cli.env_check import check_before_training
 from rllib_efficientzero.cli.environments import find_problem, is_class_path
 from rllib_efficientzero.cli.errors import InputError
@@ -47,6 +48,8 @@ class Prepared:
 def prepare(experiment: Experiment) -> Prepared:
     """Imports what the experiment names and validates every config its grid searches span.
 
+    A run with a budget of its own also stops once that is spent and learnt: further iterations would do nothing.
+
     Raises:
         InputError: An import, the environment or a setting is wrong.
     """
@@ -64,6 +67,8 @@ def prepare(experiment: Experiment) -> Prepared:
     variants = [
         _build(algorithm, values, experiment) for values in islice(_variants(param_space), MAX_VALIDATED_VARIANTS)
     ]
+    if budget(variants[0]):
+        experiment.stop.setdefault(metrics.TRAINING_DONE, 1.0)
     request = algorithm.default_resource_request(variants[0])
     return Prepared(experiment, algorithm, param_space, variants[0], list(request.bundles))
 
