@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from rllib_efficientzero.cli.algorithms import Prepared
+from rllib_efficientzero.cli.announce import budget
 from rllib_efficientzero.cli.checkpoints import check_nothing_is_lost, newest_checkpoints
 from rllib_efficientzero.cli.console import out, say, say_warning
 from rllib_efficientzero.cli.errors import ExitCode
@@ -104,7 +105,7 @@ def _callback(prepared: Prepared, checkpoints: dict[str, pathlib.Path], verbosit
     return ProgressCallback(
         experiment.name,
         experiment.stop,
-        budget=getattr(prepared.config, "total_env_steps", None),
+        budget=budget(prepared.config),
         live=out.is_terminal and verbosity == 0,
         checkpoint=experiment.checkpoint,
         begin_with=checkpoints,
