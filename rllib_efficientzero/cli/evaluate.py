@@ -68,6 +68,9 @@ def evaluate(
     need --trust-checkpoint.
 
     FILE of --tree ends in .html or .svg (default: tree.html).
+
+    Exit codes: 0 done; 2 wrong input, among it a step of --tree that the first episode did not reach, which is said once
+    the scores are written.
     """
     with exit_codes():
         options.warn()
@@ -77,7 +80,7 @@ def evaluate(
             return
         step, tree_file = parse_tree_option(tree)
         policy = load_or_explain(checkpoint, device)
-        with _watching(video, fps, step, tree_file) as watch:
+        with _watching(video, fps, step, tree_file, quiet=out == "-") as watch:
             report = play(
                 policy,
                 episodes=episodes,
@@ -89,7 +92,8 @@ def evaluate(
                 on_decision=watch,
                 on_episode=None if out == "-" else _say_episode,
             )
-        write_report({"checkpoint": str(checkpoint), **report}, out)
+            # Before the pictures are spoken of: one may be missing, and the scores are there all the same.
+            write_report({"checkpoint": str(checkpoint), **report}, out)
 
 
 def load_or_explain(checkpoint: pathlib.Path, device: str = "cpu") -> Policy:
@@ -213,7 +217,9 @@ def _say_episode(index: int, episode: Episode) -> None:
 
 
 @contextmanager
-def _watching(video: pathlib.Path | None, fps: float, step: int, tree_file: pathlib.Path | None) -> Iterator[Any]:
+def _watching(
+    video: pathlib.Path | None, fps: float, step: int, tree_file: pathlib.Path | None, *, quiet: bool
+) -> Iterator[Any]:
     """What is called at every decision to record the first episode and to draw one of its trees."""
     if video is None and tree_file is None:
         yield None
@@ -239,11 +245,11 @@ def _watching(video: pathlib.Path | None, fps: float, step: int, tree_file: path
     finally:
         if recorder is not None:
             recorder.close()
-    if recorder is not None:
+    if recorder is not None and not quiet:
         say(f"video {video} ({recorder.num_frames} frames)")
     if tree_file is not None and not drawn:
-        raise InputError(f"the first episode ended before step {step}", "--tree")
-    if tree_file is not None:
+        raise InputError(f"no tree was drawn: the first episode ended before step {step}", "--tree")
+    if tree_file is not None and not quiet:
         say(f"tree {tree_file}")
 
 

@@ -60,6 +60,9 @@ def test_evaluate_draws_video_and_tree(policy_dir: pathlib.Path, tmp_path: pathl
     assert done.exit_code == 0, done.output
     assert video.stat().st_size > 1000
     assert tree.read_text().startswith("<svg")
+    assert f"tree {tree}" in done.stdout
+    plain = rllib("evaluate", policy_dir, "--episodes", 1, "--tree", f"step=2:{tree}", "--out", "-")
+    assert len(json.loads(plain.stdout)["episodes"]) == 1, "and nothing else"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,21 @@ def test_evaluate_refuses_in_a_sentence(
     assert done.exit_code == 2
     assert complaint in " ".join(done.stderr.split())
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("of_stdout", [False, True])
+def test_scores_are_written_where_a_tree_cannot_be(
+    policy_dir: pathlib.Path, tmp_path: pathlib.Path, of_stdout: bool
+) -> None:
+    out, tree = tmp_path / "scores.json", tmp_path / "tree.html"
+    given = ["--episodes", 2, "--tree", f"step=100000:{tree}", "--out", "-" if of_stdout else out]
+    done = rllib("evaluate", policy_dir, *given)
+    assert done.exit_code == 2, "whoever asked for a tree has none"
+    assert done.stderr == "error: --tree: no tree was drawn: the first episode ended before step 100000\n"
+    assert not tree.exists()
+    report = json.loads(done.stdout if of_stdout else out.read_text())
+    assert len(report["episodes"]) == 2
+    assert of_stdout or "over 2 episodes" in done.stdout
 
 
 def test_a_score_under_other_settings_is_no_humans(tmp_path: pathlib.Path) -> None:
