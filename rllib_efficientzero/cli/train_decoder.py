@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rllib_efficientzero.cli.checkpoints import loading_explained
-from rllib_efficientzero.cli.console import say
+from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def _load(checkpoint: pathlib.Path, device: str, seed: int) -> tuple[Policy, Fix
         InputError: there is no replay, or too little in it.
     """
     from rllib_efficientzero.analysis import fixed_replay
+    from rllib_efficientzero.checkpoint.policy_files import newest_policy
     from rllib_efficientzero.playing.imagination import check_decodable
     from rllib_efficientzero.policy import load_policy
     from rllib_efficientzero.replay.storage import ReplayLoadError
-    from rllib_efficientzero.serve.service import newest_policy
 
-    path = newest_policy(checkpoint)
+    path = newest_policy(checkpoint, warn=say_warning)
     policy = load_policy(path, device=device)
     check_decodable(policy)
     try:
