@@ -14,7 +14,9 @@ from rllib_efficientzero.cli.evaluate import load_or_explain
 
 
 def export(
-    checkpoint: Annotated[pathlib.Path, typer.Argument(help="A checkpoint of EfficientZero.")],
+    checkpoint: Annotated[
+        pathlib.Path, typer.Argument(help="A checkpoint of EfficientZero, or the directory of a trial: its newest.")
+    ],
     directory: Annotated[pathlib.Path, typer.Argument(help="Where to; made if needed.")],
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also the three networks as ONNX (needs the extra [onnx]).")
@@ -22,10 +24,10 @@ def export(
 ) -> None:
     """Write policy.json and policy.safetensors, which are all that acting needs; no pickle among them."""
     with exit_codes():
-        policy = load_or_explain(checkpoint)
+        policy, path = load_or_explain(checkpoint)
         from rllib_efficientzero.checkpoint.policy_files import DESCRIPTION, WEIGHTS, read_description
 
-        files = read_description(checkpoint)
+        files = read_description(path)
         if directory.resolve() == files.path.parent.resolve():
             raise InputError("is where the policy is already", str(directory))
         try:
@@ -43,5 +45,5 @@ def export(
                 written += export_onnx(policy, directory)
             except OnnxMissingError as error:
                 raise InputError(str(error), "--onnx") from error
-        for path in written:
-            say(f"{path}  {path.stat().st_size:,} bytes")
+        for file in written:
+            say(f"{file}  {file.stat().st_size:,} bytes")

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from policy_helpers import IMAGES, VECTORS, write_tiny_policy
+from policy_helpers import IMAGES, VECTORS, write_policy_with_other_weights, write_tiny_policy
 from typer.testing import CliRunner
 
+from rllib_efficientzero.checkpoint.manifest import write_manifest
 from rllib_efficientzero.cli import evaluate
 from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.cli.reference import with_reference
@@ -138,6 +139,57 @@ def test_pickles_are_not_loaded_untrusted(tmp_path: pathlib.Path) -> None:
     done = rllib("evaluate", tmp_path)
     assert done.exit_code == 2
     assert "add --trust-checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--num-simulations", "0"],
+        ["--num-envs", "8"],
+        ["--device", "cpu"],
+        ["--video", "play.mp4"],
+        ["--fps", "15"],
+        ["--tree", "step=1"],
+    ],
+)
+def test_options_about_searches_are_refused_for_other_algorithms(tmp_path: pathlib.Path, options: list[str]) -> None:
+    (tmp_path / "rllib_checkpoint.json").write_text("{}")
+    done = rllib("evaluate", tmp_path, "--trust-checkpoint", *options)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {options[0]}: only for EfficientZero's policies")
+
+
+def test_the_newest_checkpoint_of_a_trial_is_taken(tmp_path: pathlib.Path) -> None:
+    """By every verb alike: what is not whole is passed over."""
+    first, second, third = (tmp_path / f"checkpoint_{i:06d}" for i in range(3))
+    for checkpoint in (first, second, third):
+        write_tiny_policy(checkpoint / "policy", num_actions=2, env="CartPole-v1")
+    weights = write_policy_with_other_weights(second / "policy")
+    for checkpoint in (first, second, third):
+        write_manifest(checkpoint, {})
+    (third / "policy" / "policy.safetensors").write_bytes(b"")
+    done = rllib("evaluate", tmp_path, "--episodes", 1, "--out", "-")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["checkpoint"] == str(second)
+    assert "warning: checkpoint passed over" in done.stderr
+    done = rllib("export", tmp_path, tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert load_policy(tmp_path / "out").description["weights"]["sha256"] == weights
+    for checkpoint in (first, second):
+        (checkpoint / "policy" / "policy.json").unlink()
+    for arguments in (["evaluate", tmp_path], ["export", tmp_path, tmp_path / "new"]):
+        done = rllib(*arguments)
+        assert done.exit_code == 2
+        assert f"There is no policy and no whole checkpoint in {tmp_path}" in done.stderr
+
+
+def test_the_newest_checkpoint_of_another_algorithms_trial_is_named(tmp_path: pathlib.Path) -> None:
+    for name in ("checkpoint_000000", "checkpoint_000001"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rllib_checkpoint.json").write_text("{}")
+    done = rllib("evaluate", tmp_path)
+    assert done.exit_code == 2
+    assert f"{tmp_path / 'checkpoint_000001'} has no policy.json" in done.stderr
 
 
 def test_examples_are_listed_shown_and_run() -> None:
