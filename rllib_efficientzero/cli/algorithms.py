@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 MAX_VALIDATED_VARIANTS = 32
 
-# What RLlib's configs raise when they refuse a setting.
-_REFUSALS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, ImportError)
+REFUSALS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, ImportError)
+"""What RLlib's configs raise when they refuse a setting."""
 
 
 @dataclass
@@ -201,7 +201,7 @@ def _build(algorithm: type[Algorithm], values: Mapping[str, Any], experiment: Ex
     try:
         config.update_from_dict(dict(values))
         config.validate()
-    except _REFUSALS as error:
+    except REFUSALS as error:
         message = " ".join(str(error).partition("To suppress all validation errors")[0].split()) or type(error).__name__
         raise InputError(f"{experiment.run}: {message}", _blamed(message, values, experiment)) from error
     return config
