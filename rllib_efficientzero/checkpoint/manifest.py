@@ -132,18 +132,21 @@ def check_size(path: pathlib.Path, entry: FileEntry) -> None:
         )
 
 
-def find_newest(directory: pathlib.Path, *, warn: Callable[[str], object] = logger.warning) -> pathlib.Path | None:
+def find_newest(
+    directory: pathlib.Path, *, below: str = "", warn: Callable[[str], object] = logger.warning
+) -> pathlib.Path | None:
     """The newest complete `checkpoint_*` of a trial's directory; None if there is none.
 
     Args:
         directory: the trial's.
+        below: see `verify`.
         warn: told of every incomplete or damaged one that is passed over, and what is wrong with it.
     """
     for replaced in directory.glob(replaced_path(directory / "checkpoint_*").name):
         recover_replaced(replaced_original(replaced))
     for path in sorted(directory.glob("checkpoint_*"), reverse=True):
         try:
-            verify(path)
+            verify(path, below=below)
         except CheckpointError as error:
             warn(f"checkpoint passed over: {error}")
             continue

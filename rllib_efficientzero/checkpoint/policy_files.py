@@ -73,11 +73,14 @@ def write_policy(directory: pathlib.Path, weights: Mapping[str, Tensor], **descr
     return {WEIGHTS: entry, DESCRIPTION: write_file(directory / DESCRIPTION, seal_json(content))}
 
 
-def newest_policy(path: pathlib.Path, *, warn: Callable[[str], object] = logger.warning) -> pathlib.Path:
-    """The policy at `path`, or, in a trial's directory, the newest whole checkpoint.
+def newest_policy(
+    path: pathlib.Path, *, below: str = "", warn: Callable[[str], object] = logger.warning
+) -> pathlib.Path:
+    """The policy at `path`, or in the newest whole checkpoint in it.
 
     Args:
-        path: of a checkpoint, a policy's own directory, or a trial.
+        path: a checkpoint, a policy's directory or a trial's.
+        below: the files of a checkpoint that have to be whole; see `verify`.
         warn: told of every checkpoint that is passed over.
 
     Raises:
@@ -85,7 +88,7 @@ def newest_policy(path: pathlib.Path, *, warn: Callable[[str], object] = logger.
     """
     if (path / DESCRIPTION).is_file() or (path / POLICY_DIR / DESCRIPTION).is_file():
         return path
-    newest = find_newest(path, warn=warn) if path.is_dir() else None
+    newest = find_newest(path, below=below, warn=warn) if path.is_dir() else None
     if newest is None:
         raise CheckpointError(f"There is no policy and no whole checkpoint in {path}.")
     return newest

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from rllib_efficientzero.policy import Policy
 
 DEFAULT_TREE = "tree.html"
-
-
 ONLY_EFFICIENTZERO = ("num_simulations", "num_envs", "device", "video", "fps", "tree")
 """Options that mean nothing to policies of other algorithms, which RLlib plays itself."""
 
@@ -106,14 +104,16 @@ def evaluate(
 def load_or_explain(checkpoint: pathlib.Path, device: str = "cpu") -> tuple[Policy, pathlib.Path]:
     """The policy of a checkpoint, or of the newest of a trial, and where that is; it need not be trusted.
 
+    Of a checkpoint only the policy is read, not the gigabytes of its replay.
+
     Raises:
         InputError: there is none, or it is damaged, or the device does not exist.
     """
-    from rllib_efficientzero.checkpoint.policy_files import newest_policy
+    from rllib_efficientzero.checkpoint.policy_files import POLICY_DIR, newest_policy
     from rllib_efficientzero.policy import load_policy
 
     with loading_explained(device):
-        path = newest_policy(checkpoint, warn=say_warning)
+        path = newest_policy(checkpoint, below=f"{POLICY_DIR}/", warn=say_warning)
         return load_policy(path, device=device), path
 
 

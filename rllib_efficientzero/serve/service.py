@@ -12,8 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rllib_efficientzero.checkpoint.manifest import CheckpointError
-from rllib_efficientzero.checkpoint.policy_files import newest_policy
+from rllib_efficientzero.checkpoint.manifest import CheckpointError, find_newest
 from rllib_efficientzero.checkpoint.spaces import space_to_json
 from rllib_efficientzero.env.checks import OBSERVATIONS
 from rllib_efficientzero.models.decoder import Decoder
@@ -178,6 +177,20 @@ class PolicyService:
                 found = _search_together(policy, decoder, [queries[index] for index in indices])
                 answers.update(zip(indices, found, strict=True))
         return [answers[index] for index in range(len(queries))]
+
+
+def newest_policy(path: pathlib.Path) -> pathlib.Path:
+    """The policy at `path`, or in the newest whole checkpoint in it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / "policy.json").is_file() or (path / "policy" / "policy.json").is_file():
+        return path
+    newest = find_newest(path, warn=logger.warning) if path.is_dir() else None
+    if newest is None:
+        raise CheckpointError(f"There is no policy and no whole checkpoint in {path}.")
+    return newest
 
 
 def _search_together(policy: Policy, decoder: Decoder | None, queries: list[Query]) -> list[Answer]:

@@ -166,7 +166,9 @@ def test_the_newest_checkpoint_of_a_trial_is_taken(tmp_path: pathlib.Path) -> No
         write_tiny_policy(checkpoint / "policy", num_actions=2, env="CartPole-v1")
     weights = write_policy_with_other_weights(second / "policy")
     for checkpoint in (first, second, third):
+        (checkpoint / "replay").write_text("gigabytes")
         write_manifest(checkpoint, {})
+    (second / "replay").write_text("which are not read")
     (third / "policy" / "policy.safetensors").write_bytes(b"")
     done = rllib("evaluate", tmp_path, "--episodes", 1, "--out", "-")
     assert done.exit_code == 0, done.output
