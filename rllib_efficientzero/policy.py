@@ -30,7 +30,7 @@ from rllib_efficientzero.models import (
     build_network,
     observation_planes,
 )
-from rllib_efficientzero.models.catalog import path_of
+from rllib_efficientzero.models.catalog import networks_class, path_of
 from rllib_efficientzero.models.inference import InferenceNetwork
 from rllib_efficientzero.models.precision import PRECISIONS, MixedPrecision
 
@@ -131,7 +131,7 @@ class Policy:
 
 
 def load_policy(
-    path: str | pathlib.Path, *, device: str | torch.device = "cpu", networks: type[Networks] | None = None
+    path: str | pathlib.Path, *, device: str | torch.device = "cpu", networks: type[Networks] | str | None = None
 ) -> Policy:
     """The policy of a checkpoint, or of a directory with `policy.json` and `policy.safetensors`.
 
@@ -140,15 +140,17 @@ def load_policy(
     Args:
         path: of the checkpoint or directory.
         device: where the network goes.
-        networks: the class of custom networks, if the policy was trained with any.
+        networks: the class of custom networks, or its dotted path, if the policy was trained with any.
 
     Raises:
+        ValueError: `networks` cannot be imported.
         CheckpointError: custom networks are needed and not given, or others than the given; or a file is missing,
             damaged, from a later format, or does not describe a policy.
     """
     files = read_description(pathlib.Path(path))
+    given = None if networks is None else networks_class(networks)
     try:
-        network = _network_without_memory(files, networks)
+        network = _network_without_memory(files, given)
         search_config = _search_config(files.content["search"])
     except CheckpointError:
         raise
@@ -179,7 +181,7 @@ def _check_networks(files: PolicyFiles, networks: type[Networks] | None) -> None
     needed = files.content["model"].get("networks")
     given = None if networks is None else path_of(networks)
     if given != needed:
-        cure = "give none" if needed is None else "give that class as load_policy(path, networks=...)"
+        cure = "give none" if needed is None else "give that class, as --networks or load_policy(path, networks=...)"
         raise CheckpointError(
             f"{files.path} is a policy with networks of {needed or 'this package'!s:.200}, and {given} were given: "
             f"{cure}."

@@ -11,6 +11,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from rllib_efficientzero import cost
 from rllib_efficientzero.env.dotted import dotted_path_of
 from rllib_efficientzero.env.named import Protocol, named_protocol
+from rllib_efficientzero.metrics import NUM_INTERACTIONS_LIFETIME, NUM_UPDATES_LIFETIME
 from rllib_efficientzero.models import ModelConfig, build_network
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
@@ -35,6 +36,10 @@ class RunDescription(AlgorithmConfig):
         """Updates of a whole run."""
         owed = int(self.replay_ratio * self.total_env_steps)
         return owed if self.total_updates is None else self.total_updates
+
+    def budget(self) -> dict[str, int]:
+        """Metric -> what it comes to by the end of a run, which is over once all have."""
+        return {NUM_INTERACTIONS_LIFETIME: self.total_env_steps, NUM_UPDATES_LIFETIME: self.updates_at_end()}
 
     def network_sizes(self) -> dict[str, Any]:
         """What `rl_module(model_config=...)` says of the networks; see `ModelConfig`."""

@@ -13,7 +13,8 @@ import torch
 from rllib_efficientzero.checkpoint.policy_files import read_description, write_policy
 from rllib_efficientzero.checkpoint.spaces import space_to_json
 from rllib_efficientzero.mcts import SearchConfig
-from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, actions_of, build_network
+from rllib_efficientzero.models import EfficientZeroNetwork, ModelConfig, Networks, actions_of, build_network
+from rllib_efficientzero.models.catalog import path_of
 from rllib_efficientzero.policy import load_policy
 
 VECTORS = gym.spaces.Box(-np.inf, np.inf, (2, 4), np.float32)
@@ -40,15 +41,19 @@ def write_tiny_policy(
     num_actions: int = 3,
     env: str | None = None,
     action_space: gym.Space | None = None,
+    networks: type[Networks] | None = None,
     **description: Any,
 ) -> EfficientZeroNetwork:
     """Writes `policy.json`, with further entries, and `policy.safetensors`; returns the network that they hold."""
     torch.manual_seed(0)
     actions = action_space or gym.spaces.Discrete(num_actions)
-    network = build_network(space.shape, actions_of(actions), SIZES).eval()
+    sizes = dataclasses.replace(SIZES, networks=networks)
+    network = build_network(space.shape, actions_of(actions), sizes).eval()
     model = {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(SIZES).items()
     }
+    if networks is not None:
+        model["networks"] = path_of(networks)
     write_policy(
         directory,
         network.state_dict(),

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import pathlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import safetensors
@@ -19,9 +20,20 @@ import torch
 from torch import Tensor
 
 from rllib_efficientzero.checkpoint.files import FileEntry, write_file
-from rllib_efficientzero.checkpoint.manifest import CheckpointError, check_size, read_sealed_json, seal_json, versions
+from rllib_efficientzero.checkpoint.manifest import (
+    CheckpointError,
+    check_size,
+    find_newest,
+    read_sealed_json,
+    seal_json,
+    versions,
+)
+
+logger = logging.getLogger(__name__)
 
 POLICY_DIR = "policy"
+POLICY_FILES = f"{POLICY_DIR}/"
+"""What the names of a policy's files begin with in a checkpoint, whose other files may have gigabytes."""
 DESCRIPTION = "policy.json"
 WEIGHTS = "policy.safetensors"
 FORMAT_VERSION = 1
@@ -61,6 +73,27 @@ def write_policy(directory: pathlib.Path, weights: Mapping[str, Tensor], **descr
     entry = write_file(directory / WEIGHTS, safetensors.torch.save(tensors))
     content = {"format_version": FORMAT_VERSION, "versions": versions(), **description, "weights": entry}
     return {WEIGHTS: entry, DESCRIPTION: write_file(directory / DESCRIPTION, seal_json(content))}
+
+
+def newest_policy(
+    path: pathlib.Path, *, below: str = "", warn: Callable[[str], object] = logger.warning
+) -> pathlib.Path:
+    """The policy at `path`, or in the newest whole checkpoint in it.
+
+    Args:
+        path: a checkpoint, a policy's directory or a trial's.
+        below: the files of a checkpoint that have to be whole; see `verify`.
+        warn: told of every checkpoint that is passed over.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / DESCRIPTION).is_file() or (path / POLICY_DIR / DESCRIPTION).is_file():
+        return path
+    newest = find_newest(path, below=below, warn=warn) if path.is_dir() else None
+    if newest is None:
+        raise CheckpointError(f"There is no policy and no whole checkpoint in {path}.")
+    return newest
 
 
 def read_description(path: pathlib.Path) -> PolicyFiles:

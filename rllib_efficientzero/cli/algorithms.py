@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rllib_efficientzero import known_keys
+from rllib_efficientzero import known_keys, metrics
+from rllib_efficientzero.cli.announce import budget
 from rllib_efficientzero.cli.env_check import check_before_training
 from rllib_efficientzero.cli.environments import find_problem
 from rllib_efficientzero.cli.errors import InputError
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 MAX_VALIDATED_VARIANTS = 32
 
-# What RLlib's configs raise when they refuse a setting.
-_REFUSALS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, ImportError)
+REFUSALS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, ImportError)
+"""What RLlib's configs raise when they refuse a setting."""
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Prepared:
 def prepare(experiment: Experiment) -> Prepared:
     """Imports what the experiment names and validates every config its grid searches span.
 
+    A run with a budget of its own also stops once that is spent and learnt: further iterations would do nothing.
+
     Raises:
         InputError: An import, the environment or a setting is wrong.
     """
@@ -65,6 +68,8 @@ def prepare(experiment: Experiment) -> Prepared:
     variants = [
         _build(algorithm, values, experiment) for values in islice(_variants(param_space), MAX_VALIDATED_VARIANTS)
     ]
+    if budget(variants[0]):
+        experiment.stop.setdefault(metrics.TRAINING_DONE, 1.0)
     request = algorithm.default_resource_request(variants[0])
     return Prepared(experiment, algorithm, param_space, variants[0], list(request.bundles))
 
@@ -197,7 +202,7 @@ def _build(algorithm: type[Algorithm], values: Mapping[str, Any], experiment: Ex
     try:
         config.update_from_dict(dict(values))
         config.validate()
-    except _REFUSALS as error:
+    except REFUSALS as error:
         message = " ".join(str(error).partition("To suppress all validation errors")[0].split()) or type(error).__name__
         raise InputError(f"{experiment.run}: {message}", _blamed(message, values, experiment)) from error
     return config

@@ -1,7 +1,8 @@
-"""What an algorithm's config wants said before a run: its notices and its environment protocol.
+"""What an algorithm's config says of the run it makes: its notices, its environment protocol, and when it is over.
 
-Any `AlgorithmConfig` may have `get_notices() -> list[str]` (how long the run would take without a GPU, say) and
-`describe_protocol() -> dict[str, Any]` (frame skip, life handling, budget, ...).
+Any `AlgorithmConfig` may have `get_notices() -> list[str]` (how long the run would take without a GPU, say),
+`describe_protocol() -> dict[str, Any]` (frame skip, life handling, budget, ...) and `budget() -> dict[str, int]`
+(metric -> what it comes to by the end); a run with a budget reports `training_done`.
 """
 
 from __future__ import annotations
@@ -19,3 +20,9 @@ def protocol(config: Any) -> dict[str, Any]:
     """The environment protocol of a config; RLlib's own configs have none."""
     describe = getattr(config, "describe_protocol", None)
     return dict(describe()) if callable(describe) else {}
+
+
+def budget(config: Any) -> dict[str, float]:
+    """The budget of a config; RLlib's own configs have none, and go on until they are stopped."""
+    state = getattr(config, "budget", None)
+    return dict(state()) if callable(state) else {}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from rllib_efficientzero.checkpoint.manifest import MANIFEST, CheckpointError, find_newest, read_manifest
 from rllib_efficientzero.cli.console import say_warning
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 TRUST = "--trust-checkpoint"
+Networks = Annotated[
+    str | None,
+    typer.Option("--networks", metavar="PATH", help="Dotted path of the class of networks that it was trained with."),
+]
 
 
 @contextmanager
@@ -23,12 +29,14 @@ def loading_explained(device: str) -> Iterator[None]:
     """Says in a sentence why a policy cannot be loaded in the block.
 
     Raises:
-        InputError: there is none, or it is damaged, or the device does not exist.
+        InputError: there is none, or it is damaged, or the device or the class of its networks does not exist.
     """
     try:
         yield
     except CheckpointError as error:
         raise InputError(str(error)) from error
+    except ValueError as error:
+        raise InputError(str(error), "--networks") from error
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"no policy can be loaded onto {device!r}: {reason}", "--device") from error

@@ -9,7 +9,7 @@ import yaml
 from rllib_efficientzero.cli.algorithms import Prepared, total_resources
 from rllib_efficientzero.cli.announce import announce, protocol
 from rllib_efficientzero.cli.console import say
-from rllib_efficientzero.known_keys import schema_of
+from rllib_efficientzero.cli.settings import plain, settings_of
 from rllib_efficientzero.search_space import has_search_space
 
 
@@ -36,7 +36,7 @@ def print_plan(prepared: Prepared, all_keys: bool = False) -> None:
         "config": _settings(prepared, all_keys),
     }
     plan = {key: value for key, value in plan.items() if value not in (None, {}, [])}
-    say(yaml.safe_dump({experiment.name: _plain(plan)}, sort_keys=False, width=120, allow_unicode=True).rstrip())
+    say(yaml.safe_dump({experiment.name: plain(plan)}, sort_keys=False, width=120, allow_unicode=True).rstrip())
     for notice in announce(prepared.config):
         say(f"# {notice}")
 
@@ -45,25 +45,10 @@ def _settings(prepared: Prepared, all_keys: bool) -> dict[str, Any]:
     """The first trial's config: what the algorithm or the user changed from RLlib's base defaults, or all of it."""
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-    schema = schema_of(prepared.config)
-    base = {} if all_keys else AlgorithmConfig().to_dict()
-    settings = {
-        key.removeprefix("_"): value
-        for key, value in prepared.config.to_dict().items()
-        # `model` belongs to the old API stack; what is in no schema is deprecated.
-        if key != "model" and key in schema.types
-        if key in prepared.param_space or key not in base or _plain(base[key]) != _plain(value)
+    base = {} if all_keys else settings_of(AlgorithmConfig())
+    given = {key.removeprefix("_") for key in prepared.param_space}
+    return {
+        key: value
+        for key, value in sorted(settings_of(prepared.config).items())
+        if key in given or key not in base or base[key] != value
     }
-    return dict(sorted(settings.items()))
-
-
-def _plain(value: Any) -> Any:
-    """A value as YAML can show it; classes and functions by their path."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    name = getattr(value, "__qualname__", None)
-    return f"{value.__module__}.{name}" if name else str(value)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rllib_efficientzero.cli.checkpoints import loading_explained
-from rllib_efficientzero.cli.console import say
+from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
+from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.old_options import OldEvaluateOptions
 from rllib_efficientzero.cli.options import takes_options
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from rllib_efficientzero.policy import Policy
 
 DEFAULT_TREE = "tree.html"
+ONLY_EFFICIENTZERO = ("num_simulations", "num_envs", "device", "networks", "video", "fps", "tree")
+"""Options that mean nothing to policies of other algorithms, which RLlib plays itself."""
 
 
 @takes_options(OldEvaluateOptions)
 def evaluate(
+    context: typer.Context,
     checkpoint: Annotated[
-        pathlib.Path, typer.Argument(help="A checkpoint, or a directory with policy.json and policy.safetensors.")
+        pathlib.Path, typer.Argument(help="A checkpoint, a policy's directory, or a trial's: its newest checkpoint.")
     ],
     options: OldEvaluateOptions,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to play to their end.")] = 10,
@@ -45,6 +48,7 @@ def evaluate(
         str, typer.Option("--env-config", metavar="JSON", help="Settings over those of the checkpoint's environment.")
     ] = "{}",
     device: Annotated[str, typer.Option("--device", help="'cpu' or 'cuda'.")] = "cpu",
+    networks: Networks = None,
     out: Annotated[
         str | None,
         typer.Option("--out", metavar="FILE", help="Write scores as JSON; '-': to stdout, and nothing else."),
@@ -65,19 +69,25 @@ def evaluate(
     """Play episodes with a trained policy and report every score.
 
     EfficientZero's checkpoints need not be trusted, and Ray is not started. Those of other algorithms are pickles and
-    need --trust-checkpoint.
+    need --trust-checkpoint; RLlib plays them, without --num-simulations, --num-envs, --device, --networks, --video
+    and --tree.
 
     FILE of --tree ends in .html or .svg (default: tree.html).
+
+    Exit codes: 0 done; 2 wrong input, among it a step of --tree that the first episode did not reach, which is said
+    once the scores are written.
     """
     with exit_codes():
         options.warn()
         settings = parse_json_option(env_config, "--env-config")
-        if not (checkpoint / "policy").is_dir() and not (checkpoint / "policy.json").is_file():
-            _evaluate_with_rllib(checkpoint, trust_checkpoint, (video, tree), episodes, seed, env, settings, out)
+        if not _is_efficientzeros(checkpoint):
+            meaningless = [name for name in ONLY_EFFICIENTZERO if _is_given(context, name)]
+            newest = max(checkpoint.glob("checkpoint_*"), default=checkpoint)
+            _evaluate_with_rllib(newest, trust_checkpoint, meaningless, episodes, seed, env, settings, out)
             return
         step, tree_file = parse_tree_option(tree)
-        policy = load_or_explain(checkpoint, device)
-        with _watching(video, fps, step, tree_file) as watch:
+        policy, path = load_or_explain(checkpoint, device, networks)
+        with _watching(video, fps, step, tree_file, quiet=out == "-") as watch:
             report = play(
                 policy,
                 episodes=episodes,
@@ -89,19 +99,26 @@ def evaluate(
                 on_decision=watch,
                 on_episode=None if out == "-" else _say_episode,
             )
-        write_report({"checkpoint": str(checkpoint), **report}, out)
+            # Before the pictures are spoken of: one may be missing, and the scores are there all the same.
+            write_report({"checkpoint": str(path), **report}, out)
 
 
-def load_or_explain(checkpoint: pathlib.Path, device: str = "cpu") -> Policy:
-    """The policy of a checkpoint, which need not be trusted.
+def load_or_explain(
+    checkpoint: pathlib.Path, device: str = "cpu", networks: str | None = None
+) -> tuple[Policy, pathlib.Path]:
+    """The policy of a checkpoint, or of the newest of a trial, and where that is; it need not be trusted.
+
+    Of a checkpoint only the policy is read, not the gigabytes of its replay.
 
     Raises:
-        InputError: there is none, or it is damaged, or the device does not exist.
+        InputError: see `loading_explained`.
     """
+    from rllib_efficientzero.checkpoint.policy_files import POLICY_FILES, newest_policy
     from rllib_efficientzero.policy import load_policy
 
     with loading_explained(device):
-        return load_policy(checkpoint, device=device)
+        path = newest_policy(checkpoint, below=POLICY_FILES, warn=say_warning)
+        return load_policy(path, device=device, networks=networks), path
 
 
 def parse_tree_option(text: str | None) -> tuple[int, pathlib.Path | None]:
@@ -213,7 +230,9 @@ def _say_episode(index: int, episode: Episode) -> None:
 
 
 @contextmanager
-def _watching(video: pathlib.Path | None, fps: float, step: int, tree_file: pathlib.Path | None) -> Iterator[Any]:
+def _watching(
+    video: pathlib.Path | None, fps: float, step: int, tree_file: pathlib.Path | None, *, quiet: bool
+) -> Iterator[Any]:
     """What is called at every decision to record the first episode and to draw one of its trees."""
     if video is None and tree_file is None:
         yield None
@@ -239,11 +258,11 @@ def _watching(video: pathlib.Path | None, fps: float, step: int, tree_file: path
     finally:
         if recorder is not None:
             recorder.close()
-    if recorder is not None:
+    if recorder is not None and not quiet:
         say(f"video {video} ({recorder.num_frames} frames)")
     if tree_file is not None and not drawn:
-        raise InputError(f"the first episode ended before step {step}", "--tree")
-    if tree_file is not None:
+        raise InputError(f"no tree was drawn: the first episode ended before step {step}", "--tree")
+    if tree_file is not None and not quiet:
         say(f"tree {tree_file}")
 
 
@@ -261,10 +280,22 @@ def _draw_tree(moment: Moment, file: pathlib.Path) -> None:
     file.write_text(draw(tree, names, f"Search at step {moment.step}"), encoding="utf-8")
 
 
+def _is_efficientzeros(path: pathlib.Path) -> bool:
+    """Whether a policy, a checkpoint or a trial, whole or not, is EfficientZero's."""
+    of_trial = any(path.glob("checkpoint_*/policy"))
+    return of_trial or (path / "policy").is_dir() or (path / "policy.json").is_file()
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, be it as its default is."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _evaluate_with_rllib(
     checkpoint: pathlib.Path,
     trusted: bool,
-    pictures: tuple[Any, Any],
+    meaningless: list[str],
     episodes: int,
     seed: int,
     env: str | None,
@@ -283,8 +314,9 @@ def _evaluate_with_rllib(
             f"{checkpoint} has no policy.json; RLlib's own checkpoints are pickles, which run code when they are "
             "loaded; if you trust this one, add --trust-checkpoint"
         )
-    if any(picture is not None for picture in pictures):
-        raise InputError("only EfficientZero's policies can be drawn", "--video" if pictures[0] else "--tree")
+    if meaningless:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
+        raise InputError("only for EfficientZero's policies; RLlib plays those of other algorithms", options)
     from rllib_efficientzero.cli.ray_session import set_verbosity
 
     set_verbosity(0)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rllib_efficientzero import known_keys, metrics
+from rllib_efficientzero import known_keys
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.loggers import LoggerSettings, resolve_loggers
 from rllib_efficientzero.cli.overrides import merge_deep
@@ -188,7 +188,7 @@ def parse_experiment(name: Any, spec: Any, place: Place, overrides: Overrides) -
         name=name,
         run=run,
         config=config,
-        stop=_stop(values, place, overrides, schema, warnings),
+        stop=_stop(values, place, overrides, warnings),
         num_samples=_num_samples(values, place),
         storage_path=_storage_path(values, overrides, warnings),
         checkpoint=_checkpoint(values, place, overrides, warnings),
@@ -300,13 +300,7 @@ def _check_env(name: str, run: str, config: Mapping[str, Any], place: Place) -> 
         raise InputError(f"experiment {name!r} has no environment: add `env: CartPole-v1`, say, or --env", place())
 
 
-def _stop(
-    values: Mapping[str, Any],
-    place: Place,
-    overrides: Overrides,
-    schema: KeySchema | None,
-    warnings: list[str],
-) -> dict[str, float]:
+def _stop(values: Mapping[str, Any], place: Place, overrides: Overrides, warnings: list[str]) -> dict[str, float]:
     """The file's criteria with `--stop` over them."""
     try:
         stop, told = resolve_stop(values.get("stop") or {})
@@ -317,11 +311,7 @@ def _stop(
     except ConfigError as error:
         raise InputError(error.message, "--stop") from error
     warnings.extend(told + told_over)
-    stop.update(over)
-    if schema and "total_env_steps" in schema.types:
-        # Such a run has an end of its own: once its budget is spent and learnt, further iterations would do nothing.
-        stop.setdefault(metrics.TRAINING_DONE, 1.0)
-    return stop
+    return stop | over
 
 
 def _num_samples(values: Mapping[str, Any], place: Place) -> int:

@@ -8,24 +8,28 @@ from typing import Annotated
 
 import typer
 
+from rllib_efficientzero.cli.checkpoints import Networks
 from rllib_efficientzero.cli.console import say
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.evaluate import load_or_explain
 
 
 def export(
-    checkpoint: Annotated[pathlib.Path, typer.Argument(help="A checkpoint of EfficientZero.")],
+    checkpoint: Annotated[
+        pathlib.Path, typer.Argument(help="A checkpoint of EfficientZero, or the directory of a trial: its newest.")
+    ],
     directory: Annotated[pathlib.Path, typer.Argument(help="Where to; made if needed.")],
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also the three networks as ONNX (needs the extra [onnx]).")
     ] = False,
+    networks: Networks = None,
 ) -> None:
     """Write policy.json and policy.safetensors, which are all that acting needs; no pickle among them."""
     with exit_codes():
-        policy = load_or_explain(checkpoint)
+        policy, path = load_or_explain(checkpoint, networks=networks)
         from rllib_efficientzero.checkpoint.policy_files import DESCRIPTION, WEIGHTS, read_description
 
-        files = read_description(checkpoint)
+        files = read_description(path)
         if directory.resolve() == files.path.parent.resolve():
             raise InputError("is where the policy is already", str(directory))
         try:
@@ -43,5 +47,5 @@ def export(
                 written += export_onnx(policy, directory)
             except OnnxMissingError as error:
                 raise InputError(str(error), "--onnx") from error
-        for path in written:
-            say(f"{path}  {path.stat().st_size:,} bytes")
+        for file in written:
+            say(f"{file}  {file.stat().st_size:,} bytes")

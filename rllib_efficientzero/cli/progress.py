@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,8 @@ class TrialProgress:
     """One trial's reports, as far as rates need them."""
 
     criteria: Mapping[str, float]
-    budget: float | None = None
-    """Environment steps the run is to take, if it says so."""
+    budget: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> what it comes to by the end of the run, which is over once all have; empty if the run does not say."""
     history: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """(seconds, fraction done, environment steps) of the last reports."""
 
@@ -36,7 +36,7 @@ class TrialProgress:
         self.history.append((seconds, self._fraction(result), steps or 0.0))
         columns = {
             "iter": _count(lookup(result, "training_iteration")),
-            "env steps": self._steps(steps),
+            "env steps": self._steps(result),
             "updates": _count(lookup(result, metrics.NUM_UPDATES_LIFETIME)),
             "replay ratio": _number(lookup(result, metrics.EFFECTIVE_REPLAY_RATIO)),
             "return": _number(lookup(result, EPISODE_RETURN)),
@@ -48,18 +48,22 @@ class TrialProgress:
         }
         return {name: text for name, text in columns.items() if text}
 
-    def _steps(self, steps: float | None) -> str:
-        target = self.budget or self.criteria.get(ENV_STEPS)
+    def _steps(self, result: Mapping[str, Any]) -> str:
+        """Those that are counted: against a budget, with those hidden in resets."""
+        counted = metrics.NUM_INTERACTIONS_LIFETIME if self.budget else ENV_STEPS
+        steps, target = lookup(result, counted), {**self.criteria, **self.budget}.get(counted)
         if steps is None or not target:
             return _count(steps)
         return f"{steps:,.0f}/{target:,.0f} ({min(steps / target, 1):.0%})"
 
     def _fraction(self, result: Mapping[str, Any]) -> float:
-        """How much of the run is done: the criterion that is nearest to its end."""
-        criteria = {name: self.criteria[name] for name in GROWING if self.criteria.get(name)}
-        if self.budget:
-            criteria[ENV_STEPS] = min(self.budget, criteria.get(ENV_STEPS, self.budget))
-        return max((value / criteria[name] for name in criteria if (value := lookup(result, name))), default=0.0)
+        """How much of the run is done: by the criterion that is nearest to its end, or by what is farthest from the
+        budget's, all of which is to be spent."""
+
+        def shares(targets: Mapping[str, float], names: Iterable[str]) -> list[float]:
+            return [(lookup(result, name) or 0.0) / targets[name] for name in names if targets.get(name)]
+
+        return max([*shares(self.criteria, GROWING), min(shares(self.budget, self.budget), default=0.0)])
 
     def _steps_per_second(self, seconds: float) -> float | None:
         first, last = self.history[0], self.history[-1]

@@ -26,7 +26,7 @@ class ProgressCallback(Callback):
         self,
         name: str,
         criteria: Mapping[str, float],
-        budget: float | None = None,
+        budget: Mapping[str, float] | None = None,
         live: bool = False,
         checkpoint: Mapping[str, Any] | None = None,
         begin_with: Mapping[str, pathlib.Path] | None = None,
@@ -34,13 +34,13 @@ class ProgressCallback(Callback):
         """Args:
         name: The experiment's.
         criteria: Stop criteria.
-        budget: Environment steps of the whole run, if it has such a budget.
+        budget: Metric -> what it comes to by the end of a run, if that is known.
         live: Draw a table that is redrawn in place.
         checkpoint: Checkpoint settings (arguments of `CheckpointConfig`).
         begin_with: Trial id -> the checkpoint that a resumed trial goes on from.
         """
         self.begin_with = dict(begin_with or {})
-        self.settings = (name, dict(criteria), budget, live, dict(checkpoint or {}))
+        self.settings = (name, dict(criteria), dict(budget or {}), live, dict(checkpoint or {}))
         self.trials: list[Trial] = []
         self.unfinished: list[Trial] = []
         """Those still to be trained when the last step ended; an interrupted run marks them as terminated later."""

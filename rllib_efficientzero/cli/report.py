@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from rllib_efficientzero.cli.runner import Outcome
+
+SECRET_OPTION = "--wandb-key"
+SECRET = '"$WANDB_API_KEY"'
+"""What stands for it in a command that is printed: the variable in which Weights & Biases looks for a key, too."""
 
 
 def print_start(prepared: Prepared, resume: bool) -> None:
@@ -57,9 +62,17 @@ def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None
 
 
 def resume_command(argv: Sequence[str]) -> str:
-    """This command again, with `--resume`."""
-    resume = [] if "--resume" in argv else ["--resume"]
-    return shlex.join(["rllib", *argv, *resume])
+    """This command again, with `--resume`; a secret, which logs must not keep, is the shell's variable."""
+    words = ["rllib"]
+    for before, word in pairwise(["rllib", *argv]):
+        option, equals, _ = word.partition("=")
+        if before == SECRET_OPTION:
+            words.append(SECRET)
+        elif equals and option == SECRET_OPTION:
+            words.append(f"{option}={SECRET}")
+        else:
+            words.append(shlex.quote(word))
+    return " ".join(words if "--resume" in argv else [*words, "--resume"])
 
 
 def _table(outcome: Outcome) -> Table:

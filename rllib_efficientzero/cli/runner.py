@@ -12,12 +12,14 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from rllib_efficientzero.cli.algorithms import Prepared
+from rllib_efficientzero.cli.announce import budget
 from rllib_efficientzero.cli.checkpoints import check_nothing_is_lost, newest_checkpoints
 from rllib_efficientzero.cli.console import out, say, say_warning
 from rllib_efficientzero.cli.errors import ExitCode
 from rllib_efficientzero.cli.loggers import make_loggers
 from rllib_efficientzero.cli.progress_callback import ProgressCallback
 from rllib_efficientzero.cli.schedulers import make_scheduler, tune_space
+from rllib_efficientzero.cli.settings import changed_settings
 from rllib_efficientzero.cli.signals import StopCallback, signals_caught
 from rllib_efficientzero.cli.stopping import is_met
 
@@ -104,7 +106,7 @@ def _callback(prepared: Prepared, checkpoints: dict[str, pathlib.Path], verbosit
     return ProgressCallback(
         experiment.name,
         experiment.stop,
-        budget=getattr(prepared.config, "total_env_steps", None),
+        budget=budget(prepared.config),
         live=out.is_terminal and verbosity == 0,
         checkpoint=experiment.checkpoint,
         begin_with=checkpoints,
@@ -193,17 +195,9 @@ def _saved_trials(path: str) -> list[Trial]:
 
 def _warn_of_changes(saved: list[Trial], prepared: Prepared, checkpoints: dict[str, pathlib.Path]) -> None:
     """A resumed trial keeps the config it was started with."""
-    old = saved[0].config
-    searched = {key for trial in saved for key, value in trial.config.items() if value != old.get(key)}
-    changed = [
-        key
-        for key, value in prepared.param_space.items()
-        if key not in searched and isinstance(value, bool | int | float | str) and old.get(key) != value
-    ]
+    changed = changed_settings(prepared, [trial.config for trial in saved])
     if changed:
-        say_warning(
-            f"a resumed run keeps its config; these settings differ now and are ignored: {', '.join(sorted(changed))}"
-        )
+        say_warning(f"a resumed run keeps its config; these settings differ now and are ignored: {', '.join(changed)}")
     without = [trial.trial_id for trial in saved if trial.checkpoint is None and trial.trial_id not in checkpoints]
     if without:
         say_warning(f"no checkpoint was written by {', '.join(without)}: starting from the beginning")

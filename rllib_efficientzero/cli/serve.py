@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rllib_efficientzero.checkpoint.manifest import CheckpointError
-from rllib_efficientzero.cli.checkpoints import loading_explained
+from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
 from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.overrides import parse_json_option
@@ -47,6 +47,7 @@ def play(
     env: Env = None,
     env_config: EnvConfig = "{}",
     device: Device = "cpu",
+    networks: Networks = None,
     follow: Follow = False,
     decoder: Annotated[
         pathlib.Path | None,
@@ -61,7 +62,7 @@ def play(
         settings = parse_json_option(env_config, "--env-config")
         if decoder is not None and follow:
             raise InputError("a decoder knows one checkpoint; --follow exchanges it", "--decoder")
-        service = _service(checkpoint, device, decoder, follow=follow)
+        service = _service(checkpoint, device, networks, decoder, follow=follow)
         _check_env(service, env, settings)
         _warn_if_open(host, token)
         _serve_here(service, host, port, env=env, env_config=settings, follow=follow, token=token)
@@ -83,6 +84,7 @@ def serve(
     token: Token = None,
     env: Env = None,
     env_config: EnvConfig = "{}",
+    networks: Networks = None,
     follow: Follow = False,
     ray_address: Annotated[str | None, typer.Option(help="Serve on this running cluster.")] = None,
 ) -> None:
@@ -92,7 +94,7 @@ def serve(
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
-        service = _service(checkpoint, "cpu", follow=follow)
+        service = _service(checkpoint, "cpu", networks, follow=follow)
         if env is not None:
             _check_env(service, env, settings)
         _warn_if_open(host, token)
@@ -127,6 +129,7 @@ def serve(
             "token": token,
             "env": env,
             "env_config": settings,
+            "networks": networks,
             "follow": follow,
         }
         with ray_session(RayOptions(address=ray_address)):
@@ -134,7 +137,12 @@ def serve(
 
 
 def _service(
-    checkpoint: pathlib.Path, device: str, decoder: pathlib.Path | None = None, *, follow: bool
+    checkpoint: pathlib.Path,
+    device: str,
+    networks: str | None,
+    decoder: pathlib.Path | None = None,
+    *,
+    follow: bool,
 ) -> PolicyService:
     """The policy; says what is wrong with it before anything is started."""
     try:
@@ -145,7 +153,7 @@ def _service(
     from rllib_efficientzero.serve.service import PolicyService
 
     with loading_explained(device):
-        service = PolicyService(checkpoint, device=device, decoder=decoder)
+        service = PolicyService(checkpoint, device=device, networks=networks, decoder=decoder)
     try:
         if follow:
             service.trial()

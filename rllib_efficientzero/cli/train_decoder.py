@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rllib_efficientzero.cli.checkpoints import loading_explained
-from rllib_efficientzero.cli.console import say
+from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
+from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def train_decoder_command(
     width: Annotated[int, typer.Option("--width", min=1, max=1024, help="Channels inside of the decoder.")] = 32,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of its weights, and of the frames drawn.")] = 0,
     device: Annotated[str, typer.Option("--device", help="'cpu' or 'cuda'.")] = "cpu",
+    networks: Networks = None,
 ) -> None:
     """Teach a decoder to draw what a policy imagines, for `rllib play CHECKPOINT --decoder FILE`.
 
@@ -43,7 +44,7 @@ def train_decoder_command(
         if file.suffix != SUFFIX:
             raise InputError(f"must end in {SUFFIX}, not {file.suffix!r}", str(file))
         with loading_explained(device):
-            policy, train, held_out = _load(checkpoint, device, seed)
+            policy, train, held_out = _load(checkpoint, device, networks, seed)
         from rllib_efficientzero.playing.imagination import write_decoder
 
         try:
@@ -56,7 +57,9 @@ def train_decoder_command(
         say(f"{file}  {file.stat().st_size:,} bytes")
 
 
-def _load(checkpoint: pathlib.Path, device: str, seed: int) -> tuple[Policy, FixedReplay, FixedReplay]:
+def _load(
+    checkpoint: pathlib.Path, device: str, networks: str | None, seed: int
+) -> tuple[Policy, FixedReplay, FixedReplay]:
     """The policy, the frames to learn from and those held out.
 
     Raises:
@@ -64,13 +67,13 @@ def _load(checkpoint: pathlib.Path, device: str, seed: int) -> tuple[Policy, Fix
         InputError: there is no replay, or too little in it.
     """
     from rllib_efficientzero.analysis import fixed_replay
+    from rllib_efficientzero.checkpoint.policy_files import newest_policy
     from rllib_efficientzero.playing.imagination import check_decodable
     from rllib_efficientzero.policy import load_policy
     from rllib_efficientzero.replay.storage import ReplayLoadError
-    from rllib_efficientzero.serve.service import newest_policy
 
-    path = newest_policy(checkpoint)
-    policy = load_policy(path, device=device)
+    path = newest_policy(checkpoint, warn=say_warning)
+    policy = load_policy(path, device=device, networks=networks)
     check_decodable(policy)
     try:
         return policy, *fixed_replay.load(path, held_out=HELD_OUT, unroll_steps=0, seed=seed)

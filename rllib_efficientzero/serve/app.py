@@ -48,14 +48,15 @@ class ServeArguments(BaseModel):
     token: str | None = None
     env: str | None = None
     env_config: dict[str, Any] = Field(default_factory=dict)
+    networks: str | None = None
     follow: bool = False
 
 
 class PolicyReplica:
     """One policy on one device."""
 
-    def __init__(self, gpus: float, max_batch_size: int, batch_wait_s: float) -> None:
-        self._device = "cuda" if gpus > 0 else "cpu"
+    def __init__(self, gpus: float, max_batch_size: int, batch_wait_s: float, networks: str | None) -> None:
+        self._device, self._networks = "cuda" if gpus > 0 else "cpu", networks
         self._service: PolicyService | None = None
         self._executor = ThreadPoolExecutor(max_workers=1)
         self._watcher: asyncio.Task[None] | None = None
@@ -65,7 +66,7 @@ class PolicyReplica:
     async def reconfigure(self, settings: dict[str, Any]) -> None:
         """Loads the checkpoint; called at the start, and when the application is deployed with another one."""
         if self._service is None:
-            self._service = PolicyService(settings["checkpoint"], device=self._device)
+            self._service = PolicyService(settings["checkpoint"], device=self._device, networks=self._networks)
         else:
             await asyncio.to_thread(self._service.load, settings["checkpoint"])
         self._watcher = _watcher(self._service, settings, self._watcher)
@@ -115,7 +116,7 @@ class Front:
 
     def __init__(self, policy: Any, arguments: dict[str, Any]) -> None:
         self._policy, self._arguments = policy, ServeArguments(**arguments)
-        self._service = PolicyService(self._arguments.checkpoint)
+        self._service = PolicyService(self._arguments.checkpoint, networks=self._arguments.networks)
         self._watcher: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -166,7 +167,7 @@ def build(arguments: ServeArguments) -> Any:
         arguments: or a dict of them.
     """
     given = arguments if isinstance(arguments, ServeArguments) else ServeArguments(**arguments)
-    searching = (given.gpus_per_replica, given.max_batch_size, given.batch_wait_s)
+    searching = (given.gpus_per_replica, given.max_batch_size, given.batch_wait_s, given.networks)
     exchanged = {"checkpoint": given.checkpoint, "follow": given.follow}
     policy = serve.deployment(
         PolicyReplica,
@@ -190,7 +191,7 @@ def build(arguments: ServeArguments) -> Any:
         max_ongoing_requests=4 * given.max_queued,
     )
     values = given.model_dump()
-    kept = {name: values[name] for name in ("token", "env", "env_config", "max_queued")}
+    kept = {name: values[name] for name in ("token", "env", "env_config", "networks", "max_queued")}
     return _versioned(front, kept).bind(_versioned(policy, searching).bind(*searching), values)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rllib_efficientzero.checkpoint.manifest import CheckpointError, find_newest
-from rllib_efficientzero.checkpoint.policy_files import DESCRIPTION, POLICY_DIR
+from rllib_efficientzero.checkpoint.manifest import CheckpointError
+from rllib_efficientzero.checkpoint.policy_files import POLICY_FILES, newest_policy
 from rllib_efficientzero.checkpoint.spaces import space_to_json
 from rllib_efficientzero.env.checks import OBSERVATIONS
 from rllib_efficientzero.models.decoder import Decoder
@@ -23,8 +23,6 @@ from rllib_efficientzero.policy import Policy, load_policy
 
 logger = logging.getLogger(__name__)
 
-SERVED = f"{POLICY_DIR}/"
-"""Of a checkpoint's files; the others, the replay's gigabytes among them, are not read."""
 MAX_IMAGINED = 8
 """Steps of the principal line that are decoded."""
 
@@ -86,6 +84,7 @@ class PolicyService:
     Args:
         checkpoint: a checkpoint or a policy's directory; or a trial's, whose newest whole checkpoint is taken.
         device: where the network goes.
+        networks: dotted path of the class of custom networks; see `load_policy`.
         decoder: a file of `rllib train-decoder`, to see what the policy imagines.
 
     Raises:
@@ -93,14 +92,19 @@ class PolicyService:
     """
 
     def __init__(
-        self, checkpoint: str | pathlib.Path, *, device: str = "cpu", decoder: pathlib.Path | None = None
+        self,
+        checkpoint: str | pathlib.Path,
+        *,
+        device: str = "cpu",
+        networks: str | None = None,
+        decoder: pathlib.Path | None = None,
     ) -> None:
-        self._device = device
+        self._device, self._networks = device, networks
         self._searching = threading.Lock()
         # A newer checkpoint of the last trial must not come after the policy of another.
         self._exchanging = threading.RLock()
-        self.loaded_from = newest_policy(pathlib.Path(checkpoint).absolute(), below=SERVED)
-        self._policy = load_policy(self.loaded_from, device=device)
+        self.loaded_from = newest_policy(pathlib.Path(checkpoint).absolute(), below=POLICY_FILES)
+        self._policy = load_policy(self.loaded_from, device=device, networks=networks)
         self._decoder = None if decoder is None else load_decoder(decoder, self._policy)
 
     @property
@@ -115,8 +119,8 @@ class PolicyService:
             CheckpointError: there is none, or it was trained on other observations or actions; the old one stays.
         """
         with self._exchanging:
-            path = newest_policy(pathlib.Path(checkpoint).absolute(), below=SERVED)
-            new = load_policy(path, device=self._device)
+            path = newest_policy(pathlib.Path(checkpoint).absolute(), below=POLICY_FILES)
+            new = load_policy(path, device=self._device, networks=self._networks)
             old = self._policy
             if (new.observation_space, new.action_space) != (old.observation_space, old.action_space):
                 raise CheckpointError(
@@ -147,7 +151,7 @@ class PolicyService:
             if max((path.name for path in trial.glob("checkpoint_*")), default="") <= self.loaded_from.name:
                 return False
             try:
-                newest = newest_policy(trial, below=SERVED)
+                newest = newest_policy(trial, below=POLICY_FILES)
                 if newest.name <= self.loaded_from.name:
                     return False
                 self.load(newest)
@@ -200,24 +204,6 @@ class PolicyService:
                 found = _search_together(policy, decoder, [queries[index] for index in indices])
                 answers.update(zip(indices, found, strict=True))
         return [answers[index] for index in range(len(queries))]
-
-
-def newest_policy(path: pathlib.Path, *, below: str = "") -> pathlib.Path:
-    """The policy at `path`, or in the newest whole checkpoint in it.
-
-    Args:
-        path: a checkpoint, a policy's directory or a trial's.
-        below: the files of a checkpoint that have to be whole; see `verify`.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if (path / DESCRIPTION).is_file() or (path / POLICY_DIR / DESCRIPTION).is_file():
-        return path
-    newest = find_newest(path, below=below, warn=logger.warning) if path.is_dir() else None
-    if newest is None:
-        raise CheckpointError(f"There is no policy and no whole checkpoint in {path}.")
-    return newest
 
 
 def _search_together(policy: Policy, decoder: Decoder | None, queries: list[Query]) -> list[Answer]:

@@ -116,8 +116,9 @@ def test_resume_goes_on(trained: pathlib.Path, cluster: str) -> None:
 
     target = reached + 2
     finishing = ("ppo.yaml", "--resume", "--stop", json.dumps({"training_iteration": target}), *address)
-    done = run(trained, *finishing)
+    done = run(trained, *finishing, "--config", '{"grad_clip": 3, "evaluation": {"evaluation_config": {"seed": 1}}}')
     assert done.returncode == 0, done.stderr
+    assert "these settings differ now and are ignored: evaluation_config, grad_clip\n" in done.stderr
     iterations = [line["training_iteration"] for line in results(trained)]
     assert iterations[-1] == target
     # From the newest checkpoint, which is at most one iteration older than the last report.

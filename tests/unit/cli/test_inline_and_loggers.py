@@ -15,6 +15,7 @@ from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment, Overrides, load_experiments
 from rllib_efficientzero.cli.inline_source import load_inline_experiment
 from rllib_efficientzero.cli.main import app
+from rllib_efficientzero.cli.report import resume_command
 from rllib_efficientzero.cli.train_options import TrainOptions
 
 
@@ -86,6 +87,19 @@ def test_a_run_without_a_file_is_prepared() -> None:
     plan = yaml.safe_load(done.stdout.replace("# mine", "#"))["mine"]
     assert plan["run"].endswith("PPO")
     assert "--framework is not needed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--wandb-key", "s3cret"], '--wandb-key "$WANDB_API_KEY" --resume'),
+        (["--wandb-key=s3cret", "--resume"], '--wandb-key="$WANDB_API_KEY" --resume'),
+        (["--resume", "--wandb-key", "s3cret"], '--resume --wandb-key "$WANDB_API_KEY"'),
+        (["--wandb-project", "s p", "-s", '{"a": 1}'], """--wandb-project 's p' -s '{"a": 1}' --resume"""),
+    ],
+)
+def test_the_command_that_goes_on_holds_no_secret(given: list[str], told: str) -> None:
+    assert resume_command(["train", "--run", "PPO", *given]) == f"rllib train --run PPO {told}"
 
 
 def with_loggers(directory: pathlib.Path, written: str) -> Experiment:

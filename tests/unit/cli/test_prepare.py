@@ -19,6 +19,7 @@ from ray import tune
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from rllib_efficientzero import EfficientZero
 from tests.malformed_envs import TextObservations
 
 class MyConfig(PPOConfig):
@@ -30,6 +31,9 @@ class MyPPO(PPO):
     @classmethod
     def get_default_config(cls):
         return MyConfig()
+
+class MyEfficientZero(EfficientZero):
+    pass
 
 class MyCallback(RLlibCallback):
     pass
@@ -176,6 +180,41 @@ def test_python_file(directory: pathlib.Path) -> None:
     assert plan["stop"] == {"env_runners/episode_return_mean": 100}
     assert plan["config"]["lr"] == 0.25
     assert plan["config"]["num_env_runners"] == 1
+
+
+PYTHON_FILE = """
+    from {module} import {algorithm}Config
+    config = {algorithm}Config().environment("CartPole-v1")
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (experiment("EfficientZero"), "x.yaml"),
+        (experiment("rllib_efficientzero.EfficientZero"), "x.yaml"),
+        (experiment("my_module.MyEfficientZero"), "x.yaml"),
+        (PYTHON_FILE.format(module="rllib_efficientzero", algorithm="EfficientZero"), "x.py"),
+    ],
+    ids=["by name", "by path", "a class of one's own", "in Python"],
+)
+def test_efficientzero_ends_when_its_budget_is_learnt(directory: pathlib.Path, text: str, name: str) -> None:
+    assert yaml.safe_load(dry_run(text, name=name).stdout)["x"]["stop"] == {"training_done": 1}
+    given = dry_run(text, "--stop", '{"training_iteration": 3, "training_done": 2}', name=name)
+    assert yaml.safe_load(given.stdout)["x"]["stop"] == {"training_iteration": 3, "training_done": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (experiment("PPO"), "x.yaml"),
+        (experiment("my_module.MyPPO"), "x.yaml"),
+        (PYTHON_FILE.format(module="ray.rllib.algorithms.ppo", algorithm="PPO"), "x.py"),
+    ],
+    ids=["by name", "a class of one's own", "in Python"],
+)
+def test_what_has_no_budget_goes_on(directory: pathlib.Path, text: str, name: str) -> None:
+    assert "stop" not in yaml.safe_load(dry_run(text, name=name).stdout)["x"]
 
 
 def test_python_file_without_a_config(directory: pathlib.Path) -> None:

@@ -111,13 +111,6 @@ def test_local_mode_leaves_one_process(tmp_path: pathlib.Path) -> None:
     assert experiment.config["num_env_runners"] == experiment.config["num_learners"] == 0
 
 
-def test_efficientzero_ends_when_its_budget_is_learnt(tmp_path: pathlib.Path) -> None:
-    text = "a: {run: EfficientZero, env: CartPole-v1}\nb: {run: PPO, env: CartPole-v1}\n"
-    first, second = load(text, tmp_path)
-    assert first.stop == {"training_done": 1}
-    assert second.stop == {}
-
-
 def test_storage_may_be_a_bucket(tmp_path: pathlib.Path) -> None:
     (experiment,) = load(OLD_STYLE, tmp_path, storage_path="s3://bucket/runs/")
     assert experiment.path == "s3://bucket/runs/cartpole-ppo"

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from rllib_efficientzero import EfficientZeroConfig
+from rllib_efficientzero.cli.announce import budget
 from rllib_efficientzero.cli.progress import TrialProgress, duration
 from rllib_efficientzero.cli.stopping import is_met, lookup, resolve_stop
 
@@ -58,6 +60,7 @@ def efficientzero_result(seconds: float, steps: int) -> dict[str, Any]:
     return {
         "training_iteration": steps // 1000,
         "num_env_steps_sampled_lifetime": steps,
+        "num_interactions_lifetime": steps,
         "num_updates_lifetime": steps // 2,
         "replay_ratio": 0.5,
         "time_total_s": seconds,
@@ -67,7 +70,9 @@ def efficientzero_result(seconds: float, steps: int) -> dict[str, Any]:
 
 
 def test_columns_of_efficientzero() -> None:
-    progress = TrialProgress(criteria={"training_done": 1}, budget=100_000)
+    progress = TrialProgress(
+        {"training_done": 1}, {"num_interactions_lifetime": 100_000, "num_updates_lifetime": 50_000}
+    )
     progress.update(efficientzero_result(100, 10_000))
     columns = progress.update(efficientzero_result(200, 30_000))
     assert columns == {
@@ -82,6 +87,36 @@ def test_columns_of_efficientzero() -> None:
         "elapsed": "3m20s",
         "left": "5m50s",  # 70 % at 20 % in 100 s
     }
+
+
+def budgeted(seconds: float, interactions: int, updates: int) -> dict[str, Any]:
+    """Every fifth interaction is hidden in a reset."""
+    counted = {"num_interactions_lifetime": interactions, "num_updates_lifetime": updates}
+    return {"time_total_s": seconds, "num_env_steps_sampled_lifetime": interactions * 4 // 5, **counted}
+
+
+def test_a_budget_is_of_interactions_and_updates() -> None:
+    """By default a sixth of the updates comes after the last environment step."""
+    progress = TrialProgress({"training_done": 1}, budget(EfficientZeroConfig()))
+    assert "left" not in progress.update(budgeted(0, 0, 0))
+    last = progress.update(budgeted(1000, 100_000, 100_000))
+    assert last["env steps"] == "100,000/100,000 (100%)"
+    assert last["left"] == "3m20s"  # a sixth of the updates, five sixths of which took 1000 s
+    assert progress.update(budgeted(1100, 100_000, 110_000))["left"] == "1m40s"
+    assert progress.update(budgeted(1200, 100_000, 120_000))["left"] == "0s"
+
+
+def test_steps_may_be_what_is_left_of_a_budget() -> None:
+    progress = TrialProgress({}, {"num_interactions_lifetime": 100, "num_updates_lifetime": 0})
+    progress.update(budgeted(10, 50, 0))
+    assert progress.update(budgeted(20, 75, 0))["left"] == "10s"
+
+
+def test_a_criterion_may_come_before_the_budgets_end() -> None:
+    criteria = {"num_env_steps_sampled_lifetime": 1600, "training_done": 1}
+    progress = TrialProgress(criteria, budget(EfficientZeroConfig()))
+    progress.update(budgeted(10, 500, 500))
+    assert progress.update(budgeted(20, 1000, 1000))["left"] == "20s"
 
 
 def test_columns_without_metrics_are_dropped() -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from policy_helpers import IMAGES, VECTORS, write_tiny_policy
+from policy_helpers import IMAGES, VECTORS, write_policy_with_other_weights, write_tiny_policy
 from typer.testing import CliRunner
 
+from rllib_efficientzero.checkpoint.manifest import write_manifest
 from rllib_efficientzero.cli import evaluate
 from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.cli.reference import with_reference
@@ -60,6 +61,9 @@ def test_evaluate_draws_video_and_tree(policy_dir: pathlib.Path, tmp_path: pathl
     assert done.exit_code == 0, done.output
     assert video.stat().st_size > 1000
     assert tree.read_text().startswith("<svg")
+    assert f"tree {tree}" in done.stdout
+    plain = rllib("evaluate", policy_dir, "--episodes", 1, "--tree", f"step=2:{tree}", "--out", "-")
+    assert len(json.loads(plain.stdout)["episodes"]) == 1, "and nothing else"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +95,21 @@ def test_evaluate_refuses_in_a_sentence(
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize("of_stdout", [False, True])
+def test_scores_are_written_where_a_tree_cannot_be(
+    policy_dir: pathlib.Path, tmp_path: pathlib.Path, of_stdout: bool
+) -> None:
+    out, tree = tmp_path / "scores.json", tmp_path / "tree.html"
+    given = ["--episodes", 2, "--tree", f"step=100000:{tree}", "--out", "-" if of_stdout else out]
+    done = rllib("evaluate", policy_dir, *given)
+    assert done.exit_code == 2, "whoever asked for a tree has none"
+    assert done.stderr == "error: --tree: no tree was drawn: the first episode ended before step 100000\n"
+    assert not tree.exists()
+    report = json.loads(done.stdout if of_stdout else out.read_text())
+    assert len(report["episodes"]) == 2
+    assert of_stdout or "over 2 episodes" in done.stdout
+
+
 def test_a_score_under_other_settings_is_no_humans(tmp_path: pathlib.Path) -> None:
     """The score relative to humans is the benchmark's, whose settings are the policy's own."""
     told = []
@@ -120,6 +139,59 @@ def test_pickles_are_not_loaded_untrusted(tmp_path: pathlib.Path) -> None:
     done = rllib("evaluate", tmp_path)
     assert done.exit_code == 2
     assert "add --trust-checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--num-simulations", "0"],
+        ["--num-envs", "8"],
+        ["--device", "cpu"],
+        ["--video", "play.mp4"],
+        ["--fps", "15"],
+        ["--tree", "step=1"],
+    ],
+)
+def test_options_about_searches_are_refused_for_other_algorithms(tmp_path: pathlib.Path, options: list[str]) -> None:
+    (tmp_path / "rllib_checkpoint.json").write_text("{}")
+    done = rllib("evaluate", tmp_path, "--trust-checkpoint", *options)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {options[0]}: only for EfficientZero's policies")
+
+
+def test_the_newest_checkpoint_of_a_trial_is_taken(tmp_path: pathlib.Path) -> None:
+    """By every verb alike: what is not whole is passed over."""
+    first, second, third = (tmp_path / f"checkpoint_{i:06d}" for i in range(3))
+    for checkpoint in (first, second, third):
+        write_tiny_policy(checkpoint / "policy", num_actions=2, env="CartPole-v1")
+    weights = write_policy_with_other_weights(second / "policy")
+    for checkpoint in (first, second, third):
+        (checkpoint / "replay").write_text("gigabytes")
+        write_manifest(checkpoint, {})
+    (second / "replay").write_text("which are not read")
+    (third / "policy" / "policy.safetensors").write_bytes(b"")
+    done = rllib("evaluate", tmp_path, "--episodes", 1, "--out", "-")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["checkpoint"] == str(second)
+    assert "warning: checkpoint passed over" in done.stderr
+    done = rllib("export", tmp_path, tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert load_policy(tmp_path / "out").description["weights"]["sha256"] == weights
+    for checkpoint in (first, second):
+        (checkpoint / "policy" / "policy.json").unlink()
+    for arguments in (["evaluate", tmp_path], ["export", tmp_path, tmp_path / "new"]):
+        done = rllib(*arguments)
+        assert done.exit_code == 2
+        assert f"There is no policy and no whole checkpoint in {tmp_path}" in done.stderr
+
+
+def test_the_newest_checkpoint_of_another_algorithms_trial_is_named(tmp_path: pathlib.Path) -> None:
+    for name in ("checkpoint_000000", "checkpoint_000001"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rllib_checkpoint.json").write_text("{}")
+    done = rllib("evaluate", tmp_path)
+    assert done.exit_code == 2
+    assert f"{tmp_path / 'checkpoint_000001'} has no policy.json" in done.stderr
 
 
 def test_examples_are_listed_shown_and_run() -> None:

@@ -13,12 +13,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from policy_helpers import write_tiny_policy
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from rllib_efficientzero import Networks
 from rllib_efficientzero.checkpoint.manifest import CheckpointError
 from rllib_efficientzero.checkpoint.policy_files import write_policy
 from rllib_efficientzero.checkpoint.spaces import space_to_json
+from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.mcts import SearchConfig
 from rllib_efficientzero.models import InferenceNetwork, ModelConfig, build_network
 from rllib_efficientzero.models.prediction import Prediction
@@ -291,8 +294,23 @@ def test_policies_ask_for_the_class_and_import_nothing(tmp_path: pathlib.Path) -
         search=dataclasses.asdict(SearchConfig(num_simulations=2)),
         mixed_precision=False,
     )
-    policy = load_policy(tmp_path, networks=Wide)
-    assert policy.act(np.zeros((4, *VECTOR), np.float32)).action.shape == (4,)
+    for given in (Wide, f"{__name__}.Wide"):
+        policy = load_policy(tmp_path, networks=given)
+        assert policy.act(np.zeros((4, *VECTOR), np.float32)).action.shape == (4,)
+    with pytest.raises(ValueError, match=r"'nowhere\.Wide' cannot be imported"):
+        load_policy(tmp_path, networks="nowhere.Wide")
     for given in (None, Networks):
         with pytest.raises(CheckpointError, match=r"networks of .*Wide.*networks=\.\.\."):
             load_policy(tmp_path, networks=given)
+
+
+def test_commands_take_the_class_by_its_path(tmp_path: pathlib.Path) -> None:
+    write_tiny_policy(tmp_path, num_actions=2, env="CartPole-v1", networks=Wide)
+    for options, code, words in (
+        ([], 2, f"networks of {__name__}.Wide"),
+        (["--networks", "nowhere.Wide"], 2, "--networks: model_config['networks'] 'nowhere.Wide' cannot be imported"),
+        (["--networks", f"{__name__}.Wide"], 0, "over 1 episode"),
+    ):
+        result = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--episodes", "1", *options])
+        assert result.exit_code == code, result.output
+        assert words in " ".join(result.output.split())

@@ -13,9 +13,10 @@ from serve_helpers import write_checkpoint
 from typer.testing import CliRunner
 
 from rllib_efficientzero.checkpoint.manifest import CheckpointError
+from rllib_efficientzero.checkpoint.policy_files import newest_policy
 from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.serve.local import build_local
-from rllib_efficientzero.serve.service import PolicyService, newest_policy
+from rllib_efficientzero.serve.service import PolicyService
 
 
 def test_a_checkpoint_is_followed_by_those_of_its_trial(
