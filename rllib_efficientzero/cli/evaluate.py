@@ -276,8 +276,11 @@ def _draw_tree(moment: Moment, file: pathlib.Path) -> None:
     tree = SearchTree.of_last_search(moment.policy, moment.row, int(moment.result.index[moment.row]))
     names = names_at(moment.env, moment.result, moment.row)
     draw = tree_svg if file.suffix == ".svg" else tree_html
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(draw(tree, names, f"Search at step {moment.step}"), encoding="utf-8")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(draw(tree, names, f"Search at step {moment.step}"), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", f"--tree {file}") from error
 
 
 def _is_efficientzeros(path: pathlib.Path) -> bool:

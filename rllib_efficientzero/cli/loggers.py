@@ -138,10 +138,14 @@ def make_loggers(loggers: list[LoggerSettings], where: str, results: str | pathl
 
 
 def _of_wandb(settings: dict[str, Any], results: str) -> dict[str, Any]:
-    """Settings with a directory for what is not sent at once, or never.
+    """Settings with a directory for what is not sent at once, or never; the key goes to the environment.
 
-    By default it would be one of Ray's temporary ones, and the copy among the results end before the run does.
+    By default the directory would be one of Ray's temporary ones, and the copy among the results end before the run
+    does. And Tune writes its callbacks among the results, the key that one of them holds included.
     """
+    if "api_key" in settings:
+        settings = dict(settings)
+        os.environ["WANDB_API_KEY"] = settings.pop("api_key")
     if settings.get("mode") in WANDB_WITHOUT_KEY:
         # Tune asks for a key unless the environment itself says so.
         os.environ["WANDB_MODE"] = settings["mode"]

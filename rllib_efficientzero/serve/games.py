@@ -44,6 +44,8 @@ class Game:
         self._picture = ""
         self._step, self._return, self._reward, self._done = 0, 0.0, 0.0, False
         self._answer = Answer()
+        self._is_answered = False
+        """whether `_answer` is about the position as it is now"""
 
     async def begin(self, seed: int | None, batcher: Batcher, num_simulations: int | None) -> dict[str, Any]:
         """The first position."""
@@ -53,11 +55,16 @@ class Game:
     async def step(self, action: int | None, batcher: Batcher, num_simulations: int | None) -> dict[str, Any]:
         """Takes an action, the search's own by default, and thinks about the next position.
 
+        If the last position was not thought about, because too many requests were waiting, no action is taken: whoever
+        asks again has taken it already.
+
         Raises:
             BadInputError: the game is over, or there is no such action.
         """
         if self._done:
             raise BadInputError("the game is over: begin a new one")
+        if not self._is_answered:
+            return await self.search(batcher, num_simulations)
         answer = self._answer
         chosen = answer.action if action is None else action
         if chosen >= len(answer.visits) or (self._legal is not None and not self._legal[chosen]):
@@ -77,7 +84,7 @@ class Game:
             answer = await batcher.act(Query(self._frames, legal, num_simulations, with_tree=True))
             if answer.problem is not None:
                 raise BadInputError(answer.problem)
-            self._answer = answer
+            self._answer, self._is_answered = answer, True
         return self._state()
 
     def close(self) -> None:
@@ -104,6 +111,7 @@ class Game:
 
     def _see(self, observation: Any) -> None:
         frame, self._legal = split_mask(observation)
+        self._is_answered = False
         self._frames = self._stack.push(frame)
         self._picture = _as_png(raw_picture(self._env, observation))
 

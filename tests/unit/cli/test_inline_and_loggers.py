@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 from unittest.mock import MagicMock
@@ -122,6 +123,18 @@ def test_loggers_are_tunes_callbacks(tmp_path: pathlib.Path, monkeypatch: pytest
     assert [type(callback).__name__ for callback in made] == ["TBXLoggerCallback", "MLflowLoggerCallback"]
     assert (made[1].experiment_name, made[1].tags) == ("name", {"a": "b"})
     made[1].mlflow_util.setup_mlflow.assert_called_once()  # type: ignore[attr-defined]
+
+
+def test_a_key_is_not_written_among_the_results(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune pickles its callbacks there."""
+    monkeypatch.setattr("ray.air.integrations.wandb.wandb", MagicMock())
+    monkeypatch.setattr("ray.air.integrations.wandb.WandbLoggerCallback.setup", MagicMock())
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    (callback,) = loggers.make_loggers(
+        [loggers.LoggerSettings("wandb", {"project": "p", "api_key": "s3cret"})], "x.yaml:4", tmp_path
+    )
+    assert "s3cret" not in repr(vars(callback))
+    assert os.environ["WANDB_API_KEY"] == "s3cret"
 
 
 def test_loggers_that_nobody_hears_are_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ def test_evaluate_draws_video_and_tree(policy_dir: pathlib.Path, tmp_path: pathl
         (["--tree", "2"], "--tree: must be 'step=N'"),
         (["--tree", "step=2:tree.png"], "drawn as .html or .svg"),
         (["--tree", "step=100000"], "ended before step 100000"),
+        (["--tree", "step=0:/dev/null/tree.svg"], "--tree /dev/null/tree.svg: cannot be written: "),
         (["--tree", "step=0", "--num-simulations", "0"], "no tree without a search"),
         (["--video", "play.avi"], "an .mp4, not '.avi'"),
         (["--env", "Acrobot-v1"], "--env: 'Acrobot-v1' has observations of"),

@@ -340,6 +340,25 @@ def test_games_are_played_step_by_step(service: PolicyService) -> None:
     talk(make_app(service), conversation)
 
 
+def test_a_step_that_is_asked_for_again_after_a_503_is_taken_once(service: PolicyService) -> None:
+    class FullAtTimes:
+        num_calls = 0
+
+        async def act(self, query: Query) -> Answer:
+            self.num_calls += 1
+            if self.num_calls in (2, 4):
+                raise OverloadedError("full")
+            return service.search([query])[0]
+
+    async def conversation(client: httpx.AsyncClient) -> None:
+        game = (await client.post("/v1/games", json={"seed": 3})).json()["id"]
+        for expected in ((503, None), (200, 1), (503, None), (200, 2), (200, 3)):
+            answer = await client.post(f"/v1/games/{game}/step", json={"action": 1})
+            assert (answer.status_code, answer.json().get("step")) == expected
+
+    talk(make_app(service, batcher=FullAtTimes()), conversation)
+
+
 def test_old_games_end(service: PolicyService) -> None:
     async def conversation(client: httpx.AsyncClient) -> list[int]:
         games = [(await client.post("/v1/games", json={})).json()["id"] for _ in range(3)]
