@@ -212,8 +212,8 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
             frame_stack: observations stacked for the networks (Table 6: 4).
             total_env_steps: budget of environment interactions, never exceeded (100k). Steps hidden in resets count; an
                 action repeated in Atari or DMControl is one.
-            total_updates: updates at the end of the run; those not owed by the replay ratio are made after the last
-                environment step (Table 6: 120k, of which 20k without collecting). None: what the ratio owes.
+            total_updates: updates at the end of the run, at least what the replay ratio owes; the others are made after
+                the last environment step (Table 6: 120k, of which 20k without collecting). None: what the ratio owes.
             replay_ratio: updates per environment step (1.0), kept exactly, whatever the machine's speed.
             num_steps_sampled_before_learning_starts: random steps before the first update (Table 6: 2000).
             replay_buffer_config: `capacity` in steps (1M), `alpha` priority exponent (0.6), `beta` exponent of the

@@ -13,8 +13,9 @@ def is_dotted_path(env: str) -> bool:
 
 
 def dotted_path_of(make: Any) -> str:
-    """The path of a class or function, by which other processes find it if it is defined in a module of its own."""
-    return f"{make.__module__}.{make.__qualname__}"
+    """The path of a class or function, by which others find it if it is defined in a module; of anything else its
+    `str`, by which nobody does."""
+    return f"{make.__module__}.{make.__qualname__}" if hasattr(make, "__qualname__") else str(make)
 
 
 def import_maker(path: str) -> Callable[[Any], Any]:
