@@ -175,7 +175,7 @@ def _budget_problems(config: Any) -> Iterator[str]:
         if getattr(config, key):
             yield (
                 f"`{key}` must be 0, not {getattr(config, key)!r}: at the end of the budget no iteration would end. "
-                "`rollout_fragment_length` makes iterations longer."
+                "`min_time_s_per_iteration` and `rollout_fragment_length` make iterations longer."
             )
 
 

@@ -287,7 +287,7 @@ def test_budgets_that_contradict_each_other_are_refused(training: dict[str, Any]
 @pytest.mark.parametrize("kind", ["sample", "train"])
 def test_iterations_that_would_not_end_are_refused(kind: str) -> None:
     key = f"min_{kind}_timesteps_per_iteration"
-    with pytest.raises(ValueError, match=f"`{key}` must be 0, not 100.*`rollout_fragment_length`"):
+    with pytest.raises(ValueError, match=f"`{key}` must be 0, not 100.*`min_time_s_per_iteration`"):
         cartpole().reporting(**{key: 100}).validate()
 
 

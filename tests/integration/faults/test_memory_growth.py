@@ -71,7 +71,7 @@ def test_training_does_not_grow(shared_ray: None, measured: Callable[[str], None
         replay_buffer_config={"capacity": 20_000},
     )
     config.env_runners(num_envs_per_env_runner=16, rollout_fragment_length=20)
-    config.reporting(min_sample_timesteps_per_iteration=2000)
+    config.reporting(min_time_s_per_iteration=1)
     algo: Any = config.build_algo()
     sizes: list[tuple[int, int]] = []
     while algo.num_interactions < 200_000:
