@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -22,8 +23,9 @@ def seconds_per_call(network: EfficientZeroNetwork, stacked_shape: tuple[int, ..
     root = network.eval().initial_inference(planes)
     latent, hidden = root.latent.repeat_interleave(4, dim=0), root.reward_hidden.repeat_interleave(4, dim=0)
     action = torch.zeros(len(latent), dtype=torch.int64)
-    encode = _fastest(lambda: network.initial_inference(planes)) / len(planes)
-    simulate = _fastest(lambda: network.recurrent_inference(latent, hidden, action)) / len(latent)
+    with _one_thread():
+        encode = _fastest(lambda: network.initial_inference(planes)) / len(planes)
+        simulate = _fastest(lambda: network.recurrent_inference(latent, hidden, action)) / len(latent)
     return encode, simulate
 
 
@@ -43,7 +45,10 @@ def run_seconds(
     simulations = config.search.num_simulations
     acting = encode + simulations * simulate
     unrolled = config.unroll_steps + 1
-    targets = (unrolled + config.td_steps) * encode + config.reanalyze_ratio * unrolled * simulations * simulate
+    searched = config.reanalyze_ratio * unrolled
+    if config.value_target == "root":
+        searched = unrolled + config.td_steps  # what continues the returns, too
+    targets = (unrolled + config.td_steps) * encode + searched * simulations * simulate
     learning = BACKWARD_FACTOR * (encode + config.unroll_steps * simulate) + config.unroll_steps * encode
     return env_steps * acting + updates * batch_size * (targets + learning)
 
@@ -55,6 +60,18 @@ def describe(seconds: float) -> str:
             return f"{seconds / size:.0f} {unit}"
     minutes = max(1, round(seconds / 60))
     return f"{minutes} minute{'s' if minutes > 1 else ''}"
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """As many as Ray lets a trial have; beside other jobs, several would also spend the processor on waiting for each
+    other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _fastest(call: Callable[[], object], repetitions: int = 3) -> float:
