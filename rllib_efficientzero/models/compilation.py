@@ -41,7 +41,7 @@ class CompiledFunction:
             try:
                 return self._compiled(*inputs, **options)
             except RuntimeError as error:
-                if torch.cuda.is_current_stream_capturing():
+                if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                     raise  # The recording has failed, not the compiler.
                 # A compiler or Triton is missing, most likely. The function's own error comes again below.
                 reason = reason_of(error)

@@ -8,6 +8,7 @@ import textwrap
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.tune.utils.serialization import TuneFunctionDecoder, TuneFunctionEncoder
 
@@ -87,6 +88,7 @@ def test_changes_are_named(
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*-ez*.yaml")), ids=lambda file: file.stem)
 def test_an_example_has_not_changed(file: pathlib.Path) -> None:
+    ray.shutdown()  # A session of other tests may not have the GPU that some ask for.
     (experiment,) = load_experiments(file, Overrides())
     prepared = prepare(experiment)
     assert changed_settings(prepared, [saved_by_tune(variant) for variant in _variants(prepared.param_space)]) == []

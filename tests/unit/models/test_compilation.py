@@ -104,3 +104,25 @@ def test_an_error_of_the_function_itself_is_raised(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(RuntimeError, match="out of memory"):
         CompiledFunction(broken)(torch.zeros(1))
+
+
+def test_a_recording_that_fails_does_not_speak_against_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+
+    def compiled_that_runs_out_of_memory_once(function: Any, dynamic: bool | None) -> Any:
+        def call(x: int) -> int:
+            tried.append(torch.cuda.is_current_stream_capturing())
+            if tried == [True]:
+                raise RuntimeError("out of memory")
+            return 3 * x
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled_that_runs_out_of_memory_once)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    function = CompiledFunction(lambda x: -x)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        function(1)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert function(1) == 3
