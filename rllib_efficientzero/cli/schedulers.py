@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from ray.tune.schedulers import (
 
 from rllib_efficientzero.cli.search_settings import SearchSettings
 from rllib_efficientzero.cli.signals import Stop
+from rllib_efficientzero.cli.stopping import lookup
 from rllib_efficientzero.search_space import GRID_SEARCH, is_search_space
 
 ITERATIONS = "training_iteration"
@@ -31,14 +31,24 @@ class _Pausing:
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if self.stop:
             return TrialScheduler.PAUSE
-        metric = getattr(self, "_metric", None)
-        if metric in result and math.isnan(result[metric]):
-            # RLlib's "no episode has ended": nothing is less than NaN, and a rung with one would end nobody.
+        if not self._can_judge(result):
             return TrialScheduler.CONTINUE
         return super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
 
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        if self._can_judge(result):
+            super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
+
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         return None if self.stop else super().choose_trial_to_run(tune_controller)  # type: ignore[misc]
+
+    def _can_judge(self, result: dict[str, Any]) -> bool:
+        """Whether a result has the metric. It is NaN, or missing, where no episode has ended or nothing was evaluated.
+
+        Nothing is less than NaN: a rung with one would end nobody. Where it is missing PBT would end the search.
+        """
+        metric = getattr(self, "metric", None)
+        return metric is None or lookup(result, metric) is not None
 
 
 class PausingFIFO(_Pausing, FIFOScheduler):

@@ -137,6 +137,35 @@ def test_a_trial_without_a_return_is_judged_by_its_next_one() -> None:
     assert report(bad, 3, 1.0) == "STOP"
 
 
+@pytest.mark.parametrize("name", ["fifo", "asha", "median", "pbt"])
+@pytest.mark.parametrize("result", [{}, {"a/b": float("nan")}])
+def test_a_result_without_the_metric_is_not_judged(name: str, result: dict[str, float]) -> None:
+    """The first results have no return, and most have no evaluation; a trial may end with such a one."""
+    from unittest.mock import Mock
+
+    from rllib_efficientzero.cli.schedulers import make_scheduler
+    from rllib_efficientzero.cli.search_settings import SearchSettings
+    from rllib_efficientzero.cli.signals import Stop
+
+    settings = {
+        "fifo": {},
+        "asha": {"grace_period": 1},
+        "median": {"grace_period": 1, "min_samples_required": 1},
+        "pbt": {"perturbation_interval": 1, "hyperparam_mutations": {"lr": {"choice": [1, 2]}}},
+    }
+    scheduler = make_scheduler(SearchSettings(name, settings[name]), {}, Stop())
+    assert scheduler.set_search_properties("a/b", "max")
+    without, judged = trials = [Mock(trial_id=trial_id, config={"lr": 1}) for trial_id in "12"]
+    controller = Mock(search_alg=None, get_live_trials=lambda: trials, get_trials=lambda: trials)
+    for trial in trials:
+        trial.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep = None
+        scheduler.on_trial_add(controller, trial)
+    result = {"training_iteration": 2, **result}
+    assert scheduler.on_trial_result(controller, without, result) == "CONTINUE"
+    scheduler.on_trial_complete(controller, without, result)
+    assert scheduler.on_trial_result(controller, judged, {"training_iteration": 2, "a/b": 3.0}) == "CONTINUE"
+
+
 def test_median_ends_a_trial_that_is_worse_than_the_others_were() -> None:
     """Others that got less far say nothing of it."""
     from unittest.mock import Mock
