@@ -14,11 +14,12 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
+from ray.tune.search.sample import Categorical, Domain, Function
 
-from rllib_efficientzero.cli.search_settings import SearchSettings
+from rllib_efficientzero.cli.search_settings import MUTATIONS, SearchSettings
 from rllib_efficientzero.cli.signals import Stop
 from rllib_efficientzero.cli.stopping import lookup
-from rllib_efficientzero.search_space import GRID_SEARCH, is_search_space
+from rllib_efficientzero.search_space import GRID_SEARCH, LISTS, is_search_space
 
 ITERATIONS = "training_iteration"
 
@@ -82,13 +83,18 @@ def make_scheduler(settings: SearchSettings, param_space: Mapping[str, Any], sto
         settings: of the experiment.
         param_space: its config; PBT mutates what is searched there, unless told otherwise.
         stop: tells whether a signal came.
+
+    Raises:
+        ValueError, TypeError, AssertionError: Tune refuses a setting, or there is nothing that PBT could mutate.
     """
     given = dict(settings.scheduler_settings)
     if settings.scheduler != "fifo":
         given.setdefault("time_attr", ITERATIONS)
     if settings.scheduler == "pbt":
-        searched = {key: value for key, value in param_space.items() if is_search_space(value)}
-        given["hyperparam_mutations"] = tune_space(given.get("hyperparam_mutations") or _without_grids(searched))
+        given[MUTATIONS] = mutations(given.get(MUTATIONS) or param_space)
+        if not given[MUTATIONS]:
+            raise ValueError(f"'pbt' mutates search spaces: write one into the config, or {MUTATIONS!r}")
+        _check_begun(given[MUTATIONS], param_space)
     scheduler = _CLASSES[settings.scheduler](**given)
     scheduler.stop = stop
     return scheduler
@@ -107,9 +113,37 @@ def _tuned(value: Any) -> Any:
         return tune.choice(given) if kind == "choice" else getattr(tune, kind)(*given)
     if isinstance(value, dict):
         return {key: _tuned(inner) for key, inner in value.items()}
-    return value
+    return [_tuned(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _without_grids(space: Mapping[str, Any]) -> dict[str, Any]:
-    """PBT draws anew: from the list of a grid search, too."""
-    return {key: {"choice": value[GRID_SEARCH]} if GRID_SEARCH in value else value for key, value in space.items()}
+def mutations(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What PBT mutates of a config: its search spaces, a file's and Tune's, also those in nested mappings.
+
+    A choice becomes a list, of which PBT takes a neighbour; it would multiply what `tune.choice` drew.
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if is_search_space(value):
+            ((kind, given),) = value.items()
+            found[key] = list(given) if kind in LISTS else _tuned(value)
+        elif isinstance(value, Categorical):
+            found[key] = list(value.categories)
+        elif isinstance(value, Domain) and not isinstance(value, Function):
+            # A function (`tune.sample_from`) is asked once, with the rest of the config.
+            found[key] = value
+        elif isinstance(value, dict) and (inner := mutations(value)):
+            found[key] = inner
+    return found
+
+
+def _check_begun(mutated: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """What a trial's config lacks PBT draws, but only at the top, or a mapping as a whole."""
+    for key, inner in mutated.items():
+        if not isinstance(inner, dict) or key not in config:
+            continue
+        given = config[key] if isinstance(config[key], Mapping) else {}
+        for name in inner:
+            if name not in given:
+                parent = key.removeprefix("_")
+                raise ValueError(f"{MUTATIONS!r}: the config's {parent!r} must have a {name!r} for 'pbt' to begin with")
+        _check_begun(inner, given)
