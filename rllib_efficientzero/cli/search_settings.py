@@ -74,6 +74,11 @@ class SearchSettings:
     mode: str = "max"
     max_concurrent: int | None = None
 
+    @property
+    def ends_trials(self) -> bool:
+        """Whether the scheduler ends trials that have not met the stop criteria."""
+        return self.scheduler in ("asha", "median")
+
 
 def resolve_search(values: Mapping[str, Any], schema: KeySchema | None, warnings: list[str]) -> SearchSettings:
     """The settings of an experiment's values, of which those in `SEARCH_KEYS` are looked at.

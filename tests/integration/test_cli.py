@@ -170,6 +170,11 @@ def test_a_search_ends_bad_trials_early(tmp_path: pathlib.Path, cluster: str) ->
     assert max(lengths) == 6
     assert min(lengths) < 6, "ASHA ended none"
 
+    again = run(tmp_path, "search.yaml", "--resume", "--ray-address", cluster)
+    assert again.returncode == 0, again.stderr
+    assert "search is finished already" in again.stdout
+    assert [len(file.read_text().splitlines()) for file in files] == lengths, "what ASHA ended went on"
+
 
 def test_failed_trial_ends_with_one(tmp_path: pathlib.Path, cluster: str) -> None:
     (tmp_path / "exploding.py").write_text(EXPLODING_ENV)
