@@ -67,6 +67,18 @@ class PausingMedian(_Pausing, MedianStoppingRule):
 class PausingPBT(_Pausing, PopulationBasedTraining):
     """Population based training: bad trials go on as copies of good ones, with other settings."""
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        chosen = super().choose_trial_to_run(tune_controller)
+        if chosen is not None or self.stop or not self._synch:
+            return chosen
+        waiting = [trial for trial in tune_controller.get_live_trials() if not trial.is_finished()]
+        if not waiting or any(trial.status != Trial.PAUSED for trial in waiting):
+            return None
+        # All wait for one that has ended, or that was judged an interval late for lack of the metric: for ever.
+        furthest = max(self._trial_state[trial].last_train_time for trial in waiting)
+        self._next_perturbation_sync = furthest + self._perturbation_interval
+        return super().choose_trial_to_run(tune_controller)
+
 
 _CLASSES: dict[str, type[Any]] = {
     "fifo": PausingFIFO,

@@ -300,6 +300,36 @@ def test_a_result_without_the_metric_is_not_judged(name: str, result: dict[str, 
     assert scheduler.on_trial_result(controller, judged, {"training_iteration": 2, "a/b": 3.0}) == "CONTINUE"
 
 
+def test_no_population_waits_for_a_trial_that_has_ended() -> None:
+    """Of two that perturb together; one that still runs is waited for, and a signal ends them."""
+    from unittest.mock import Mock
+
+    from rllib_efficientzero.cli.schedulers import make_scheduler
+    from rllib_efficientzero.cli.search_settings import SearchSettings
+    from rllib_efficientzero.cli.signals import Stop
+
+    stop = Stop()
+    settings = {"perturbation_interval": 2, "synch": True, "hyperparam_mutations": {"lr": {"choice": [1, 2]}}}
+    pbt = make_scheduler(SearchSettings("pbt", settings), {}, stop)
+    assert pbt.set_search_properties("a/b", "max")
+    trials = [Mock(trial_id=trial_id, config={"lr": 1}, status="RUNNING") for trial_id in "12"]
+    live = list(trials)
+    controller = Mock(search_alg=None, get_live_trials=lambda: live, get_trials=lambda: trials)
+    for trial in trials:
+        trial.is_finished = lambda trial=trial: trial.status == "TERMINATED"
+        trial.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep = None
+        pbt.on_trial_add(controller, trial)
+    waiting, ending = trials
+    waiting.status = pbt.on_trial_result(controller, waiting, {"training_iteration": 2, "a/b": 3.0}) + "D"
+    assert waiting.status == "PAUSED"
+    assert pbt.choose_trial_to_run(controller) is None, "the other one comes yet"
+    ending.status = "TERMINATED"
+    live.remove(ending)
+    assert pbt.choose_trial_to_run(controller) is waiting
+    stop.handle(2, None)
+    assert pbt.choose_trial_to_run(controller) is None
+
+
 def test_median_ends_a_trial_that_is_worse_than_the_others_were() -> None:
     """Others that got less far say nothing of it."""
     from unittest.mock import Mock
