@@ -184,6 +184,24 @@ def test_pbt_mutates_nested_spaces_alone(tmp_path: pathlib.Path) -> None:
     assert list(scheduler._hyperparam_mutations["optimizer"]) == ["momentum"]
 
 
+def test_pbt_mutates_the_spaces_of_a_file_in_python(tmp_path: pathlib.Path) -> None:
+    from rllib_efficientzero.cli.algorithms import prepare
+    from rllib_efficientzero.cli.python_source import load_python_experiment
+    from rllib_efficientzero.cli.schedulers import make_scheduler
+    from rllib_efficientzero.cli.signals import Stop
+
+    lines = ["from ray import tune", "from ray.rllib.algorithms.ppo import PPOConfig"]
+    lines += [
+        "config = PPOConfig().environment('CartPole-v1', env_config={'max_episode_steps': tune.choice([20, 30])})"
+    ]
+    lines += ["config = config.training(lr=tune.loguniform(1e-4, 1e-2))"]
+    (tmp_path / "x.py").write_text("\n".join(lines))
+    prepared = prepare(load_python_experiment(tmp_path / "x.py", Overrides(scheduler={"name": "pbt"})))
+    mutated = make_scheduler(prepared.experiment.search, prepared.param_space, Stop())._hyperparam_mutations
+    assert set(mutated) == {"lr", "env_config"}
+    assert mutated["env_config"] == {"max_episode_steps": [20, 30]}
+
+
 def test_mutations_of_a_class_of_ones_own_are_checked_once_it_is_imported(tmp_path: pathlib.Path) -> None:
     from rllib_efficientzero.cli.algorithms import prepare
 
