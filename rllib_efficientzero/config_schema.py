@@ -14,7 +14,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rllib_efficientzero.search_space import BadSearchSpaceError, is_search_space, normalise_space
+from rllib_efficientzero.search_space import (
+    BadSearchSpaceError,
+    has_search_space,
+    is_search_space,
+    normalise_space,
+)
 
 Path = tuple[str | int, ...]
 """Where a value stands in a nested config: keys and list indices from the top."""
@@ -140,26 +145,6 @@ def edit_distance(first: str, second: str, limit: int = 1000) -> int:
     return previous[-1]
 
 
-def flatten_groups(config: Mapping[str, Any], known_groups: Mapping[str, Collection[str]]) -> dict[str, Any]:
-    """Merges `{"env_runners": {"num_env_runners": 2}, "lr": 1}` into `{"num_env_runners": 2, "lr": 1}`.
-
-    Args:
-        config: Flat keys, groups, or both.
-        known_groups: Group -> keys allowed in it. A group's name with a value that is no mapping (`framework: torch`)
-            is left as a key.
-
-    Raises:
-        UnknownKeyError: A group holds a key it does not know.
-        ConfigError: The same key is given twice with different values.
-    """
-    flat: dict[str, Any] = {}
-    for key, value, path in _entries(config, known_groups):
-        if key in flat and flat[key] != value:
-            raise ConfigError(f"{key!r} is given twice: {flat[key]!r} and {value!r}", path)
-        flat[key] = value
-    return flat
-
-
 def check_known_keys(
     config: Mapping[str, Any], known: Collection[str], where: str = "config", private: bool = True
 ) -> None:
@@ -282,7 +267,7 @@ def _resolve_value(key: str, value: Any, schema: KeySchema, warnings: list[str])
         inner = resolve_config(value, schema, "evaluation_config")
         warnings.extend(inner.warnings)
         return inner.config
-    return normalise_value(key, value, schema.types.get(key, "any"))
+    return _check_inner_spaces(key, normalise_value(key, value, schema.types.get(key, "any")))
 
 
 def _gather_multi_agent(config: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +277,20 @@ def _gather_multi_agent(config: dict[str, Any]) -> dict[str, Any]:
         return config
     rest = {key: value for key, value in config.items() if key not in gathered}
     return {**rest, "multiagent": {**rest.get("multiagent", {}), **gathered}}
+
+
+def _check_inner_spaces(key: str, value: Any) -> Any:
+    """A setting with the search spaces inside of it as Tune takes them; which values fit there, only its user knows."""
+    if not has_search_space(value):
+        return value
+    if is_search_space(value):
+        try:
+            return normalise_space(key, value, "any", functools.partial(_check_inner_spaces, key))
+        except BadSearchSpaceError as error:
+            raise WrongTypeError(str(error)) from error
+    if isinstance(value, Mapping):
+        return {inner: _check_inner_spaces(inner, setting) for inner, setting in value.items()}
+    return [_check_inner_spaces(key, element) for element in value]
 
 
 def _has_type(value: Any, accepted: set[str]) -> bool:

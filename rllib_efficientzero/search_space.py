@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ def is_search_space(value: Any) -> bool:
 
 
 def has_search_space(value: Any) -> bool:
-    """Whether a config holds a search space anywhere."""
+    """Whether a config holds a search space anywhere: in mappings and in lists, as Tune looks for them."""
     if isinstance(value, Mapping):
         return is_search_space(value) or any(has_search_space(inner) for inner in value.values())
     return isinstance(value, list) and any(has_search_space(inner) for inner in value)
@@ -54,15 +55,30 @@ def normalise_space(key: str, space: Mapping[str, Any], types: str, normalise: N
         raise BadSearchSpaceError(f"{kind!r} of {key!r} must be {names}")
     if kind not in WHOLE and "float" not in types.split("|") and types != "any":
         raise BadSearchSpaceError(f"{key!r} takes whole numbers: use 'randint', not {kind!r}")
-    bounds = [normalise(value) for value in given[:2]]
-    if kind in WHOLE:
-        bounds = [int(bound) if isinstance(bound, float) and bound.is_integer() else bound for bound in bounds]
-    step = given[2:]
-    wanted = (int,) if kind in WHOLE else (int, float)
-    if not all(isinstance(number, wanted) and not isinstance(number, bool) for number in [*bounds, *step]):
+    # A step is no value of the setting: only the bounds must be within its range.
+    numbers = [_as_number(number, kind in WHOLE) for number in [*map(normalise, given[:2]), *given[2:]]]
+    if not all(_is_number(number, kind in WHOLE) for number in numbers):
         raise BadSearchSpaceError(f"{kind!r} of {key!r} must be {names}, {'whole ' if kind in WHOLE else ''}numbers")
-    if not bounds[0] < bounds[1] or any(number <= 0 for number in step):
-        raise BadSearchSpaceError(f"{kind!r} of {key!r} must go upwards: {bounds[0]} to {bounds[1]}")
-    if kind.startswith("log") and bounds[0] <= 0:
-        raise BadSearchSpaceError(f"{kind!r} of {key!r} must begin above 0, not at {bounds[0]}")
-    return {kind: [*bounds, *step]}
+    low, high, *step = numbers
+    if not low < high or any(number <= 0 for number in step):
+        raise BadSearchSpaceError(f"{kind!r} of {key!r} must go upwards: {low} to {high}")
+    if kind.startswith("log") and low <= 0:
+        raise BadSearchSpaceError(f"{kind!r} of {key!r} must begin above 0, not at {low}")
+    if step and not all(math.isclose(bound / step[0], round(bound / step[0])) for bound in (low, high)):
+        raise BadSearchSpaceError(f"{kind!r} of {key!r} must begin and end at multiples of its step {step[0]}")
+    return {kind: numbers}
+
+
+def _as_number(value: Any, whole: bool) -> Any:
+    """What YAML reads as a string, or as a float, as the number that is meant; anything else as it is."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    return int(value) if whole and isinstance(value, float) and value.is_integer() else value
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    wanted = (int,) if whole else (int, float)
+    return isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)

@@ -18,6 +18,7 @@ from rllib_efficientzero.cli.env_check import check_before_training
 from rllib_efficientzero.cli.environments import find_problem
 from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.cli.experiment import Experiment
+from rllib_efficientzero.cli.search_settings import MUTATIONS, resolve_mutations
 from rllib_efficientzero.config_schema import ConfigError, resolve_config
 from rllib_efficientzero.env.dotted import is_dotted_path
 from rllib_efficientzero.search_space import has_search_space
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 MAX_VALIDATED_VARIANTS = 32
+MAX_RISKY_CHECKPOINTS = 2
+"""Ray warns of keeping no more than these under PBT, in a place that nobody reads."""
 
 REFUSALS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, ImportError)
 """What RLlib's configs raise when they refuse a setting."""
@@ -62,6 +65,7 @@ def prepare(experiment: Experiment) -> Prepared:
     if isinstance(experiment.run, str) and experiment.run not in known_keys.algorithm_names():
         config = _check_own_class(experiment, default)
     param_space = _import_classes(config, experiment, known_keys.schema_of(default).types)
+    _check_scheduler(experiment, param_space)
     _resolve_env(param_space, experiment)
     if experiment.run == "EfficientZero":
         _check_spaces(param_space, experiment)
@@ -120,12 +124,33 @@ def _algorithm_class(experiment: Experiment) -> type[Algorithm]:
 
 def _check_own_class(experiment: Experiment, default: AlgorithmConfig) -> dict[str, Any]:
     """The checks that a class of the user's own could not have before it was imported."""
+    schema = known_keys.schema_of(default)
+    scheduler = experiment.search.scheduler_settings
     try:
-        resolved = resolve_config(experiment.config, known_keys.schema_of(default), f"the config of {experiment.run}")
+        resolved = resolve_config(experiment.config, schema, f"the config of {experiment.run}")
+        if MUTATIONS in scheduler:
+            scheduler[MUTATIONS] = resolve_mutations(scheduler[MUTATIONS], schema, experiment.warnings)
     except ConfigError as error:
-        raise InputError(error.message, experiment.place(str(error.path[0]))) from error
+        key = "scheduler" if error.path[0] == MUTATIONS else str(error.path[0])
+        raise InputError(error.message, experiment.place(key)) from error
     experiment.warnings.extend(resolved.warnings)
     return resolved.config
+
+
+def _check_scheduler(experiment: Experiment, param_space: Mapping[str, Any]) -> None:
+    """What Tune would refuse once Ray runs."""
+    from rllib_efficientzero.cli.schedulers import make_scheduler
+    from rllib_efficientzero.cli.signals import Stop
+
+    try:
+        make_scheduler(experiment.search, param_space, Stop())
+    except REFUSALS as error:
+        raise InputError(" ".join(str(error).split()), experiment.place("scheduler")) from error
+    kept = experiment.checkpoint.get("num_to_keep")
+    if experiment.search.scheduler == "pbt" and kept is not None and kept <= MAX_RISKY_CHECKPOINTS:
+        experiment.warnings.append(
+            f"with 'num_to_keep: {kept}' a checkpoint may be deleted before 'pbt' has copied it; keep 4, say"
+        )
 
 
 def _import_classes(config: Mapping[str, Any], experiment: Experiment, types: Mapping[str, str]) -> dict[str, Any]:

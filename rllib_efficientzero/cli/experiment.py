@@ -196,11 +196,11 @@ def parse_experiment(name: Any, spec: Any, place: Place, overrides: Overrides) -
         time_budget_s=values.get("time_budget_s"),
         restore=values.get("restore"),
         imports=_imports(values, place),
-        search=_search(values, place, overrides, warnings),
+        search=_search(values, schema, place, overrides, warnings),
         loggers=_loggers(name, values, place, overrides),
         warnings=warnings,
         where=place(),
-        places=places | {key: place(key) for key in ("run", "imports", "restore", "loggers")},
+        places=places | _places(place, overrides),
     )
 
 
@@ -353,13 +353,25 @@ def checkpoint_score(written: str | None) -> dict[str, str]:
     return {"checkpoint_score_attribute": written.removeprefix("min-"), "checkpoint_score_order": order}
 
 
-def _search(values: Mapping[str, Any], place: Place, overrides: Overrides, warnings: list[str]) -> SearchSettings:
+def _search(
+    values: Mapping[str, Any],
+    schema: KeySchema | None,
+    place: Place,
+    overrides: Overrides,
+    warnings: list[str],
+) -> SearchSettings:
     over = {} if overrides.scheduler is None else {"scheduler": overrides.scheduler}
     try:
-        return resolve_search({**values, **over}, warnings)
+        return resolve_search({**values, **over}, schema, warnings)
     except ConfigError as error:
         of_option = over and error.path[:1] == ("scheduler",)
         raise InputError(error.message, "--scheduler" if of_option else place(*error.path)) from error
+
+
+def _places(place: Place, overrides: Overrides) -> dict[str, str]:
+    """Where those keys of an experiment stand that are looked at once ray is imported."""
+    places = {key: place(key) for key in ("run", "imports", "restore", "loggers", "scheduler")}
+    return places if overrides.scheduler is None else places | {"scheduler": "--scheduler"}
 
 
 def _loggers(name: str, values: Mapping[str, Any], place: Place, overrides: Overrides) -> list[LoggerSettings]:

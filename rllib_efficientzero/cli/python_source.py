@@ -41,9 +41,10 @@ def load_python_experiment(file: pathlib.Path, overrides: Overrides) -> Experime
     searched = {} if overrides.scheduler is None else {"scheduler": overrides.scheduler}
     warnings: list[str] = []
     try:
-        over = resolve_config(given, schema_of(config), "--config")
+        schema = schema_of(config)
+        over = resolve_config(given, schema, "--config")
         stop, told = resolve_stop({**values.get("stop", {}), **overrides.stop})
-        search = resolve_search(searched, warnings)
+        search = resolve_search(searched, schema, warnings)
         loggers = resolve_loggers(overrides.loggers, file.stem)
     except ConfigError as error:
         raise InputError(error.message, str(file)) from error

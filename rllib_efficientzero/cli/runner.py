@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.result import DONE
 from ray.tune.schedulers import TrialScheduler
 
 from rllib_efficientzero.cli.algorithms import Prepared
@@ -16,12 +17,13 @@ from rllib_efficientzero.cli.announce import budget
 from rllib_efficientzero.cli.checkpoints import check_nothing_is_lost, newest_checkpoints
 from rllib_efficientzero.cli.console import out, say, say_warning
 from rllib_efficientzero.cli.errors import ExitCode
+from rllib_efficientzero.cli.experiment import Experiment
 from rllib_efficientzero.cli.loggers import make_loggers
 from rllib_efficientzero.cli.progress_callback import ProgressCallback
 from rllib_efficientzero.cli.schedulers import make_scheduler, tune_space
 from rllib_efficientzero.cli.settings import changed_settings
 from rllib_efficientzero.cli.signals import StopCallback, signals_caught
-from rllib_efficientzero.cli.stopping import is_met
+from rllib_efficientzero.cli.stopping import is_met, is_raised
 
 
 @dataclass
@@ -53,11 +55,25 @@ class Outcome:
 
 
 def finished_before(prepared: Prepared) -> Outcome | None:
-    """The outcome of an earlier run that met today's stop criteria in every trial; needs no running ray."""
-    saved = _saved_trials(str(prepared.experiment.path))
-    stop = prepared.experiment.stop
-    done = saved and all(trial.status == Trial.TERMINATED and is_met(stop, trial.last_result or {}) for trial in saved)
+    """The outcome of an earlier run of which no trial is to go on today; needs no running ray."""
+    experiment = prepared.experiment
+    saved = _saved_trials(str(experiment.path))
+    done = saved and all(trial.status == Trial.TERMINATED and not goes_on(trial, experiment) for trial in saved)
     return Outcome(saved, unfinished=[]) if done else None
+
+
+def goes_on(trial: Trial, experiment: Experiment) -> bool:
+    """Whether a saved trial that had come to its end is to be trained further.
+
+    Only where it has not met today's stop criteria: then these were raised, or the time of the search ran out, or its
+    scheduler ended it. What a scheduler ended stays ended, as long as the criteria are the same.
+    """
+    result = trial.last_result or {}
+    if is_met(experiment.stop, result):
+        return False
+    # Tune says "done" of a trial that criteria or a scheduler ended, not of one for which there was no time any more.
+    ended_early = experiment.search.ends_trials and result.get(DONE)
+    return not ended_early or is_raised(trial.stopping_criterion, experiment.stop)
 
 
 def run_experiment(prepared: Prepared, resume: bool, trusted: bool, verbosity: int) -> Outcome:
@@ -147,14 +163,13 @@ def _resume(run: _Run, saved: list[Trial]) -> None:
     """Every saved trial from its newest checkpoint, under today's stop criteria.
 
     `Tuner.restore` would bring back the old callbacks too; `tune.run`, which it calls with the same `ResumeConfig`,
-    takes new ones, and ours gives each trial today's criteria. Finished trials go on only if one of them has not met
-    these: then they were raised, or time ran out.
+    takes new ones, and ours gives each trial today's criteria. Tune lets all finished trials go on, or none.
     """
     prepared = run.prepared
     experiment = prepared.experiment
     kind = tune.ResumeConfig.ResumeType
     finished = [trial for trial in saved if trial.status == Trial.TERMINATED]
-    raised = any(not is_met(experiment.stop, trial.last_result or {}) for trial in finished)
+    some_go_on = any(goes_on(trial, experiment) for trial in finished)
     tune.run(
         prepared.algorithm,
         name=experiment.name,
@@ -172,7 +187,7 @@ def _resume(run: _Run, saved: list[Trial]) -> None:
         verbose=run.verbosity,
         raise_on_failed_trial=False,
         resume_config=tune.ResumeConfig(
-            finished=kind.RESUME if raised else kind.SKIP, unfinished=kind.RESUME, errored=kind.RESUME
+            finished=kind.RESUME if some_go_on else kind.SKIP, unfinished=kind.RESUME, errored=kind.RESUME
         ),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +14,12 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
+from ray.tune.search.sample import Categorical, Domain, Function
 
-from rllib_efficientzero.cli.search_settings import SearchSettings
+from rllib_efficientzero.cli.search_settings import MUTATIONS, SearchSettings
 from rllib_efficientzero.cli.signals import Stop
-from rllib_efficientzero.search_space import GRID_SEARCH, is_search_space
+from rllib_efficientzero.cli.stopping import lookup
+from rllib_efficientzero.search_space import GRID_SEARCH, LISTS, is_search_space
 
 ITERATIONS = "training_iteration"
 
@@ -31,14 +32,24 @@ class _Pausing:
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if self.stop:
             return TrialScheduler.PAUSE
-        metric = getattr(self, "_metric", None)
-        if metric in result and math.isnan(result[metric]):
-            # RLlib's "no episode has ended": nothing is less than NaN, and a rung with one would end nobody.
+        if not self._can_judge(result):
             return TrialScheduler.CONTINUE
         return super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
 
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        if self._can_judge(result):
+            super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
+
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         return None if self.stop else super().choose_trial_to_run(tune_controller)  # type: ignore[misc]
+
+    def _can_judge(self, result: dict[str, Any]) -> bool:
+        """Whether a result has the metric. It is NaN, or missing, where no episode has ended or nothing was evaluated.
+
+        Nothing is less than NaN: a rung with one would end nobody. Where it is missing PBT would end the search.
+        """
+        metric = getattr(self, "metric", None)
+        return metric is None or lookup(result, metric) is not None
 
 
 class PausingFIFO(_Pausing, FIFOScheduler):
@@ -56,6 +67,18 @@ class PausingMedian(_Pausing, MedianStoppingRule):
 class PausingPBT(_Pausing, PopulationBasedTraining):
     """Population based training: bad trials go on as copies of good ones, with other settings."""
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        chosen = super().choose_trial_to_run(tune_controller)
+        if chosen is not None or self.stop or not self._synch:
+            return chosen
+        waiting = [trial for trial in tune_controller.get_live_trials() if not trial.is_finished()]
+        if not waiting or any(trial.status != Trial.PAUSED for trial in waiting):
+            return None
+        # All wait for one that has ended, or that was judged an interval late for lack of the metric: for ever.
+        furthest = max(self._trial_state[trial].last_train_time for trial in waiting)
+        self._next_perturbation_sync = furthest + self._perturbation_interval
+        return super().choose_trial_to_run(tune_controller)
+
 
 _CLASSES: dict[str, type[Any]] = {
     "fifo": PausingFIFO,
@@ -72,13 +95,18 @@ def make_scheduler(settings: SearchSettings, param_space: Mapping[str, Any], sto
         settings: of the experiment.
         param_space: its config; PBT mutates what is searched there, unless told otherwise.
         stop: tells whether a signal came.
+
+    Raises:
+        ValueError, TypeError, AssertionError: Tune refuses a setting, or there is nothing that PBT could mutate.
     """
     given = dict(settings.scheduler_settings)
     if settings.scheduler != "fifo":
         given.setdefault("time_attr", ITERATIONS)
     if settings.scheduler == "pbt":
-        searched = {key: value for key, value in param_space.items() if is_search_space(value)}
-        given["hyperparam_mutations"] = tune_space(given.get("hyperparam_mutations") or _without_grids(searched))
+        given[MUTATIONS] = mutations(given.get(MUTATIONS) or param_space)
+        if not given[MUTATIONS]:
+            raise ValueError(f"'pbt' mutates search spaces: write one into the config, or {MUTATIONS!r}")
+        _check_begun(given[MUTATIONS], param_space)
     scheduler = _CLASSES[settings.scheduler](**given)
     scheduler.stop = stop
     return scheduler
@@ -97,9 +125,37 @@ def _tuned(value: Any) -> Any:
         return tune.choice(given) if kind == "choice" else getattr(tune, kind)(*given)
     if isinstance(value, dict):
         return {key: _tuned(inner) for key, inner in value.items()}
-    return value
+    return [_tuned(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _without_grids(space: Mapping[str, Any]) -> dict[str, Any]:
-    """PBT draws anew: from the list of a grid search, too."""
-    return {key: {"choice": value[GRID_SEARCH]} if GRID_SEARCH in value else value for key, value in space.items()}
+def mutations(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What PBT mutates of a config: its search spaces, a file's and Tune's, also those in nested mappings.
+
+    A choice becomes a list, of which PBT takes a neighbour; it would multiply what `tune.choice` drew.
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if is_search_space(value):
+            ((kind, given),) = value.items()
+            found[key] = list(given) if kind in LISTS else _tuned(value)
+        elif isinstance(value, Categorical):
+            found[key] = list(value.categories)
+        elif isinstance(value, Domain) and not isinstance(value, Function):
+            # A function (`tune.sample_from`) is asked once, with the rest of the config.
+            found[key] = value
+        elif isinstance(value, dict) and (inner := mutations(value)):
+            found[key] = inner
+    return found
+
+
+def _check_begun(mutated: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """What a trial's config lacks PBT draws, but only at the top, or a mapping as a whole."""
+    for key, inner in mutated.items():
+        if not isinstance(inner, dict) or key not in config:
+            continue
+        given = config[key] if isinstance(config[key], Mapping) else {}
+        for name in inner:
+            if name not in given:
+                parent = key.removeprefix("_")
+                raise ValueError(f"{MUTATIONS!r}: the config's {parent!r} must have a {name!r} for 'pbt' to begin with")
+        _check_begun(inner, given)

@@ -9,13 +9,15 @@ from typing import Any
 from rllib_efficientzero.cli.stopping import EPISODE_RETURN, resolve_stop
 from rllib_efficientzero.config_schema import (
     ConfigError,
+    KeySchema,
     Path,
     WrongTypeError,
     check_known_keys,
     nearest,
     normalise_value,
+    resolve_config,
 )
-from rllib_efficientzero.search_space import BadSearchSpaceError, is_search_space, normalise_space
+from rllib_efficientzero.search_space import is_search_space
 
 SEARCH_KEYS = {"scheduler": "str|dict", "metric": "str", "mode": "str", "max_concurrent": "int"}
 """Keys of an experiment that say how its trials compete -> type."""
@@ -50,6 +52,8 @@ SCHEDULERS: dict[str, dict[str, str]] = {
 }
 """Scheduler -> its settings, those of Tune's class, and their types."""
 
+MUTATIONS = "hyperparam_mutations"
+
 ALIASES = {
     "asynchyperband": "asha",
     "async_hyperband": "asha",
@@ -70,14 +74,24 @@ class SearchSettings:
     mode: str = "max"
     max_concurrent: int | None = None
 
+    @property
+    def ends_trials(self) -> bool:
+        """Whether the scheduler ends trials that have not met the stop criteria."""
+        return self.scheduler in ("asha", "median")
 
-def resolve_search(values: Mapping[str, Any], warnings: list[str]) -> SearchSettings:
+
+def resolve_search(values: Mapping[str, Any], schema: KeySchema | None, warnings: list[str]) -> SearchSettings:
     """The settings of an experiment's values, of which those in `SEARCH_KEYS` are looked at.
+
+    Args:
+        values: of the experiment.
+        schema: the algorithm's, which PBT's mutations are checked by; None: not known yet.
+        warnings: are added to.
 
     Raises:
         ConfigError: with the path of what is wrong.
     """
-    name, settings = _scheduler(values.get("scheduler") or "fifo")
+    name, settings = _scheduler(values.get("scheduler") or "fifo", schema, warnings)
     mode = values.get("mode") or "max"
     if mode not in ("max", "min"):
         raise WrongTypeError(f"'mode' must be 'max' or 'min', not {mode!r}", ("mode",))
@@ -87,7 +101,9 @@ def resolve_search(values: Mapping[str, Any], warnings: list[str]) -> SearchSett
     return SearchSettings(name, settings, _metric(values.get("metric"), warnings), mode, concurrent)
 
 
-def _scheduler(given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _scheduler(
+    given: str | Mapping[str, Any], schema: KeySchema | None, warnings: list[str]
+) -> tuple[str, dict[str, Any]]:
     """`asha`, or `{name: asha, max_t: 100}`."""
     settings: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
     written = settings.pop("name", None)
@@ -102,29 +118,54 @@ def _scheduler(given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     try:
         check_known_keys(settings, types, f"scheduler {name!r}", private=False)
         for key, value in settings.items():
-            is_mutations = key == "hyperparam_mutations"
-            settings[key] = _mutations(value) if is_mutations else normalise_value(key, value, types[key])
+            is_mutations = key == MUTATIONS
+            settings[key] = (
+                resolve_mutations(value, schema, warnings) if is_mutations else normalise_value(key, value, types[key])
+            )
     except ConfigError as error:
         error.path = ("scheduler", *(error.path or (key,)))
         raise
     return name, settings
 
 
-def _mutations(given: Any) -> dict[str, Any]:
-    """PBT's: key of the config -> search space."""
-    path: Path = ("hyperparam_mutations",)
-    if not isinstance(given, Mapping) or not given:
-        raise WrongTypeError("'hyperparam_mutations' maps keys of the config to search spaces", path)
-    mutations = {}
-    for key, space in given.items():
-        space = {"choice": space} if isinstance(space, list) else space
-        if not is_search_space(space):
-            raise WrongTypeError(f"'hyperparam_mutations' of {key!r} must be a search space or a list", (*path, key))
-        try:
-            mutations[key] = normalise_space(key, space, "any", lambda value: value)
-        except BadSearchSpaceError as error:
-            raise WrongTypeError(str(error), (*path, key)) from error
-    return mutations
+def resolve_mutations(given: Any, schema: KeySchema | None, warnings: list[str]) -> dict[str, Any]:
+    """PBT's `hyperparam_mutations` as a config whose values are search spaces, groups opened; a list is a choice.
+
+    Args:
+        given: as written, or as returned before.
+        schema: the algorithm's; None: not known yet, and keys and values are not checked.
+        warnings: are added to.
+
+    Raises:
+        ConfigError: with the path of what is wrong, from `hyperparam_mutations` on.
+    """
+    spaces = _spaces(MUTATIONS, given, (MUTATIONS,))
+    if schema is None:
+        return spaces
+    try:
+        resolved = resolve_config(spaces, schema, MUTATIONS)
+    except ConfigError as error:
+        error.path = (MUTATIONS, *error.path)
+        raise
+    warnings.extend(resolved.warnings)
+    return resolved.config
+
+
+def _spaces(key: str, given: Any, path: Path) -> dict[str, Any]:
+    """A mapping of search spaces, as deep as it was written."""
+    if not isinstance(given, Mapping) or is_search_space(given) or not given:
+        raise WrongTypeError(f"{key!r} must map keys of the config to search spaces, or to lists", path)
+    spaces: dict[str, Any] = {}
+    for inner, space in given.items():
+        if isinstance(space, list):
+            spaces[inner] = {"choice": space}
+        elif is_search_space(space):
+            spaces[inner] = space
+        elif isinstance(space, Mapping):
+            spaces[inner] = _spaces(inner, space, (*path, inner))
+        else:
+            raise WrongTypeError(f"{MUTATIONS!r} of {inner!r} must be a search space or a list", (*path, inner))
+    return spaces
 
 
 def _metric(written: str | None, warnings: list[str]) -> str:

@@ -13,6 +13,8 @@ from ray.tune.search.sample import Domain
 
 from rllib_efficientzero.cli.algorithms import REFUSALS, Prepared
 from rllib_efficientzero.cli.errors import InputError
+from rllib_efficientzero.cli.overrides import merge_deep
+from rllib_efficientzero.cli.search_settings import MUTATIONS
 from rllib_efficientzero.known_keys import schema_of
 from rllib_efficientzero.search_space import has_search_space, is_search_space
 
@@ -69,7 +71,7 @@ def changed_settings(prepared: Prepared, saved: Sequence[Mapping[str, Any]]) -> 
         InputError: the algorithm refuses a saved config.
     """
     experiment = prepared.experiment
-    mutated = experiment.search.scheduler_settings.get("hyperparam_mutations", {})
+    today = merge_deep(prepared.param_space, experiment.search.scheduler_settings.get(MUTATIONS, {}))
     changed: set[str] = set()
     for config in saved:
         try:
@@ -77,7 +79,7 @@ def changed_settings(prepared: Prepared, saved: Sequence[Mapping[str, Any]]) -> 
         except REFUSALS as error:
             message = " ".join(str(error).split())
             raise InputError(f"the run in {experiment.path} cannot go on: {message}", experiment.where) from error
-        changed.update(_differing(then, _read(prepared, _as_drawn({**prepared.param_space, **mutated}, config))))
+        changed.update(_differing(then, _read(prepared, _as_drawn(today, config))))
     return sorted(changed)
 
 

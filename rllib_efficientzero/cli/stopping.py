@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,10 +32,13 @@ RENAMED_METRICS = {
 KNOWN_METRICS = (
     "training_iteration",
     "time_total_s",
+    "time_this_iter_s",
     "time_since_restore",
     "iterations_since_restore",
     ENV_STEPS,
     metrics.NUM_UPDATES_LIFETIME,
+    metrics.NUM_INTERACTIONS_LIFETIME,
+    metrics.NUM_RAW_ENV_STEPS_LIFETIME,
     metrics.EFFECTIVE_REPLAY_RATIO,
     metrics.TRAINING_DONE,
     EPISODE_RETURN,
@@ -81,6 +85,11 @@ def is_met(criteria: Mapping[str, float], result: Mapping[str, Any]) -> bool:
         if value is not None and value >= threshold:
             return True
     return False
+
+
+def is_raised(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
+    """Whether any criterion is met later now than before, or not at all any more."""
+    return any(now.get(name, math.inf) > threshold for name, threshold in before.items())
 
 
 def lookup(result: Mapping[str, Any], name: str) -> float | None:

@@ -47,14 +47,26 @@ def train(
     """
     with exit_codes():
         if context.invoked_subcommand is not None:
-            if options != TrainOptions() or run is not None:
-                raise InputError(f"options stand behind it: rllib train {context.invoked_subcommand} FILE --seed 1")
+            _check_nothing_is_given(context)
             return
         options.warn_of_old_ones()
         given = {"num_samples": num_samples, "restore": restore, "resources_per_trial": resources_per_trial}
         experiment = load_inline_experiment(experiment_name, run, given, options.overrides())
         check_env(experiment)
         _train([experiment], options)
+
+
+def _check_nothing_is_given(context: typer.Context) -> None:
+    """Options that stand before a verb of their own would be ignored.
+
+    Raises:
+        InputError: with the first of them.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            verb = context.invoked_subcommand
+            raise InputError(f"options stand behind it: rllib train {verb} FILE --seed 1", parameter.opts[0])
 
 
 @app.command("file")

@@ -170,6 +170,43 @@ def test_a_search_ends_bad_trials_early(tmp_path: pathlib.Path, cluster: str) ->
     assert max(lengths) == 6
     assert min(lengths) < 6, "ASHA ended none"
 
+    again = run(tmp_path, "search.yaml", "--resume", "--ray-address", cluster)
+    assert again.returncode == 0, again.stderr
+    assert "search is finished already" in again.stdout
+    assert [len(file.read_text().splitlines()) for file in files] == lengths, "what ASHA ended went on"
+
+
+POPULATION = """
+population:
+  run: PPO
+  env: CartPole-v1
+  stop: {training_iteration: 4}
+  num_samples: 2
+  scheduler: {name: pbt, perturbation_interval: 1, quantile_fraction: 0.5, resample_probability: 0, synch: true}
+  metric: evaluation/env_runners/episode_return_mean
+  config:
+    env_runners: {num_env_runners: 0}
+    environment: {env_config: {max_episode_steps: {choice: [20, 30, 40]}}}
+    training: {lr: {choice: [1e-3, 1e-4]}, train_batch_size_per_learner: 100, minibatch_size: 50, num_epochs: 1}
+    evaluation: {evaluation_interval: 2, evaluation_duration: 1, evaluation_num_env_runners: 0}
+"""
+
+
+@pytest.mark.long
+def test_a_population_is_judged_by_evaluations_that_most_results_have_not(tmp_path: pathlib.Path, cluster: str) -> None:
+    (tmp_path / "population.yaml").write_text(POPULATION)
+    done = run(tmp_path, "population.yaml", "--ray-address", cluster)
+    assert done.returncode == 0, done.stderr
+    trials = [[json.loads(line) for line in file.read_text().splitlines()] for file in tmp_path.rglob("result.json")]
+    # What a paused trial reported before, Ray may overwrite.
+    assert [trial[-1]["training_iteration"] for trial in trials] == [4, 4]
+    (copies,) = tmp_path.rglob("pbt_global.txt")
+    mutated = [json.loads(line)[-1] for line in copies.read_text().splitlines()]
+    assert mutated
+    for config in mutated:
+        assert config["lr"] in (1e-3, 1e-4)
+        assert config["env_config"]["max_episode_steps"] in (20, 30, 40)
+
 
 def test_failed_trial_ends_with_one(tmp_path: pathlib.Path, cluster: str) -> None:
     (tmp_path / "exploding.py").write_text(EXPLODING_ENV)

@@ -126,6 +126,14 @@ def test_what_a_scheduler_mutated_has_not_changed(tmp_path: pathlib.Path) -> Non
     assert changed_settings(prepared, [saved]) == []
 
 
+def test_what_a_scheduler_mutated_inside_of_a_setting_has_not_changed(tmp_path: pathlib.Path) -> None:
+    scheduler = {"name": "pbt", "hyperparam_mutations": {"env_config": {"a": [1, 2]}}}
+    then = prepared_with(tmp_path, {"env_config": {"a": 1, "b": 3}}, scheduler=scheduler).param_space
+    saved = saved_by_tune({**then, "env_config": {"a": 2, "b": 3}})
+    now = prepared_with(tmp_path, {"env_config": {"a": 1, "b": 4}}, scheduler=scheduler)
+    assert changed_settings(now, [saved]) == ["env_config/b"]
+
+
 def test_a_saved_config_that_is_refused_by_now_is_a_sentence(tmp_path: pathlib.Path) -> None:
     prepared = prepared_with(tmp_path, {})
     with pytest.raises(InputError, match=r"the run in .*/x cannot go on: unknown key 'num_sims'"):

@@ -15,7 +15,6 @@ from rllib_efficientzero.config_schema import (
     WrongTypeError,
     check_known_keys,
     edit_distance,
-    flatten_groups,
     nearest,
     normalise_env,
     normalise_value,
@@ -24,7 +23,6 @@ from rllib_efficientzero.config_schema import (
 
 SCHEMA = known_keys.load()["PPO"]
 EFFICIENT_ZERO = known_keys.load()["EfficientZero"]
-GROUPS = {"env_runners": ["num_env_runners", "explore"], "framework": ["framework"]}
 
 
 def one_edit_typos(word: str, rng: random.Random) -> list[str]:
@@ -67,18 +65,18 @@ def test_nearest_of_something_else_is_nothing() -> None:
     assert nearest("completely_different_thing", SCHEMA.names) is None
 
 
-def test_flatten_groups_merges_groups_and_flat_keys() -> None:
+def test_groups_and_flat_keys_are_merged() -> None:
     config = {"env_runners": {"num_env_runners": 2}, "lr": 0.1, "framework": "torch"}
-    assert flatten_groups(config, GROUPS) == {"num_env_runners": 2, "lr": 0.1, "framework": "torch"}
+    assert resolve_config(config, SCHEMA).config == {"num_env_runners": 2, "lr": 0.1, "framework": "torch"}
 
 
-def test_flatten_groups_refuses_strangers_and_contradictions() -> None:
+def test_strangers_in_groups_and_contradictions_are_refused() -> None:
     with pytest.raises(UnknownKeyError, match="did you mean 'explore'") as caught:
-        flatten_groups({"env_runners": {"explor": True}}, GROUPS)
+        resolve_config({"env_runners": {"explor": True}}, SCHEMA)
     assert caught.value.path == ("env_runners", "explor")
     with pytest.raises(ConfigError, match="given twice"):
-        flatten_groups({"explore": False, "env_runners": {"explore": True}}, GROUPS)
-    assert flatten_groups({"explore": True, "env_runners": {"explore": True}}, GROUPS) == {"explore": True}
+        resolve_config({"explore": False, "env_runners": {"explore": True}}, SCHEMA)
+    assert resolve_config({"explore": True, "env_runners": {"explore": True}}, SCHEMA).config == {"explore": True}
 
 
 def test_check_known_keys_names_the_nearest() -> None:

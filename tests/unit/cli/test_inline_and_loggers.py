@@ -72,7 +72,14 @@ def test_the_options_are_an_experiment() -> None:
         (["--run", "PPO", "--scheduler-config", '{"max_t": 1}'], "--scheduler-config: name the scheduler"),
         (["--run", "PPO", "--framework", "tf2"], "--framework: RLlib's algorithms are written in torch"),
         (["--run", "PPO", "--ray-num-nodes", "2"], "--ray-num-nodes: start a cluster of your own"),
-        (["--seed", "1", "file", "x.yaml"], "options stand behind it"),
+        (["--seed", "1", "file", "x.yaml"], "--seed: options stand behind it: rllib train file FILE --seed 1"),
+        (["--seed", "0", "--resume", "file", "x.yaml"], "options stand behind it"),
+        (["--run", "PPO", "file", "x.yaml"], "--run: options stand behind it"),
+        (["--num-samples", "5", "--restore", "/nonexist", "file", "x.yaml"], "--num-samples: options stand behind it"),
+        (["--restore", "/nonexist", "file", "x.yaml"], "--restore: options stand behind it"),
+        (["-n", "default", "file", "x.yaml"], "--experiment-name: options stand behind it"),
+        (["--stop", "{}", "file", "x.yaml"], "--stop: options stand behind it"),
+        (["--resources-per-trial", "{}", "file", "x.yaml"], "--resources-per-trial: options stand behind it"),
     ],
 )
 def test_wrong_options_are_answered_in_a_sentence(arguments: list[str], complaint: str) -> None:

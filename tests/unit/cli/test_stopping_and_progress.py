@@ -10,6 +10,7 @@ import pytest
 from rllib_efficientzero import EfficientZeroConfig
 from rllib_efficientzero.cli.announce import budget
 from rllib_efficientzero.cli.progress import TrialProgress, duration
+from rllib_efficientzero.cli.search_settings import resolve_search
 from rllib_efficientzero.cli.stopping import is_met, lookup, resolve_stop
 
 
@@ -42,6 +43,16 @@ def test_old_names_of_the_return(name: str) -> None:
     stop, warnings = resolve_stop({name: "2e1"})
     assert stop == {"env_runners/episode_return_mean": 20}
     assert len(warnings) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["num_interactions_lifetime", "num_raw_env_steps_lifetime", "num_updates_lifetime", "time_this_iter_s"]
+)
+def test_every_metric_of_a_budget_is_a_criterion_and_a_metric(name: str) -> None:
+    assert resolve_stop({name: 100}) == ({name: 100}, [])
+    warnings: list[str] = []
+    assert resolve_search({"metric": name}, None, warnings).metric == name
+    assert warnings == []
 
 
 def test_nested_criteria_and_custom_metrics_pass() -> None:
