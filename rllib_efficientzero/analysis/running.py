@@ -45,6 +45,8 @@ from rllib_efficientzero.playing.environment import make_environment
 from rllib_efficientzero.playing.episodes import play_episodes
 from rllib_efficientzero.policy import Policy, load_policy
 
+FIRST_CHECKPOINT = "checkpoint_000000"
+"""As Tune names it; `num_to_keep` has the oldest ones deleted."""
 STICKY_PROBABILITY = 0.25
 """Of repeating the last action (Machado et al. 2018)."""
 
@@ -239,7 +241,7 @@ def measure(experiment: Experiment, setup: Setup, given: Mapping[str, pathlib.Pa
     """Measures with the final checkpoints of an experiment's runs, unless that was done with the same ones.
 
     Raises:
-        RunningError: a checkpoint is missing.
+        RunningError: a checkpoint is missing, or the earlier ones of a run whose stages are to be compared.
     """
     assert experiment.measure is not None  # its caller asked
     checkpoints = _checkpoints(experiment, setup, given)
@@ -275,8 +277,19 @@ def _checkpoints(experiment: Experiment, setup: Setup, given: Mapping[str, pathl
         checkpoint = given.get(variant) or final_checkpoint(plan, setup)
         if checkpoint is None:
             raise RunningError(f"there is no checkpoint of {plan.name}")
+        if plan.keep_all_checkpoints and variant not in given:
+            _check_all_are_kept(plan, checkpoint.parent)
         found[variant] = checkpoint
     return found
+
+
+def _check_all_are_kept(plan: Plan, trial: pathlib.Path) -> None:
+    """Runs are shared, and an experiment that needs their last checkpoints only has the others deleted."""
+    if not (trial / FIRST_CHECKPOINT).exists():
+        raise RunningError(
+            f"{plan.name} has kept its last checkpoints only, since another experiment trained it, and this one compares "
+            f"stages of training; move {trial.parent} away, and it is trained again with all of them kept"
+        )
 
 
 def _describe(checkpoint: pathlib.Path, root: pathlib.Path) -> dict[str, Any]:

@@ -124,11 +124,16 @@ def stage_checkpoints(final: pathlib.Path, stages: int) -> list[tuple[int, pathl
     total = max(steps.values())
     found: list[tuple[int, pathlib.Path]] = []
     for number in range(1, stages + 1):
-        end = total * number / stages
+        end = stage_end(total, number, stages)
         nearest = min(steps, key=lambda path: abs(steps[path] - end))
         if abs(steps[nearest] - end) <= total / stages / 2 and nearest not in [path for _, path in found]:
-            found.append((round(end), nearest))
+            found.append((end, nearest))
     return found
+
+
+def stage_end(total: int, number: int, stages: int) -> int:
+    """Environment steps at the end of a stage, counted from 1."""
+    return round(total * number / stages)
 
 
 def load_description(checkpoint: pathlib.Path) -> Mapping[str, Any]:
@@ -238,9 +243,9 @@ def clustered_standard_error(values: np.ndarray, games: np.ndarray) -> float | N
 
 
 def present(measurement: Measurement, note: str) -> list[Block]:
-    """Table 5, by stage, and Table 4, its first stage in detail; the published ones beside them."""
+    """Table 5, by stage, and Table 4, the first stage in detail if it is there; the published ones beside them."""
     values = measurement.measured.values
-    stages = values["stages"]
+    stages, expected = values["stages"], int(measurement.about["parameters"]["stages"])
     published = reference.published_value_errors()
     rows = [
         [
@@ -259,22 +264,24 @@ def present(measurement: Measurement, note: str) -> list[Block]:
     )
     columns = ["stage (steps)", "without correction", "with correction", "with - without", "horizon with / without"]
     columns += ["mean true value", "positions"]
-    detail = [
-        [f"{name} correction", *(f"{stages[0]['errors'][name][key]:.3f}" for key in ("current", "next", "all"))]
-        for name in CORRECTIONS
-    ]
     theirs = [[f"{stage:,}", f"{without:.3f}", f"{with_:.3f}"] for stage, (without, with_) in published.items()]
-    blocks: list[Block] = [
-        Table("Table 5: error of value targets by stage", columns, rows, caption),
-        Table(
-            "Table 4: error in the first stage", ["", "current state", "next 5 states (average)", "all states"], detail
-        ),
-        Table("Table 5 as published (UpNDown)", ["stage (steps)", "without", "with"], theirs, "Ye et al. 2021."),
-    ]
-    expected = int(measurement.about["parameters"]["stages"])
+    blocks: list[Block] = [Table("Table 5: error of value targets by stage", columns, rows, caption)]
+    if stages[0]["stage"] == stage_end(values["total"], 1, expected):
+        blocks.append(_first_stage(stages[0]["errors"]))
+    else:
+        blocks.append(Text("There is no Table 4: the first stage has no checkpoint.", warning=True))
     if len(stages) < expected:
         blocks.insert(0, Text(f"Only {len(stages)} of {expected} stages have a checkpoint.", warning=True))
-    return blocks
+    published_as = ["stage (steps)", "without", "with"]
+    return [*blocks, Table("Table 5 as published (UpNDown)", published_as, theirs, "Ye et al. 2021.")]
+
+
+def _first_stage(errors: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [
+        [f"{name} correction", *(f"{errors[name][key]:.3f}" for key in ("current", "next", "all"))]
+        for name in CORRECTIONS
+    ]
+    return Table("Table 4: error in the first stage", ["", "current state", "next 5 states (average)", "all states"], rows)
 
 
 def _with_error(mean: float, errors: Mapping[str, float | None]) -> str:

@@ -16,8 +16,10 @@ from torch import nn
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero.analysis import fixed_replay
+from rllib_efficientzero.analysis.document import Table, Text
 from rllib_efficientzero.analysis.experiments import decoder, value_targets
 from rllib_efficientzero.analysis.experiments.value_prefix import reward_sums
+from rllib_efficientzero.analysis.measurement import Measured, Measurement
 from rllib_efficientzero.analysis.play import Player, discounted_returns
 from rllib_efficientzero.analysis.positions import Position, sample_positions
 from rllib_efficientzero.replay import PrioritizedReplay
@@ -299,6 +301,25 @@ def test_of_checkpoints_after_the_last_step_the_first_stands_for_the_last_stage(
     )
     found = value_targets.stage_checkpoints(tmp_path / "checkpoint_000005", 2)
     assert [path.name for _, path in found] == ["checkpoint_000001", "checkpoint_000002"]
+
+
+@pytest.mark.parametrize(("stage", "has_table_4"), [(20, True), (100, False)])
+def test_table_4_is_of_the_first_stage_or_not_there(stage: int, has_table_4: bool) -> None:
+    errors = dict.fromkeys(("current", "next", "all", "standard_error"), 0.5)
+    of_stage = {
+        "stage": stage,
+        "errors": {"with": errors, "without": errors},
+        "difference": {"mean": 0.0, "standard_error": None},
+        "horizons": {"with": 3, "without": 5},
+        "mean_true_value": 1.0,
+        "positions": 8,
+        "games": 4,
+    }
+    measured = Measured({"stages": [of_stage], "total": 100})
+    blocks = value_targets.present(Measurement(pathlib.Path(), {"parameters": {"stages": 5}}, measured), "")
+    titles = [block.title for block in blocks if isinstance(block, Table)]
+    assert any(title.startswith("Table 4") for title in titles) == has_table_4
+    assert any(isinstance(block, Text) and "no Table 4" in block.text for block in blocks) != has_table_4
 
 
 def test_stages_take_the_nearest_checkpoint(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,25 @@ def test_a_missing_checkpoint_fails_its_experiment_only(
     assert all("there is no checkpoint of Pong_efficientzero_seed-0" in failure for failure in failures)
 
 
+def test_a_run_that_another_experiment_trained_has_no_stages(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, setup = experiments.load("value-targets"), running.Setup(tmp_path, "smoke")
+    trial = write_run(tmp_path, plan(0).label, [1.0])
+    for number in (16, 17):
+        (trial / f"checkpoint_{number:06d}").mkdir()
+    monkeypatch.setattr(running, "train", lambda plans, setup: [])
+    monkeypatch.setattr(running, "score", lambda plan, setup: None)
+    (failure,) = running.run([experiment], setup)
+    assert "has kept its last checkpoints only" in failure
+    assert str(trial.parent) in failure
+    (trial / running.FIRST_CHECKPOINT).mkdir()
+    assert running._checkpoints(experiment, setup, {}) == {"efficientzero": trial / "checkpoint_000017"}
+    # Whoever gives a checkpoint gets the stages that lie beside it.
+    given = {"efficientzero": tmp_path / "mine"}
+    assert running._checkpoints(experiment, setup, given) == given
+
+
 def test_the_list_names_every_experiment() -> None:
     code, output = paper("list")
     assert code == 0
