@@ -287,8 +287,8 @@ def _check_all_are_kept(plan: Plan, trial: pathlib.Path) -> None:
     """Runs are shared, and an experiment that needs their last checkpoints only has the others deleted."""
     if not (trial / FIRST_CHECKPOINT).exists():
         raise RunningError(
-            f"{plan.name} has kept its last checkpoints only, since another experiment trained it, and this one compares "
-            f"stages of training; move {trial.parent} away, and it is trained again with all of them kept"
+            f"{plan.name} has kept its last checkpoints only, since another experiment trained it, and this one needs "
+            f"those of every stage; move {trial.parent} away, and it is trained again with all of them kept"
         )
 
 

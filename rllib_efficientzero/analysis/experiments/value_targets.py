@@ -1,9 +1,10 @@
 """Tables 4 and 5: how far value targets lie from what the final policy really earns.
 
-Each stage of training is a checkpoint. Its policy plays whole games as self-play did then (those are the trajectories in
-the replay), and the emulator is saved at positions drawn from all of their steps. The targets are those that reanalysis would make at the end of training:
-rewards of that trajectory, then the final network; the horizon is the full one without the correction, and shortened by
-the trajectory's age with it. The truth is what the final policy earns when it plays greedily from the saved states.
+Each stage of training is a checkpoint. Its policy plays whole games as self-play did then (they are the trajectories of
+the replay), and the emulator is saved at positions drawn from all of their steps. The targets are those that reanalysis
+would make at the end of training: rewards of that trajectory, then the final network; the horizon is the full one
+without the correction, and shortened by the trajectory's age with it. The truth is what the final policy earns when it
+plays greedily from the saved states.
 """
 
 from __future__ import annotations
@@ -114,8 +115,7 @@ def stage_checkpoints(final: pathlib.Path, stages: int) -> list[tuple[int, pathl
     """(steps at the end of the stage, the run's checkpoint nearest to it) for `stages` equal parts of training.
 
     A checkpoint stands for one stage at most, and for none that it is more than half a stage away from. Of equally near
-    ones it is the earliest: those after the last environment step all have the same number of steps, and no more of what
-    they would play is in the replay.
+    ones it is the earliest: updates that come after the last environment step have played nothing that is learned from.
     """
     steps = {
         path.parent.parent: int(load_description(path.parent.parent)["num_interactions"])
@@ -281,7 +281,9 @@ def _first_stage(errors: Mapping[str, Mapping[str, Any]]) -> Table:
         [f"{name} correction", *(f"{errors[name][key]:.3f}" for key in ("current", "next", "all"))]
         for name in CORRECTIONS
     ]
-    return Table("Table 4: error in the first stage", ["", "current state", "next 5 states (average)", "all states"], rows)
+    return Table(
+        "Table 4: error in the first stage", ["", "current state", "next 5 states (average)", "all states"], rows
+    )
 
 
 def _with_error(mean: float, errors: Mapping[str, float | None]) -> str:

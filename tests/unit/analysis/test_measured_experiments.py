@@ -148,7 +148,10 @@ def test_the_paired_difference_leaves_out_what_positions_differ_in() -> None:
 
 def test_the_difference_is_that_of_both_errors_over_all_states() -> None:
     # The second position lies at an end, and has one state.
-    without, with_ = np.array([[1.0, 2.0, 6.0], [9.0, np.nan, np.nan]]), np.array([[1.0, 1.0, 1.0], [1.0, np.nan, np.nan]])
+    without, with_ = (
+        np.array([[1.0, 2.0, 6.0], [9.0, np.nan, np.nan]]),
+        np.array([[1.0, 1.0, 1.0], [1.0, np.nan, np.nan]]),
+    )
     games = np.arange(2)
     alls = [value_targets.errors_by_step(distance, games)["all"] for distance in (with_, without)]
     assert alls == [1.0, 18 / 4]
