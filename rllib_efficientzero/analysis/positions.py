@@ -1,8 +1,8 @@
 """Positions of games that a policy plays, each with the steps after it and the emulator's states there.
 
 They are drawn uniformly from all steps of whole games, whose number is not known before they end: by reservoir
-sampling, in which the nth step takes the place of an earlier one with probability count / n. A draw that is given up was
-recorded for nothing; of N steps about count * ln(N / count) are.
+sampling, in which the nth step takes the place of an earlier one with probability count / n. A draw that is given up
+was recorded for nothing; of N steps about count * ln(N / count) are.
 """
 
 from __future__ import annotations

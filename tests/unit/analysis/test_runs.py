@@ -6,11 +6,13 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import pytest
 from synthetic_runs import write_run
 
-from rllib_efficientzero.analysis.costs import cost_of
+from rllib_efficientzero import EfficientZero, EfficientZeroConfig
+from rllib_efficientzero.analysis.billing import cost_of, reserved
 from rllib_efficientzero.analysis.runs import Label, Runs, read_runs
 
 PONG = Label("full", "Pong", "efficientzero", 0)
@@ -35,6 +37,32 @@ def test_its_cost(tmp_path: pathlib.Path) -> None:
     assert cost.cpu_hours == 4.0  # two of the main process, one of each EnvRunner
     assert cost.updates_per_s == pytest.approx(120 / 3600)
     assert cost.replay_megabytes is None
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"num_learners": 2, "num_gpus_per_learner": 1},
+        {"num_learners": 2},
+        {"num_cpus_per_learner": 4},
+        {"num_gpus_per_learner": 0.5, "num_cpus_for_main_process": 2},
+        {"replay_buffer_config": {"placement": "actor"}},
+        {"num_reanalyze_actors": 2, "num_cpus_per_reanalyze_actor": 1.5, "num_gpus_per_reanalyze_actor": 0.25},
+        {
+            "num_env_runners": 3,
+            "num_gpus_per_env_runner": 0.1,
+            "evaluation_interval": 1,
+            "evaluation_num_env_runners": 2,
+            "evaluation_config": {"num_cpus_per_env_runner": 3},
+        },
+    ],
+    ids=lambda layout: ",".join(layout) or "default",
+)
+def test_what_a_run_reserved_is_what_it_asked_ray_for(layout: dict[str, Any]) -> None:
+    config = EfficientZeroConfig().environment("CartPole-v1").update_from_dict(layout)
+    asked = EfficientZero.default_resource_request(config).required_resources
+    assert reserved(config.to_dict()) == pytest.approx((asked.get("CPU", 0), asked.get("GPU", 0)))
 
 
 @pytest.mark.parametrize("variant", ["efficientzero", "without-consistency", "without-value-prefix", "muzero"])
