@@ -258,6 +258,11 @@ def test_a_fixed_replay_shares_no_step_between_its_halves(checkpoint: pathlib.Pa
     assert used[0]
     assert used[1]
     assert not used[0] & used[1]
+    # 1,200 steps are three parts, the last of them shorter.
+    assert (train.num_parts, held_out.num_parts, train.rewarded(5).num_parts) == (2, 1, 2)
+    told = fixed_replay.described(fixed_replay.count(train=train, held_out=held_out))
+    assert told.startswith(f"Held out are 1 of 3 parts of up to 500 steps, {len(held_out)} positions")
+    assert "unknown number of parts" in fixed_replay.described({"positions": {"held_out": 1}})
     assert all(episode.column(REWARDS)[t : t + 5].sum() == 1 for episode, t in train.rewarded(5).positions)
     assert 0 < len(train.rewarded(5)) <= 5 * 12
 
