@@ -86,12 +86,7 @@ def run(experiments: Sequence[Experiment], setup: Setup, given: Mapping[str, pat
         Sentences about what failed; the rest was done all the same.
     """
     given = given or {}
-    plans = shared_plans(
-        plan
-        for experiment in experiments
-        for plan in experiment.plans(setup.budget)
-        if experiment.measure is None or plan.label.variant not in given
-    )
+    plans = needed_plans(experiments, setup.budget, given)
     failures = train(plans, setup)
     for plan in plans:
         if plan.episodes is not None and final_checkpoint(plan, setup) is not None:
@@ -100,6 +95,16 @@ def run(experiments: Sequence[Experiment], setup: Setup, given: Mapping[str, pat
         if experiment.measure is not None:
             failures += _attempt(f"measurement {experiment.name}", functools.partial(measure, experiment, setup, given))
     return failures
+
+
+def needed_plans(experiments: Sequence[Experiment], budget: str, given: Mapping[str, pathlib.Path]) -> list[Plan]:
+    """The runs that experiments need, each once, where those checkpoints are given to measure with."""
+    return shared_plans(
+        plan
+        for experiment in experiments
+        for plan in experiment.plans(budget)
+        if experiment.measure is None or plan.label.variant not in given
+    )
 
 
 def shared_plans(plans: Iterable[Plan]) -> list[Plan]:

@@ -176,7 +176,7 @@ def present(measurement: Measurement, note: str) -> list[Block]:
         )
     ]
     caption = (
-        "Over held-out positions; one decoder per variant, one seed. PSNR is of the mean squared error over all of them. "
+        "Over held-out positions; one decoder per variant, one seed. PSNR is of their mean squared error. "
         "The latents' mean is taken from them before their cosine, which is a mean over positions. "
         f"{fixed_replay.described(measurement.measured.values)} The agent {variant_label(REPLAY_OF)} was trained on "
         "them."
