@@ -41,16 +41,9 @@ VARIANT_OF = {
 }
 """Which of `INGREDIENTS` are on -> what such a run is called."""
 NOT_SETTINGS = (
-    "seed",
-    "evaluation",
-    "num_cpus",
-    "num_gpus",
-    "resources",
-    "placement",
-    "num_env_runners",
-    "num_learners",
+    *("seed", "evaluation", "num_cpus", "num_gpus", "resources", "placement", "num_env_runners", "num_learners"),
+    *("num_reanalyze_actors", "num_search_threads", "compile", "timeout", "restart", "log_", "render"),
 )
-NOT_SETTINGS += ("num_reanalyze_actors", "num_search_threads", "compile", "timeout", "restart", "log_", "render")
 """Parts of config keys that say where and how a run was computed, not what."""
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 """Of objects, which result.json has as Python prints them; another one in every process."""
@@ -219,7 +212,7 @@ def _label(directory: pathlib.Path, config: Mapping[str, Any], protocol: Mapping
 def _variant(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     """What the paper calls such a run, and in what else it is none of the paper's: tables are of exact names."""
     switches = tuple(bool(config.get(name, True)) for name in INGREDIENTS)
-    parts = [VARIANT_OF.get(switches, "another variant")]  # type: ignore[call-overload]
+    parts = [VARIANT_OF.get(switches, "another variant")]  # type: ignore[arg-type]
     training = protocol.get("training", {})
     if config.get("search", PAPER_SEARCH) != PAPER_SEARCH:
         parts.append(f"search {config['search']}")
