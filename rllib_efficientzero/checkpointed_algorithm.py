@@ -173,6 +173,8 @@ class CheckpointedAlgorithm(Algorithm):
             "mixed_precision": self.config.mixed_precision,
             "num_updates": self.num_updates,
             "num_interactions": self.num_interactions,
+            # Who plays on from here as self-play did needs it; the search's own settings do not say it.
+            "temperature_schedule": [list(point) for point in self.config.temperature_schedule],
             "protocol": self.config.describe_protocol(),
             "env_config": _plain(self.config.env_config),
             "evaluation_env_config": _plain(evaluation.env_config),

@@ -1,10 +1,11 @@
-"""A saved replay as a fixed data set: episodes split in two, windows drawn from either."""
+"""A saved replay as a fixed data set: parts of its episodes split in two, windows drawn from either."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class FixedReplay:
     """Positions (episode, time) of a replay."""
 
     positions: Sequence[tuple[StoredEpisode, int]]
+    num_parts: int
+    """of episodes that they lie in: neighbouring positions say nearly the same"""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -41,7 +44,7 @@ class FixedReplay:
     def rewarded(self, unroll_steps: int) -> FixedReplay:
         """The positions after which a reward comes within `unroll_steps` steps."""
         found = [(episode, t) for episode, t in self.positions if episode.column(REWARDS)[t : t + unroll_steps].any()]
-        return FixedReplay(found)
+        return FixedReplay(found, self.num_parts)
 
     @staticmethod
     def _windows(
@@ -86,10 +89,29 @@ def load(
     order = np.random.default_rng(seed).permutation(len(parts))
     count = max(1, round(held_out * len(parts)))
     train, test = (
-        FixedReplay([(parts[i][0], t) for i in sorted(chosen) for t in parts[i][1]])
+        FixedReplay([(parts[i][0], t) for i in sorted(chosen) for t in parts[i][1]], len(chosen))
         for chosen in (order[count:], order[:count])
     )
     return train, test
+
+
+def count(**splits: FixedReplay) -> dict[str, dict[str, int]]:
+    """How much there is of each, as measurements say it: `{"positions": {split: number}, "parts": {split: number}}`."""
+    return {
+        "positions": {name: len(split) for name, split in splits.items()},
+        "parts": {name: split.num_parts for name, split in splits.items()},
+    }
+
+
+def described(values: Mapping[str, Any]) -> str:
+    """What a measurement with the entries of `count` held out, in a sentence; old ones have no `parts`."""
+    positions, parts = values["positions"], values.get("parts")
+    if parts is None:
+        return f"Held out are {positions['held_out']:,} positions, in an unknown number of parts of the same episodes."
+    return (
+        f"Held out are {parts['held_out']} of {sum(parts.values())} parts of up to {POSITIONS_PER_EPISODE_PART} steps, "
+        f"{positions['held_out']:,} positions, of the same episodes that the other parts are of."
+    )
 
 
 def _parts(episode: StoredEpisode, unroll_steps: int) -> list[tuple[StoredEpisode, range]]:

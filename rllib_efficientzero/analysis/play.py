@@ -30,6 +30,11 @@ class Player:
         """`[S, ...]`, oldest first."""
         self.is_over = True
 
+    @property
+    def game_goes_on(self) -> bool:
+        """At the end of an episode: whether the next one is of the same game, after a lost life."""
+        return bool(self._env.has_wrapper_attr("game_goes_on") and self._env.get_wrapper_attr("game_goes_on"))
+
     def reset(self, seed: int | None = None) -> None:
         """Begins an episode; its first frame fills the stack."""
         observation, _ = self._env.reset(seed=seed)

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from rllib_efficientzero.analysis import document, experiments, measurement
-from rllib_efficientzero.analysis.costs import cost_of
+from rllib_efficientzero.analysis.billing import cost_of
 from rllib_efficientzero.analysis.document import Block, Section, Table, Text
 from rllib_efficientzero.analysis.experiments import Experiment
 from rllib_efficientzero.analysis.runs import UNLABELLED, Run, Runs, read_runs

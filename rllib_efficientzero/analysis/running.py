@@ -45,6 +45,8 @@ from rllib_efficientzero.playing.environment import make_environment
 from rllib_efficientzero.playing.episodes import play_episodes
 from rllib_efficientzero.policy import Policy, load_policy
 
+FIRST_CHECKPOINT = "checkpoint_000000"
+"""As Tune names it; `num_to_keep` has the oldest ones deleted."""
 STICKY_PROBABILITY = 0.25
 """Of repeating the last action (Machado et al. 2018)."""
 
@@ -84,12 +86,7 @@ def run(experiments: Sequence[Experiment], setup: Setup, given: Mapping[str, pat
         Sentences about what failed; the rest was done all the same.
     """
     given = given or {}
-    plans = shared_plans(
-        plan
-        for experiment in experiments
-        for plan in experiment.plans(setup.budget)
-        if experiment.measure is None or plan.label.variant not in given
-    )
+    plans = needed_plans(experiments, setup.budget, given)
     failures = train(plans, setup)
     for plan in plans:
         if plan.episodes is not None and final_checkpoint(plan, setup) is not None:
@@ -98,6 +95,16 @@ def run(experiments: Sequence[Experiment], setup: Setup, given: Mapping[str, pat
         if experiment.measure is not None:
             failures += _attempt(f"measurement {experiment.name}", functools.partial(measure, experiment, setup, given))
     return failures
+
+
+def needed_plans(experiments: Sequence[Experiment], budget: str, given: Mapping[str, pathlib.Path]) -> list[Plan]:
+    """The runs that experiments need, each once, where those checkpoints are given to measure with."""
+    return shared_plans(
+        plan
+        for experiment in experiments
+        for plan in experiment.plans(budget)
+        if experiment.measure is None or plan.label.variant not in given
+    )
 
 
 def shared_plans(plans: Iterable[Plan]) -> list[Plan]:
@@ -239,7 +246,7 @@ def measure(experiment: Experiment, setup: Setup, given: Mapping[str, pathlib.Pa
     """Measures with the final checkpoints of an experiment's runs, unless that was done with the same ones.
 
     Raises:
-        RunningError: a checkpoint is missing.
+        RunningError: a checkpoint is missing, or the earlier ones of a run whose stages are to be compared.
     """
     assert experiment.measure is not None  # its caller asked
     checkpoints = _checkpoints(experiment, setup, given)
@@ -275,8 +282,19 @@ def _checkpoints(experiment: Experiment, setup: Setup, given: Mapping[str, pathl
         checkpoint = given.get(variant) or final_checkpoint(plan, setup)
         if checkpoint is None:
             raise RunningError(f"there is no checkpoint of {plan.name}")
+        if plan.keep_all_checkpoints and variant not in given:
+            _check_all_are_kept(plan, checkpoint.parent)
         found[variant] = checkpoint
     return found
+
+
+def _check_all_are_kept(plan: Plan, trial: pathlib.Path) -> None:
+    """Runs are shared, and an experiment that needs their last checkpoints only has the others deleted."""
+    if not (trial / FIRST_CHECKPOINT).exists():
+        raise RunningError(
+            f"{plan.name} has kept its last checkpoints only, since another experiment trained it, and this one needs "
+            f"those of every stage; move {trial.parent} away, and it is trained again with all of them kept"
+        )
 
 
 def _describe(checkpoint: pathlib.Path, root: pathlib.Path) -> dict[str, Any]:

@@ -6,10 +6,12 @@ what `rllib paper run` trained it for; a run without one is known by its config.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ SCORES_FILE = "scores.json"
 """Games of the final weights: `{"num_updates_lifetime", "protocols": {name: {"returns", "lengths"}}, ...}`."""
 STANDARD, STICKY = "standard", "sticky"
 UNLABELLED = "unlabelled"
+PAPER_SEARCH = "puct"
+DIGEST_LENGTH = 6
 TAIL_BYTES = 1 << 20
 """Read of `result.json`, where every iteration adds tens of kilobytes: many times a line."""
 TIME = "time_total_s"
@@ -36,6 +40,13 @@ VARIANT_OF = {
     (False, False, False, False): "muzero",
 }
 """Which of `INGREDIENTS` are on -> what such a run is called."""
+NOT_SETTINGS = (
+    *("seed", "evaluation", "num_cpus", "num_gpus", "resources", "placement", "num_env_runners", "num_learners"),
+    *("num_reanalyze_actors", "num_search_threads", "compile", "timeout", "restart", "log_", "render"),
+)
+"""Parts of config keys that say where and how a run was computed, not what."""
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Of objects, which result.json has as Python prints them; another one in every process."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +116,25 @@ class UnusableRunError(ValueError):
 
 
 def read_runs(*roots: pathlib.Path) -> Runs:
-    """Every run below the directories. Of runs with one label the one that was written first counts."""
+    """Every run below the directories. Of runs with one label the one that was written first counts.
+
+    Runs without a label file may share task and variant and differ in settings, as trials of a search do: those with
+    other settings than the first are variants of their own, with a digest of the settings in the name.
+    """
     found = Runs()
     kept: dict[Label, Run] = {}
+    settings: dict[tuple[str, str], str] = {}
     for directory in sorted({path for root in roots for path in _run_directories(root)}, key=_written):
         try:
             run = read_run(directory)
         except UnusableRunError as error:
             found.left_out.append(LeftOut(directory, str(error)))
             continue
+        if run.label.budget == UNLABELLED:
+            digest = _settings_digest(run.config)
+            if settings.setdefault((run.label.task, run.label.variant), digest) != digest:
+                variant = f"{run.label.variant}, settings {digest}"
+                run = replace(run, label=replace(run.label, variant=variant))
         if run.label in kept:
             reason = f"duplicate: {kept[run.label].path} is {run.label}, too"
             found.left_out.append(LeftOut(directory, reason))
@@ -185,13 +206,32 @@ def _label(directory: pathlib.Path, config: Mapping[str, Any], protocol: Mapping
         file = parent / LABEL_FILE
         if file.exists():
             return Label(**_read_json(file))
+    return Label(UNLABELLED, _task(protocol), _variant(config, protocol), int(config.get("seed") or 0))
+
+
+def _variant(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """What the paper calls such a run, and in what else it is none of the paper's: tables are of exact names."""
     switches = tuple(bool(config.get(name, True)) for name in INGREDIENTS)
-    return Label(
-        budget=UNLABELLED,
-        task=_task(protocol),
-        variant=VARIANT_OF.get(switches, "another variant"),  # type: ignore[arg-type]
-        seed=int(config.get("seed") or 0),
-    )
+    parts = [VARIANT_OF.get(switches, "another variant")]  # type: ignore[arg-type]
+    training = protocol.get("training", {})
+    if config.get("search", PAPER_SEARCH) != PAPER_SEARCH:
+        parts.append(f"search {config['search']}")
+    if config.get("action_representation") == "sampled" or training.get("bins_per_dimension", 0) is None:
+        parts.append("sampled actions")
+    if training.get("from_pixels") is False:
+        parts.append("from states")
+    return ", ".join(parts)
+
+
+def _settings_digest(config: Mapping[str, Any]) -> str:
+    """Of what was learned and how: neither of the seed nor of where it was computed."""
+    kept = {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("__") and not any(part in key for part in NOT_SETTINGS)
+    }
+    text = ADDRESS.sub("", json.dumps(kept, sort_keys=True, default=str))
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def _task(protocol: Mapping[str, Any]) -> str:

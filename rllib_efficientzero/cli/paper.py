@@ -64,10 +64,10 @@ def run_experiments(
     code = ExitCode.DONE
     with exit_codes():
         chosen = _load(names, budget)
-        given = _given(checkpoint or [])
+        given = _given(checkpoint or [], chosen)
         setup = running.Setup(runs.absolute(), budget, jobs, device, ray_address, log=say)
         if dry_run:
-            _print_plan(chosen, setup)
+            _print_plan(chosen, setup, given)
             return
         setup.directory.mkdir(parents=True, exist_ok=True)
         for failure in running.run(chosen, setup, given):
@@ -111,22 +111,34 @@ def _load(names: list[str], budget: str) -> list[Experiment]:
     return chosen
 
 
-def _given(options: list[str]) -> dict[str, pathlib.Path]:
+def _given(options: list[str], chosen: list[Experiment]) -> dict[str, pathlib.Path]:
+    """Variant -> checkpoint, of variants that one of the experiments measures, and with a policy in each."""
+    from rllib_efficientzero.checkpoint.manifest import CheckpointError
+    from rllib_efficientzero.checkpoint.policy_files import read_description
+
+    measured = {name for experiment in chosen if experiment.measure is not None for name in experiment.variants}
     given = {}
     for option in options:
         variant, separator, path = option.partition("=")
         if not separator or not pathlib.Path(path).is_dir():
             raise InputError(f"write VARIANT=PATH with the directory of a checkpoint, not {option!r}", "--checkpoint")
+        if variant not in measured:
+            there_are = f"only {', '.join(sorted(measured))}" if measured else "they measure with none"
+            raise InputError(f"the chosen experiments measure no variant {variant!r}: {there_are}", "--checkpoint")
+        try:
+            read_description(pathlib.Path(path))
+        except CheckpointError as error:
+            raise InputError(str(error), f"--checkpoint {option}") from None
         given[variant] = pathlib.Path(path).absolute()
     return given
 
 
-def _print_plan(chosen: list[Experiment], setup: Setup) -> None:
+def _print_plan(chosen: list[Experiment], setup: Setup, given: dict[str, pathlib.Path]) -> None:
     """Runs by kind, with their state and, from a few timed network calls, how long they would take on this CPU."""
     from rllib_efficientzero import cost
     from rllib_efficientzero.analysis import estimates, running
 
-    plans = running.shared_plans(plan for experiment in chosen for plan in experiment.plans(setup.budget))
+    plans = running.needed_plans(chosen, setup.budget, given)
     kinds: dict[tuple[str, str, float], list[bool]] = {}
     known = estimates.Estimates()
     for plan in plans:

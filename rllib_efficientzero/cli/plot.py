@@ -16,6 +16,8 @@ from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.stopping import ENV_STEPS, EPISODE_RETURN, EVALUATION_RETURN, lookup
 
 RESULTS, EVALUATIONS = "result.json", "evaluation.json"
+ITERATION = "training_iteration"
+NOT_NORMALISED = "has training returns only, which may be of clipped rewards and single lives: a human's are not"
 
 
 @dataclasses.dataclass
@@ -28,6 +30,8 @@ class Curve:
     values: list[float]
     spread: list[float] | None = None
     """Standard deviation over episodes."""
+    is_evaluation: bool = False
+    """Whether values are evaluation returns: those of self-play may be of clipped rewards and single lives."""
 
 
 class NothingToDrawError(InputError):
@@ -48,17 +52,18 @@ def plot(
     """Draw returns against environment steps, one line per trial, and print the last scores.
 
     A trial that wrote evaluation.json is drawn by its evaluation episodes, any other by its training return. For games
-    of Atari 100k the human-normalised scores are printed too, with mean, median and IQM over games.
+    of Atari 100k the human-normalised scores of evaluations are printed too, with mean, median and IQM over games; a
+    training return has none, being of clipped rewards and single lives. Steps of DMControl are the agent's decisions.
     """
     with exit_codes():
         if out.suffix not in {".png", ".svg", ".pdf"}:
             raise InputError(f"curves are drawn as .png, .svg or .pdf, not {out.suffix!r}", "--out")
-        curves = read_curves([directory for run in runs for directory in find_trials(run)], metric)
-        if human:
-            curves = [_normalised(curve) for curve in curves]
+        if human and metric is not None:
+            raise InputError("human-normalised are evaluation returns only: leave one of both out", "--human --metric")
+        curves = read_curves([directory for run in runs for directory in find_trials(run)], metric, human=human)
         draw(curves, out, _axis(metric, human))
         for curve in curves:
-            say(f"{curve.label}: {curve.values[-1]:.4g} at {curve.steps[-1]:,.0f} environment steps")
+            say(f"{curve.label}: {curve.values[-1]:.4g} at {curve.steps[-1]:,.0f} {_unit([curve])}")
         if metric is None and not human:
             _say_human_scores(curves)
         say(f"curves {out}")
@@ -79,17 +84,23 @@ def find_trials(run: pathlib.Path) -> list[pathlib.Path]:
     return trials
 
 
-def read_curves(trials: Sequence[pathlib.Path], metric: str | None) -> list[Curve]:
+def read_curves(trials: Sequence[pathlib.Path], metric: str | None, *, human: bool = False) -> list[Curve]:
     """The curves of those trials that have something to draw; the others are named in a warning.
 
+    Args:
+        trials: their directories.
+        metric: of `result.json`; None: returns.
+        human: normalise the returns.
+
     Raises:
-        InputError: files are damaged, or no trial has anything.
+        InputError: files are damaged, no trial has anything, or what is to be normalised is no game of Atari 100k.
     """
     curves: list[Curve] = []
     without: list[NothingToDrawError] = []
     for directory in trials:
         try:
-            curves.append(read_curve(directory, metric))
+            curve = read_curve(directory, metric)
+            curves.append(_normalised(curve) if human else curve)
         except NothingToDrawError as error:
             without.append(error)
     if not curves:
@@ -121,7 +132,8 @@ def read_curve(directory: pathlib.Path, metric: str | None) -> Curve:
         points = [(lookup(row, ENV_STEPS), lookup(row, name)) for row in rows]
         known = [(step, value) for step, value in points if step is not None and value is not None]
         if known:
-            return Curve(label, env, [step for step, _ in known], [value for _, value in known])
+            steps, values = [step for step, _ in known], [value for _, value in known]
+            return Curve(label, env, steps, values, is_evaluation=name == EVALUATION_RETURN)
     raise NothingToDrawError(f"no result has {' or '.join(names)}", str(directory / RESULTS))
 
 
@@ -145,7 +157,7 @@ def draw(curves: Sequence[Curve], file: pathlib.Path, axis: str) -> None:
             low = [value - spread for value, spread in zip(curve.values, curve.spread, strict=True)]
             high = [value + spread for value, spread in zip(curve.values, curve.spread, strict=True)]
             axes.fill_between(curve.steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(xlabel="environment steps", ylabel=axis)
+    axes.set(xlabel=_unit(curves), ylabel=axis)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     try:
@@ -158,15 +170,24 @@ def draw(curves: Sequence[Curve], file: pathlib.Path, axis: str) -> None:
 
 
 def _rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """The results of a trial; of one that was killed the last line may be cut off."""
+    """The results of a trial; of one that was killed the last line may be cut off.
+
+    Where it was resumed from a checkpoint its iterations are counted from there again: what it had done beyond that is
+    no part of the run any more.
+    """
     rows: list[dict[str, Any]] = []
     lines = file.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise InputError(f"not JSON: {error.msg}", f"{file}:{number}") from error
+            break
+        iteration = lookup(row, ITERATION)
+        while rows and iteration is not None and (lookup(rows[-1], ITERATION) or 0) >= iteration:
+            rows.pop()
+        rows.append(row)
     return rows
 
 
@@ -177,7 +198,18 @@ def _evaluation_curve(file: pathlib.Path, label: str, env: str) -> Curve:
         steps = [float(record["num_interactions_lifetime"]) for record in records]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"is damaged: {error}", str(file)) from error
-    return Curve(label, env, steps, [fmean(values) for values in returns], [pstdev(values) for values in returns])
+    means, spread = [fmean(values) for values in returns], [pstdev(values) for values in returns]
+    return Curve(label, env, steps, means, spread, is_evaluation=True)
+
+
+def _unit(curves: Sequence[Curve]) -> str:
+    """What steps are counted in: an agent of DMControl decides once per several steps of its environment."""
+    from rllib_efficientzero.env.dm_control import is_dmc_id
+
+    decides = [is_dmc_id(curve.env) for curve in curves]
+    if all(decides):
+        return "decisions"
+    return "environment steps (DMControl: decisions)" if any(decides) else "environment steps"
 
 
 def _axis(metric: str | None, human: bool) -> str:
@@ -191,6 +223,8 @@ def _normalised(curve: Curve) -> Curve:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         raise InputError(f"{curve.label}: {curve.env!r} is no game of Atari 100k", "--human")
+    if not curve.is_evaluation:
+        raise NothingToDrawError(f"{curve.label} {NOT_NORMALISED}", "--human")
     return dataclasses.replace(curve, values=known, spread=None)
 
 
@@ -204,8 +238,12 @@ def _say_human_scores(curves: Sequence[Curve]) -> None:
     games: dict[str, list[float]] = {}
     for curve in curves:
         score = human_normalised(curve.env, curve.values[-1])
-        if score is not None:
+        if score is None:
+            continue
+        if curve.is_evaluation:
             games.setdefault(curve.env, []).append(score)
+        else:
+            say_warning(f"not human-normalised: {curve.label} {NOT_NORMALISED}")
     for env, scores in games.items():
         say(f"human-normalised {env}: {fmean(scores):.3f} ({len(scores)} trials)")
     if len(games) > 1:

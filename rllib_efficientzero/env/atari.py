@@ -210,6 +210,11 @@ class EpisodicLife(gym.Wrapper):
         self._lives = 0
         self._game_goes_on = False
 
+    @property
+    def game_goes_on(self) -> bool:
+        """Whether the last step ended an episode by a lost life alone."""
+        return self._game_goes_on
+
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """As the wrapped environment's; `terminated` also when a life is lost."""
         observation, reward, terminated, truncated, info = self.env.step(action)

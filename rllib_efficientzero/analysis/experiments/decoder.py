@@ -1,7 +1,10 @@
 """Figure 8: what a decoder of frozen latents shows of imagined states, with and without the consistency loss.
 
-The decoder learns from latents of real frames only, of episodes other than those shown. What it makes of an imagined
-latent says how far the dynamics stay where the representation would have gone.
+The decoder learns from latents of real frames only, of other parts of the episodes than those shown. What it makes of
+an imagined latent says how far the dynamics stay where the representation would have gone.
+
+One replay serves both variants, that of the agent with the consistency loss: that agent has learned from all of it, the
+parts that are held out from the decoder too, and the other from a replay of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ REPLAY_OF = "efficientzero"
 def measure(
     checkpoints: Mapping[str, pathlib.Path], parameters: Mapping[str, Any], *, device: str, log: Log
 ) -> Measured:
-    """Trains a decoder per variant and decodes imagined latents of held-out episodes.
+    """Trains a decoder per variant and decodes imagined latents of held-out parts of episodes.
 
     Args:
         checkpoints: variant -> checkpoint; observations must be images.
@@ -56,7 +59,7 @@ def measure(
         test = held_out.spread(parameters["test_positions"], shape, np.random.default_rng(seed))
         values[variant], pictures = _evaluate(policy.network, decoder, test, parameters["batch_size"])
         arrays |= {f"{variant} {name}": images for name, images in pictures.items()}
-    return Measured({"variants": values, "positions": {"train": len(train), "held_out": len(held_out)}}, arrays)
+    return Measured({"variants": values, **fixed_replay.count(train=train, held_out=held_out)}, arrays)
 
 
 def _train_decoder(
@@ -152,7 +155,7 @@ def centred_cosine(imagined: Tensor, real: Tensor) -> Tensor:
 
 def present(measurement: Measurement, note: str) -> list[Block]:
     """Pictures, and the table of PSNR and cosine by step."""
-    values, arrays = measurement.measured.values["variants"], measurement.measured.arrays
+    arrays, values = measurement.measured.arrays, measurement.measured.values["variants"]
     steps = [f"k = {k}" for k in range(UNROLL_STEPS + 1)]
     blocks: list[Block] = []
     for shown in range(min(len(arrays[f"{variant} real"]) for variant in values)):
@@ -173,8 +176,10 @@ def present(measurement: Measurement, note: str) -> list[Block]:
         )
     ]
     caption = (
-        "Means over held-out positions; one decoder per variant, one seed. The latents' mean is taken from them before "
-        "their cosine."
+        "Over held-out positions; one decoder per variant, one seed. PSNR is of their mean squared error. "
+        "The latents' mean is taken from them before their cosine, which is a mean over positions. "
+        f"{fixed_replay.described(measurement.measured.values)} The agent {variant_label(REPLAY_OF)} was trained on "
+        "them."
     )
     blocks.append(Table("Decoded frames by imagined step", ["", *steps], table, caption))
     return blocks

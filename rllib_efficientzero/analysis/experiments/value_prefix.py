@@ -91,7 +91,7 @@ def measure(
         model = Model(policy, horizon).to(device)
         found[label] = _learn(model, train, tests, shape, parameters, np.random.default_rng(seed), log, label)
     counts = {name: len(windows) for name, windows in tests.items()}
-    return Measured({"curves": found, "positions": {"train": len(train), "held_out": len(held_out)}, "tests": counts})
+    return Measured({"curves": found, **fixed_replay.count(train=train, held_out=held_out), "tests": counts})
 
 
 def _tests(splits: Mapping[str, fixed_replay.FixedReplay], count: int, shape: WindowShape) -> dict[str, Windows]:
@@ -201,7 +201,10 @@ def present(measurement: Measurement, note: str) -> list[Block]:
             png = plots.curves({title: series}, x_label="updates", y_label="squared error of reward sums", note=note)
             blocks.append(Figure(f"Figure 9, {title}", png))
     rows = [[_readable(name), *(f"{curve[name][-1]:.4f}" for curve in curves.values())] for name in tests]
-    caption = f"Mean squared error of the sums of the next 1 to {UNROLL_STEPS} rewards. One seed."
+    caption = (
+        f"Mean squared error of the sums of the next 1 to {UNROLL_STEPS} rewards. One seed. "
+        f"{fixed_replay.described(measurement.measured.values)}"
+    )
     blocks.append(Table("Errors after training", ["positions", *curves], rows, caption))
     return blocks
 

@@ -28,6 +28,7 @@ def write_run(
     labelled: bool = True,
     done: bool = True,
     trial: str = "trial",
+    training: dict[str, Any] | None = None,
     **config: Any,
 ) -> pathlib.Path:
     """A run of 100 steps and 120 updates in an hour; returns its directory."""
@@ -36,7 +37,8 @@ def write_run(
     directory.mkdir(parents=True)
     if labelled:
         write_label(above, label)
-    protocol = {"env": f"ALE/{label.task}-v5", "total_updates": 120, "training": {"game": label.task}, "versions": {}}
+    played = {"game": label.task} | (training or {})
+    protocol = {"env": f"ALE/{label.task}-v5", "total_updates": 120, "training": played, "versions": {}}
     (directory / "protocol.json").write_text(json.dumps(protocol))
     updates = 120 if done else 60
     evaluation = {"num_interactions_lifetime": 100, "num_updates_lifetime": updates, "episode_returns": returns}

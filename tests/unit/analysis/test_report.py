@@ -193,7 +193,8 @@ def test_a_report_is_one_file_and_says_what_it_left_out(tmp_path: pathlib.Path) 
         "cpu_seconds": 1.0,
         "device": "cpu",
     }
-    values = {"curves": {"value prefix": curve, "per-step reward": curve}}
+    counts = {"positions": {"train": 90, "held_out": 1210}, "parts": {"train": 26, "held_out": 3}}
+    values = {"curves": {"value prefix": curve, "per-step reward": curve}, **counts}
     measurement.write(measurement.directory_of(root, "value-prefix", "smoke"), about, Measured(values))
     damaged = measurement.directory_of(root, "decoder", "smoke")
     measurement.write(damaged, about, Measured({}, {"x": np.zeros(3)}))
@@ -207,6 +208,7 @@ def test_a_report_is_one_file_and_says_what_it_left_out(tmp_path: pathlib.Path) 
         assert str(broken) in text
         assert "SMOKE" in text
         assert "7.5 (1)" in text
+        assert "Held out are 3 of 29 parts of up to 500 steps, 1,210 positions, of the same episodes" in text
         assert f"left out: {damaged} is damaged" in text
         assert f"left out: {foreign}: it does not hold what this version measures" in text
         assert "Nothing of this was run at the paper's budget." in text

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+from policy_helpers import write_tiny_policy
 from synthetic_runs import write_run
 from typer.testing import CliRunner
 
@@ -130,6 +131,39 @@ def test_a_missing_checkpoint_fails_its_experiment_only(
     assert all("there is no checkpoint of Pong_efficientzero_seed-0" in failure for failure in failures)
 
 
+def test_a_run_that_another_experiment_trained_has_no_stages(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, setup = experiments.load("value-targets"), running.Setup(tmp_path, "smoke")
+    trial = write_run(tmp_path, plan(0).label, [1.0])
+    for number in (16, 17):
+        (trial / f"checkpoint_{number:06d}").mkdir()
+    monkeypatch.setattr(running, "train", lambda plans, setup: [])
+    monkeypatch.setattr(running, "score", lambda plan, setup: None)
+    (failure,) = running.run([experiment], setup)
+    assert "has kept its last checkpoints only" in failure
+    assert str(trial.parent) in failure
+    (trial / running.FIRST_CHECKPOINT).mkdir()
+    assert running._checkpoints(experiment, setup, {}) == {"efficientzero": trial / "checkpoint_000017"}
+    # Whoever gives a checkpoint gets the stages that lie beside it.
+    given = {"efficientzero": tmp_path / "mine"}
+    assert running._checkpoints(experiment, setup, given) == given
+
+
+def test_what_a_given_checkpoint_stands_for_is_not_to_be_trained(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates.Estimates, "seconds", lambda self, plan: 60.0)
+    write_tiny_policy(tmp_path / "mine")
+    arguments = ["run", "decoder", "--budget", "smoke", "--dry-run", "--runs", str(tmp_path / "runs")]
+    code, output = paper(*arguments)
+    assert (code, output.count("runs to be trained")) == (0, 2)
+    code, output = paper(*arguments, "--checkpoint", f"efficientzero={tmp_path / 'mine'}")
+    assert code == 0
+    assert output.count("runs to be trained") == 1
+    assert "atari, without-consistency: 1 of 1 runs to be trained" in output
+
+
 def test_the_list_names_every_experiment() -> None:
     code, output = paper("list")
     assert code == 0
@@ -143,6 +177,12 @@ def test_the_list_names_every_experiment() -> None:
         (["run", "decoder", "--budget", "huge"], "unknown budget 'huge'; there are smoke, small, full"),
         (["run", "decoder", "--budget", "smoke", "--checkpoint", "nonsense"], "write VARIANT=PATH"),
         (["run", "decoder", "--budget", "smoke", "--checkpoint", "efficientzero=/nowhere"], "write VARIANT=PATH"),
+        (["run", "decoder", "--budget", "smoke", "--checkpoint", "efficientzero=/"], "There is no policy in /"),
+        (
+            ["run", "decoder", "--budget", "smoke", "--checkpoint", "effzero=/"],
+            "only efficientzero, without-consistency",
+        ),
+        (["run", "atari100k", "--budget", "smoke", "--checkpoint", "muzero=/"], "they measure with none"),
         (["report", "/nowhere", "-o", "report"], "there is no directory /nowhere"),
     ],
 )
@@ -152,5 +192,5 @@ def test_wrong_input_is_answered_by_a_sentence(
     monkeypatch.chdir(tmp_path)
     code, output = paper(*arguments)
     assert code == 2
-    assert expected in output
+    assert expected in " ".join(output.split())
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from policy_helpers import IMAGES, VECTORS, write_policy_with_other_weights, wri
 from typer.testing import CliRunner
 
 from rllib_efficientzero.checkpoint.manifest import write_manifest
-from rllib_efficientzero.cli import evaluate
+from rllib_efficientzero.cli import evaluate, plot
 from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.cli.reference import with_reference
 from rllib_efficientzero.models import observation_planes
@@ -263,12 +263,63 @@ def write_trial(directory: pathlib.Path, env: str, returns: list[float]) -> None
     (directory / "result.json").write_text("\n".join(map(json.dumps, rows)) + '\n{"cut off')
 
 
+def add_evaluation(directory: pathlib.Path, value: float) -> None:
+    """As RLlib's own algorithms have it, in the last whole result."""
+    file = directory / "result.json"
+    lines = file.read_text().splitlines()
+    row = json.loads(lines[-2]) | {"evaluation": {"env_runners": {"episode_return_mean": value}}}
+    file.write_text("\n".join([*lines[:-2], json.dumps(row)]))
+
+
+def test_training_returns_are_not_normalised(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("matplotlib")
+    write_trial(tmp_path / "pong" / "trial_0", "ale_py:ALE/Pong-v5", [-20.7, 14.6])
+    done = rllib("plot", tmp_path / "pong", "--out", tmp_path / "curves.png")
+    assert done.exit_code == 0, done.output
+    assert "human-normalised ale_py" not in done.output
+    assert "not human-normalised: pong trial_0 has training returns only" in done.stderr.replace("\n", " ")
+    write_trial(tmp_path / "pong" / "trial_1", "ale_py:ALE/Pong-v5", [-20.7, 14.6])
+    add_evaluation(tmp_path / "pong" / "trial_1", 14.6)
+    done = rllib("plot", tmp_path / "pong", "--out", tmp_path / "curves.png", "--human")
+    assert done.exit_code == 0, done.output
+    assert "pong trial_1: 1 at 200 environment steps" in done.output
+    assert "not drawn: --human: pong trial_0 has training returns only" in done.stderr.replace("\n", " ")
+
+
+def test_a_resumed_run_is_drawn_as_if_it_had_not_gone_on_before(tmp_path: pathlib.Path) -> None:
+    rows = [(1, 100, 1.0), (2, 200, 2.0), (3, 300, 3.0), (4, 400, 4.0), (2, 205, 7.0), (3, 305, 8.0)]
+    lines = [
+        {
+            "training_iteration": i,
+            "num_env_steps_sampled_lifetime": steps,
+            "env_runners": {"episode_return_mean": value},
+        }
+        for i, steps, value in rows
+    ]
+    (tmp_path / "result.json").write_text("\n".join(map(json.dumps, lines)))
+    curve = plot.read_curve(tmp_path, None)
+    assert (curve.steps, curve.values) == ([100, 205, 305], [1.0, 7.0, 8.0])
+
+
+@pytest.mark.parametrize(
+    ("envs", "unit"),
+    [
+        (["CartPole-v1"], "environment steps"),
+        (["dmc/cartpole-swingup"], "decisions"),
+        (["CartPole-v1", "dmc/cartpole-swingup"], "environment steps (DMControl: decisions)"),
+    ],
+)
+def test_the_axis_says_what_steps_are(envs: list[str], unit: str) -> None:
+    assert plot._unit([plot.Curve("", env, [1.0], [1.0]) for env in envs]) == unit
+
+
 def test_plot_draws_every_trial(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("matplotlib")
     write_trial(tmp_path / "a" / "trial_0", "ale_py:ALE/Pong-v5", [-20.7, 14.6])
     write_trial(tmp_path / "a" / "trial_1", "ale_py:ALE/Boxing-v5", [0.1, 0.1])
     record = {"num_interactions_lifetime": 90, "episode_returns": [10.0, 19.2]}
     (tmp_path / "a" / "trial_0" / "evaluation.json").write_text(json.dumps({"evaluations": [record]}))
+    add_evaluation(tmp_path / "a" / "trial_1", 0.1)
     out = tmp_path / "plots" / "curves.svg"
     done = rllib("plot", tmp_path / "a", "--out", out)
     assert done.exit_code == 0, done.output
@@ -292,12 +343,15 @@ def test_plot_draws_every_trial(tmp_path: pathlib.Path) -> None:
         (["{}/a", "--out", "curves.gif"], "not '.gif'"),
         (["{}/a", "--metric", "learners/loss"], "no result has learners/loss"),
         (["{}/a", "--human"], "no game of Atari 100k"),
+        (["{}/pong", "--human"], "has training returns only"),
+        (["{}/pong", "--human", "--metric", "env_runners/episode_return_mean"], "leave one of both out"),
         (["{}/b"], "result.json:1: not JSON"),
     ],
 )
 def test_plot_refuses_in_a_sentence(tmp_path: pathlib.Path, options: list[str], complaint: str) -> None:
     write_trial(tmp_path / "a" / "trial", "CartPole-v1", [1.0])
     write_trial(tmp_path / "b" / "trial", "CartPole-v1", [1.0])
+    write_trial(tmp_path / "pong" / "trial", "ale_py:ALE/Pong-v5", [1.0])
     (tmp_path / "b" / "trial" / "result.json").write_text("not json\n{}\n")
     done = rllib("plot", *(option.format(tmp_path) for option in options))
     assert done.exit_code == 2

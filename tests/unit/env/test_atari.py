@@ -305,10 +305,12 @@ def test_life_loss_rules() -> None:
     env.reset()
     assert env.step(1) == (1, 1.0, False, False, {})
     assert env.step(1) == (2, 2.0, True, False, {})
+    assert env.game_goes_on
     assert env.reset() == (3, {"hidden_steps": 1})
     assert game.actions == [1, 1, 0]
     assert env.step(1)[2] is False
     assert env.step(1)[2] is True
+    assert not env.game_goes_on
     assert env.reset() == (0, {"hidden_steps": 1})
     assert game.num_resets == 2
 
