@@ -61,7 +61,8 @@ def test_its_cost(tmp_path: pathlib.Path) -> None:
     ids=lambda layout: ",".join(layout) or "default",
 )
 def test_what_a_run_reserved_is_what_it_asked_ray_for(layout: dict[str, Any]) -> None:
-    config = EfficientZeroConfig().environment("CartPole-v1").update_from_dict(layout)
+    # Whatever a session of other tests has.
+    config = EfficientZeroConfig().environment("CartPole-v1").update_from_dict({"wait_for_resources": True, **layout})
     asked = EfficientZero.default_resource_request(config).required_resources
     assert reserved(config.to_dict()) == pytest.approx((asked.get("CPU", 0), asked.get("GPU", 0)))
 
