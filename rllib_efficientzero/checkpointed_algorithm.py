@@ -11,6 +11,7 @@ A checkpoint directory:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -261,15 +262,11 @@ def _learned_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def _plain(env_config: Mapping[str, Any]) -> dict[str, Any]:
     """What of the environment's settings JSON can say: enough to play there again, in most cases."""
-    return {key: json.loads(json.dumps(value)) for key, value in env_config.items() if _is_json(value)}
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
+    kept = {}
+    for key, value in env_config.items():
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            kept[key] = json.loads(json.dumps(value, allow_nan=False))
+    return kept
 
 
 def _model_sizes(config: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from policy_helpers import SIZES
 from torch import Tensor, nn
 
 from rllib_efficientzero.gradient_step import GradientStep
@@ -15,23 +16,11 @@ from rllib_efficientzero.losses import losses, observe, policy_losses_of, total_
 from rllib_efficientzero.mcts import SearchConfig
 from rllib_efficientzero.mcts.leaf_evaluator import LeafEvaluator
 from rllib_efficientzero.mcts.parts import _node_actions
-from rllib_efficientzero.models import ModelConfig, build_consistency_heads, build_network
+from rllib_efficientzero.models import build_consistency_heads, build_network
 from rllib_efficientzero.models.action_distributions import Actions, IndependentCategoricals, SquashedGaussian
 from rllib_efficientzero.models.unroll import unroll, unroll_planes
 
 BATCH, STEPS, SAMPLES = 6, 5, 4
-SIZES = ModelConfig(
-    channels=4,
-    reduced_channels=2,
-    latent_size=8,
-    mlp_hidden=(8,),
-    head_hidden=(8,),
-    lstm_hidden=8,
-    support_size=5,
-    projector_hidden=8,
-    projector_out=8,
-    predictor_hidden=8,
-)
 FROM_HOST = ("as_tensor", "tensor", "from_numpy")
 TO_HOST = ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__")
 SHAPES = {"images": (4, 32, 32, 1), "vectors": (2, 5)}

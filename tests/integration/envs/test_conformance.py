@@ -12,12 +12,13 @@ from ray.tune.registry import register_env
 from scale_helpers import NETWORK
 
 from rllib_efficientzero import EfficientZero, EfficientZeroConfig
+from rllib_efficientzero.env.minigrid import make_pixels
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
 SHORT = {"max_episode_steps": 15}
 """Of gymnasium's own: so that an evaluation takes a moment."""
-MADE_BY = {"minigrid-image": views.minigrid_image, "minigrid-pixels": views.minigrid_pixels}
+MADE_BY = {"minigrid-image": views.minigrid_image, "minigrid-pixels": make_pixels}
 """Functions; RLlib takes classes and names only."""
 GAME = {"screen_size": 32, "grayscale": True, "max_frames": 60}
 TASK = {"action_repeat": 100}
@@ -44,7 +45,9 @@ CASES = {
     "Pendulum": Case("Pendulum-v1", SHORT),
     "MountainCar, continuous": Case("MountainCarContinuous-v0", SHORT, is_long=True),
     "MiniGrid, what it sees": Case("minigrid-image", {"max_steps": 15}, "minigrid", is_long=True),
-    "MiniGrid, in pixels": Case("minigrid-pixels", {"max_steps": 15}, "minigrid", is_long=True),
+    "MiniGrid, in pixels": Case(
+        "minigrid-pixels", {"name": "MiniGrid-Empty-5x5-v0", "max_steps": 15}, "minigrid", is_long=True
+    ),
     "Pong": Case("ale_py:ALE/Pong-v5", GAME, "ale_py"),
     "Breakout": Case("ale_py:ALE/Breakout-v5", GAME, "ale_py", is_long=True),
     "DMControl, from its state": Case("dmc/cartpole-swingup-state", TASK, "dm_control"),

@@ -15,13 +15,6 @@ def minigrid_image(env_config: Any) -> gym.Env:
     return ImgObsWrapper(gym.make("MiniGrid-Empty-5x5-v0", **env_config))
 
 
-def minigrid_pixels(env_config: Any) -> gym.Env:
-    """The whole grid as pixels."""
-    from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper
-
-    return ImgObsWrapper(RGBImgObsWrapper(gym.make("MiniGrid-Empty-5x5-v0", **env_config), tile_size=8))
-
-
 class SpielGame(gym.Env):
     """A game of OpenSpiel for one player, whose legal moves differ from state to state."""
 
