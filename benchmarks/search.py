@@ -7,7 +7,8 @@ uses it (`InferenceNetwork`). Its yardstick, "bare", is one initial and N recurr
 inputs allocated beforehand; "plain" are these calls of the network itself. All, and another copy of the search with
 clocks in it (for the split into network, tree and copies), take turns in one run; the first turn is dropped. On the
 CPU with one thread times are CPU time of that thread, which other work on the machine disturbs less than wall time;
-else they are wall time.
+else they are wall time. Where other guests share the processor its speed changes by a third within seconds, so that
+turns differ by more than the search costs above its calls: it is held to a ratio within one search, by the clocks.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ def measure(
     times = time_in_turns(subjects, repetitions, at_least=at_least, budget_s=2.0)
     return [
         {"policy": name, **case._asdict(), **_figures(case, times[name], times["bare"], times["plain"])}
-        | {"split_ms": _split_ms(splits[name])}
+        | _split_figures(splits[name][1:])
         for name in policies
     ]
 
@@ -188,12 +189,15 @@ def _figures(case: Case, search: list[float], bare: list[float], plain: list[flo
     }
 
 
-def _split_ms(splits: list[dict[str, float]]) -> dict[str, Any]:
-    """Of the fastest repetition: network, tree, copies (and each of them), and what is left."""
-    fastest = min(splits[1:], key=lambda split: sum(split.values()))
+def _split_figures(splits: list[dict[str, float]]) -> dict[str, Any]:
+    """A search over the network calls in it; of the fastest: network, tree, copies (and each of them), and what is left."""
+    fastest = min(splits, key=lambda split: sum(split.values()))
     ms = {phase: round(1000 * fastest.get(phase, 0.0), 3) for phase in ("network", "tree", *COPIES, "other")}
     copies = {phase: ms.pop(phase) for phase in COPIES}
-    return ms | {"copies": round(sum(copies.values()), 3), "of_copies": copies}
+    return {
+        "ratio_within": round(statistics.median(sum(split.values()) / split["network"] for split in splits), 3),
+        "split_ms": ms | {"copies": round(sum(copies.values()), 3), "of_copies": copies},
+    }
 
 
 def goals(rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
@@ -205,7 +209,8 @@ def goals(rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
         if (row["network"], row["num_roots"]) == GOAL_SHAPE:
             at = f"{row['policy']}, A={row['num_actions']} N={row['num_simulations']}"
             name = f"search over bare network calls, paper's network, B={row['num_roots']}, {at}, at most"
-            results[name] = {"measured": row["ratio"], "goal": GOAL_RATIO, "met": row["ratio"] <= GOAL_RATIO}
+            measured = row["ratio_within"]
+            results[name] = {"measured": measured, "goal": GOAL_RATIO, "met": measured <= GOAL_RATIO}
     return results
 
 
