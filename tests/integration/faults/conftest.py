@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import datetime
 import os
-import pathlib
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -39,8 +38,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
             item.config.stash.setdefault(MEASURED, {}).setdefault(item.nodeid, []).append(reason[:200])
         # After every test, so that a run that is cut short keeps what it has done.
         if file := os.environ.get("FAULTS_REPORT"):
+            # Tests may stand in another directory.
+            path = item.config.invocation_params.dir / file
             title = f"Fault tests, {datetime.date.today()}, {platform.machine()}, {os.cpu_count()} CPUs"
-            pathlib.Path(file).write_text("\n".join([title, totals(item.config), "", *lines_of(item.config), ""]))
+            path.write_text("\n".join([title, totals(item.config), "", *lines_of(item.config), ""]))
 
 
 def call_error(report: pytest.TestReport) -> object:
