@@ -11,8 +11,10 @@ is the search with trees on the host, in one part and without CUDA graphs. All t
 
 Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates without clocks, as a run makes them;
 from these, the minutes of a run of 100k environment steps. That is an extrapolation: evaluation, the first steps at
-random and compiling are not in it. Then 200 updates of each with clocks, for which the host waits between the parts and
-no batch is made ahead. The file is written after each of these, should the time on the GPU end.
+random and compiling are not in it. `pong-ezv2` is measured once more as it is after `mixed_start_updates`, when values
+of old positions come from their searches; all positions are taken for old. Then 200 updates of each with clocks, for
+which the host waits between the parts and no batch is made ahead. The file is written after each of these, should the
+time on the GPU end.
 
 `--quick` is the same with next to no work, to see that it runs; on a CPU it needs `--device cpu`.
 """
@@ -23,7 +25,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +49,8 @@ ROOTS = (4, 256, 1536)
 SEARCHES = {"puct": 50, "gumbel": 16}
 EXAMPLES = {"pong-ez": 60.0, "pong-ezv2": 25.0}
 """Example -> minutes of its run that are the goal."""
+LATE = {"pong-ezv2": {"mixed_start_updates": 0, "mixed_recent_steps": 0}}
+"""Example -> what its updates are like after as many as its `mixed_start_updates`."""
 UPDATE_GOAL_MS = 30.0
 QUICK_NETWORK = {
     "channels": 4,
@@ -197,9 +201,14 @@ def measure_updates(example: str, device: str, updates: int, quick: bool) -> dic
     """Whole iterations of an example as a run makes them, and what a run of it would take."""
     plan, batch = _plan(example, device, updates, quick)
     measured = loop.measure_as_it_runs(plan, batch)
-    config, ms_per_step, ms_per_update = plan.config(batch), measured["ms_per_env_step"], measured["ms_per_update"]
-    minutes = (config.total_env_steps * ms_per_step + config.updates_at_end() * ms_per_update) / 60_000
-    return {"example": example, "batch": batch, **measured, "minutes_of_a_run_extrapolated": round(minutes, 2)}
+    config, ms_per_update = plan.config(batch), measured["ms_per_update"]
+    total = config.updates_at_end()
+    ms = config.total_env_steps * measured["ms_per_env_step"] + total * ms_per_update
+    if example in LATE:
+        late_plan, _ = _plan(example, device, updates, quick, LATE[example])
+        late = measured["late_ms_per_update"] = loop.measure_as_it_runs(late_plan, batch)["ms_per_update"]
+        ms += max(0, total - config.mixed_start_updates) * (late - ms_per_update)
+    return {"example": example, "batch": batch, **measured, "minutes_of_a_run_extrapolated": round(ms / 60_000, 2)}
 
 
 def measure_parts(example: str, device: str, updates: int, quick: bool) -> dict[str, dict[str, float]]:
@@ -209,9 +218,12 @@ def measure_parts(example: str, device: str, updates: int, quick: bool) -> dict[
     return {key: figures[key] for key in ("ms_per_env_step", "ms_per_update")}
 
 
-def _plan(example: str, device: str, updates: int, quick: bool) -> tuple[loop.Plan, int]:
+def _plan(
+    example: str, device: str, updates: int, quick: bool, settings: Mapping[str, Any] | None = None
+) -> tuple[loop.Plan, int]:
     """With the example's own batch size."""
     overrides: dict[str, Any] = {"num_gpus_per_learner": int(device == "cuda")} | (QUICK if quick else {})
+    overrides |= settings or {}
     batch = loop.load_config(example, overrides).train_batch_size_per_learner
     return loop.Plan(example, (batch,), updates, overrides), batch
 
@@ -252,8 +264,9 @@ def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], devic
             f"{speed}, {busy}, {ms:.1f} ms (host: {host}); trees on the host: {on_host:.1f} ms, no graph: {plain:.1f}"
         )
     for row in updates:
+        late = f" ({row['late_ms_per_update']:.1f} late in a run)" if "late_ms_per_update" in row else ""
         line = (
-            f"{row['ms_per_update']:.1f} ms, {row['ms_per_env_step']:.1f} ms of self-play per step; a run "
+            f"{row['ms_per_update']:.1f} ms{late}, {row['ms_per_env_step']:.1f} ms of self-play per step; a run "
             f"{row['minutes_of_a_run_extrapolated']:.0f} minutes, extrapolated from {row['updates']} updates"
         )
         if parts := row.get("parts"):

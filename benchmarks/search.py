@@ -190,7 +190,7 @@ def _figures(case: Case, search: list[float], bare: list[float], plain: list[flo
 
 
 def _split_figures(splits: list[dict[str, float]]) -> dict[str, Any]:
-    """A search over the network calls in it; of the fastest: network, tree, copies (and each of them), and what is left."""
+    """A search over the network calls in it; of the fastest the network, tree, copies, each of these, and the rest."""
     fastest = min(splits, key=lambda split: sum(split.values()))
     ms = {phase: round(1000 * fastest.get(phase, 0.0), 3) for phase in ("network", "tree", *COPIES, "other")}
     copies = {phase: ms.pop(phase) for phase in COPIES}

@@ -120,12 +120,14 @@ class Reanalyzer:
         unrolled = np.arange(config.unroll_steps + 1)
         # Policies are searched where an action follows; at the end of an episode there is none to learn.
         wants_policy = fresh_policy[:, None] & (unrolled < windows.steps_left[:, None])
+        make_value = _VALUE_TARGETS[config.value_target]
+        from_search = make_value.from_search(wants_policy, age, num_updates, config)
         wants_value = np.zeros((len(windows), config.unroll_steps + 1 + config.td_steps), dtype=bool)
-        np.put_along_axis(wants_value, times, True, axis=1)
+        rows, columns = np.nonzero(~from_search)
+        wants_value[rows, times[rows, columns]] = True
         # Terminal states have no value to ask for.
         ends_inside = windows.terminated & (windows.steps_left < wants_value.shape[1])
         wants_value[ends_inside, windows.steps_left[ends_inside]] = False
-        make_value = _VALUE_TARGETS[config.value_target]
         wants_root = make_value.searched(wants_policy, wants_value)
 
         # Raw frames travel to the device once; encoding here and the learner both read them there.
@@ -145,7 +147,7 @@ class Reanalyzer:
             windows.terminated,
             config.search.discount,
         )
-        value = make_value.target(n_step, searched, wants_policy, age, num_updates, config)
+        value = np.where(from_search, searched.root_value[:, : config.unroll_steps + 1], n_step)
         batch = _assemble(windows, frames, policy, value, config)
         return batch, searched.statistics(time.perf_counter() - started, horizon, age)
 
@@ -261,11 +263,23 @@ class _Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class _ValueTarget:
-    """A way to make value targets: which positions it wants searched, what it bootstraps from, what it returns."""
+    """A way to make value targets: which take the search at the position itself, what continues the return of the
+    others, and which positions that wants searched."""
 
-    searched: Callable[[np.ndarray, np.ndarray], np.ndarray]  # ([B, K+1] policy, [B, T] value) -> [B, T]
+    from_search: Callable[[np.ndarray, np.ndarray, int, ReanalyzeConfig], np.ndarray]  # -> [B, K+1]
     bootstrap: Callable[[_Evaluated, _Searched], np.ndarray]  # -> [B, T]
-    target: Callable[[np.ndarray, _Searched, np.ndarray, np.ndarray, int, ReanalyzeConfig], np.ndarray]  # -> [B, K+1]
+    searched: Callable[[np.ndarray, np.ndarray], np.ndarray]  # ([B, K+1] policy, [B, T] value) -> [B, T]
+
+
+def _no_positions(wants_policy: np.ndarray, age: np.ndarray, num_updates: int, config: ReanalyzeConfig) -> np.ndarray:
+    return np.zeros_like(wants_policy)
+
+
+def _old_positions(wants_policy: np.ndarray, age: np.ndarray, num_updates: int, config: ReanalyzeConfig) -> np.ndarray:
+    """EfficientZero V2, section 4.3, among the positions that are searched."""
+    if num_updates < config.mixed_start_updates:
+        return np.zeros_like(wants_policy)
+    return wants_policy & (age > config.mixed_recent_steps)[:, None]
 
 
 def _policy_positions(wants_policy: np.ndarray, wants_value: np.ndarray) -> np.ndarray:
@@ -274,40 +288,14 @@ def _policy_positions(wants_policy: np.ndarray, wants_value: np.ndarray) -> np.n
     return wanted
 
 
-def _n_step(
-    n_step: np.ndarray,
-    searched: _Searched,
-    wants_policy: np.ndarray,
-    age: np.ndarray,
-    num_updates: int,
-    config: ReanalyzeConfig,
-) -> np.ndarray:
-    return n_step
-
-
-def _mixed(
-    n_step: np.ndarray,
-    searched: _Searched,
-    wants_policy: np.ndarray,
-    age: np.ndarray,
-    num_updates: int,
-    config: ReanalyzeConfig,
-) -> np.ndarray:
-    """EfficientZero V2, section 4.3: old positions take the value of the search at the position itself."""
-    if num_updates < config.mixed_start_updates:
-        return n_step
-    is_old = age > config.mixed_recent_steps
-    return np.where(is_old[:, None] & wants_policy, searched.root_value[:, : n_step.shape[1]], n_step)
-
-
 _VALUE_TARGETS = {
-    "network": _ValueTarget(_policy_positions, lambda evaluated, searched: evaluated.value, _n_step),
+    "network": _ValueTarget(_no_positions, lambda evaluated, searched: evaluated.value, _policy_positions),
     "root": _ValueTarget(
-        lambda wants_policy, wants_value: _policy_positions(wants_policy, wants_value) | wants_value,
+        _no_positions,
         lambda evaluated, searched: searched.root_value,
-        _n_step,
+        lambda wants_policy, wants_value: _policy_positions(wants_policy, wants_value) | wants_value,
     ),
-    "mixed": _ValueTarget(_policy_positions, lambda evaluated, searched: evaluated.value, _mixed),
+    "mixed": _ValueTarget(_old_positions, lambda evaluated, searched: evaluated.value, _policy_positions),
 }
 
 

@@ -127,6 +127,21 @@ def test_mixed_keeps_returns_where_no_search_was_made(stored: Stored) -> None:
     assert_values(stored, windows, batch["target_value"], statistics.horizon)
 
 
+def test_mixed_encodes_no_bootstraps_of_old_positions(stored: Stored) -> None:
+    """Late in a run nearly all positions are old: only what is searched is encoded."""
+    windows = stored.replay.sample(40, beta=0.4)
+    encoded = {}
+    for num_updates in (9, 10):
+        settings = {"value_target": "mixed", "mixed_start_updates": 10, "mixed_recent_steps": 0}
+        network = ReadingNetwork().eval()
+        _, statistics = reanalyzer(**settings).train_batch(network, windows, num_updates=num_updates)
+        encoded[num_updates] = sum(network.encoded)
+    # At the end of an episode that goes on there is no search, and so the value of its last observation.
+    ends = np.count_nonzero((windows.steps_left <= UNROLL_STEPS) & ~windows.terminated)
+    assert encoded[10] == statistics.num_searched + ends
+    assert encoded[9] > 1.3 * encoded[10]
+
+
 def test_an_unknown_value_target_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"unknown value_target 'td'.*mixed.*network.*root"):
         reanalyzer(value_target="td")
