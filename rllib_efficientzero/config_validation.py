@@ -124,7 +124,7 @@ def _optimizer_problems(optimizer: Any) -> Iterator[str]:
 
 
 def _replay_problems(settings: dict[str, Any]) -> Iterator[str]:
-    known = ("capacity", "alpha", "beta", "placement")
+    known = ("capacity", "alpha", "beta", "placement", "gpu_cache_gb")
     if unknown := sorted(set(settings) - set(known)):
         yield f"unknown `replay_buffer_config` keys {unknown}; known: {sorted(known)}."
     if not _is_whole(settings["capacity"]) or settings["capacity"] < 1:
@@ -133,6 +133,9 @@ def _replay_problems(settings: dict[str, Any]) -> Iterator[str]:
         yield f"`replay_buffer_config` needs a priority exponent alpha of at least 0, not {settings['alpha']!r}."
     if settings["placement"] not in PLACEMENTS:
         yield f"`replay_buffer_config` needs a placement, one of {PLACEMENTS}, not {settings['placement']!r}."
+    gigabytes = settings.get("gpu_cache_gb")
+    if gigabytes is not None and not _is_number(gigabytes, 0.0, math.inf):
+        yield f"`replay_buffer_config` needs a gpu_cache_gb of at least 0, or none, not {gigabytes!r}."
     beta = settings["beta"]
     ends = beta if isinstance(beta, list | tuple) else (beta, beta)
     if len(ends) != 2 or not all(_is_number(end, 0.0, math.inf) for end in ends):

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import ray
+from ray.rllib.utils.framework import get_device
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from rllib_efficientzero.actors import resources
@@ -17,6 +18,7 @@ from rllib_efficientzero.actors.self_play import AsynchronousSelfPlay, SelfPlay,
 from rllib_efficientzero.checkpointed_algorithm import CheckpointedAlgorithm
 from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.replay import PrioritizedReplay
+from rllib_efficientzero.replay.frame_sources import FramesOnDevice, FrameSource, decode_on_host
 
 
 class ScaledAlgorithm(CheckpointedAlgorithm):
@@ -90,5 +92,18 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
         }
         if settings["placement"] == "driver":
             reuse_freed_memory()  # a batch of windows is large
-            return PrioritizedReplay(**arguments, pin_memory=config.has_gpu_in_this_process())
+            return PrioritizedReplay(**arguments, frame_source=_frame_source(config))
         return RemoteReplay(arguments, resources.scheduling(config, index=0, beside_driver=True))
+
+
+def _frame_source(config: Any) -> FrameSource:
+    """Samples are put together where the Learner of this process can read them."""
+    if not config.has_gpu_in_this_process():
+        return decode_on_host
+    settings = config.replay_buffer_config
+    steps, gigabytes = min(settings["capacity"], config.total_env_steps), settings.get("gpu_cache_gb")
+    return FramesOnDevice(
+        get_device(config, config.num_gpus_per_learner),
+        max_frames=steps + steps // 8,  # first frames of episodes, and steps that stay until all of their episode go
+        max_bytes=None if gigabytes is None else int(1e9 * gigabytes),
+    )

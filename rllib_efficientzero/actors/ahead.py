@@ -64,7 +64,7 @@ class BatchesAhead:
         # On a CPU the threads themselves are the device.
         self._turn = Turn() if device.type == "cuda" else None
         self._front = own_stream(device, priority=-1) if device.type == "cuda" else None
-        self._draws = SideThread("draw-windows", torch.device("cpu"), turn=self._taken)
+        self._draws = SideThread("draw-windows", device, turn=self._taken)
         num_workers = min(self._num_ahead, MAX_WORKERS)
         self._workers = [_Reanalysis(config, learner, self._metrics, self._taken) for _ in range(num_workers)]
         self._queue: collections.deque[_Job] = collections.deque()

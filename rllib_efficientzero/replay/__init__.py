@@ -1,6 +1,6 @@
 """The replay: whole episodes with one compressed frame per step, sampled by priority as windows.
 
-Imports numpy and lz4 only; RLlib's episodes are read through their getters.
+Imports numpy, lz4 and torch only; RLlib's episodes are read through their getters.
 """
 
 from rllib_efficientzero.replay.buffer import PrioritizedReplay

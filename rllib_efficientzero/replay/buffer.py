@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rllib_efficientzero import metrics
 from rllib_efficientzero.replay import segments, storage
 from rllib_efficientzero.replay.episode import POSITIONS, ActionFormat, Chunk, StoredEpisode, read_chunk
 from rllib_efficientzero.replay.frame_codec import FrameCodec
+from rllib_efficientzero.replay.frame_sources import FrameSource, decode_on_host
 from rllib_efficientzero.replay.priorities import Priorities
 from rllib_efficientzero.replay.storage import ReplayLoadError
 from rllib_efficientzero.replay.windows import Windows, WindowShape, gather_windows
 
 logger = logging.getLogger(__name__)
-
-MAX_DECODING_THREADS = 8
-"""Beyond these, writing the frames is limited by memory."""
 
 
 class PrioritizedReplay:
@@ -52,7 +48,7 @@ class PrioritizedReplay:
         td_steps: int,
         priority_exponent: float = 0.6,
         seed: int | None = None,
-        pin_memory: bool = False,
+        frame_source: FrameSource = decode_on_host,
     ) -> None:
         """Args:
         capacity: positions kept.
@@ -61,7 +57,7 @@ class PrioritizedReplay:
         td_steps: n, the largest bootstrap distance of the value targets.
         priority_exponent: alpha; positions are drawn with probability ~ priority^alpha.
         seed: of the generator that draws the samples.
-        pin_memory: put the frames of samples where a GPU of this process can fetch them (needs CUDA).
+        frame_source: makes the frames of samples.
         """
         if capacity < 1:
             raise ValueError(f"The replay needs a capacity of at least 1 position, got {capacity}.")
@@ -69,7 +65,7 @@ class PrioritizedReplay:
             raise ValueError(f"priority_exponent must not be negative, got {priority_exponent}.")
         self.capacity = capacity
         self.priority_exponent = priority_exponent
-        self.pin_memory = pin_memory
+        self._frame_source = frame_source
         self._window_shape = WindowShape(frame_stack, unroll_steps, td_steps)
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._clear()
@@ -224,14 +220,8 @@ class PrioritizedReplay:
             position_ids=self._first_position + (slots - self._first_position) % self.capacity,
             weights=(weights / weights.max()).astype(np.float32),
             num_added=self._num_added,
-            num_threads=self._num_decoding_threads(),
-            pin_memory=self.pin_memory,
+            frame_source=self._frame_source,
         )
-
-    def _num_decoding_threads(self) -> int:
-        # Ray lets torch have one thread in a trial. Beside a GPU the other cores have little to do.
-        num_cores = len(os.sched_getaffinity(0)) if self.pin_memory else torch.get_num_threads()
-        return min(num_cores, MAX_DECODING_THREADS)
 
     # --- priorities --------------------------------------------------------------------------------------------------
 
@@ -353,7 +343,7 @@ class PrioritizedReplay:
             unroll_steps=shape.unroll_steps,
             td_steps=shape.td_steps,
             priority_exponent=self.priority_exponent,
-            pin_memory=self.pin_memory,
+            frame_source=self._frame_source,
         )
         new._rng.bit_generator.state = manifest["rng"]
         new._num_added = manifest["num_added"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor
 
 from rllib_efficientzero.replay.episode import (
     ACTION_MASK,
@@ -20,6 +19,7 @@ from rllib_efficientzero.replay.episode import (
     VISIT_POLICY,
     StoredEpisode,
 )
+from rllib_efficientzero.replay.frame_sources import FrameSource, decode_on_host
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ class Windows:
     """`[B]` importance weights (N * P)^-beta, divided by the batch's largest"""
     num_added: int
     """steps ever added to the replay when the batch was drawn; `num_added - position_id` is a sample's age"""
-    frames: npt.NDArray[Any]
-    """`[B, S-1 + K+1 + n, *obs_shape]` in the observations' dtype. Frame j belongs to time t - (S-1) + j. The episode's
-    first frame is repeated before its beginning, its last one (so far) after its end."""
+    frames: npt.NDArray[Any] | Tensor
+    """`[B, S-1 + K+1 + n, *obs_shape]` in the observations' dtype, where the replay's frame source makes them. Frame j
+    belongs to time t - (S-1) + j. The episode's first frame is repeated before its beginning, its last one (so far)
+    after its end."""
     actions: npt.NDArray[Any]
     """i64`[B, K]` or `[B, K, D]` actions of the times t .. t+K-1; from T on random ones: uniformly if they are
     enumerated, else others of the batch"""
@@ -111,7 +112,7 @@ class Windows:
 
     def _slice(self, low: int, high: int, seed: int) -> Windows:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        sliced: dict[str, Any] = {name: v[low:high] for name, v in values.items() if isinstance(v, np.ndarray)}
+        sliced: dict[str, Any] = {name: v[low:high] for name, v in values.items() if isinstance(v, np.ndarray | Tensor)}
         return replace(self, **sliced | {"seed": seed})
 
 
@@ -123,8 +124,7 @@ def gather_windows(
     position_ids: npt.NDArray[np.int64],
     weights: npt.NDArray[np.float32],
     num_added: int,
-    num_threads: int = 1,
-    pin_memory: bool = False,
+    frame_source: FrameSource = decode_on_host,
 ) -> Windows:
     """The windows around `samples`, B pairs of an episode and a time t < T in it. All episodes share one codec.
 
@@ -135,19 +135,21 @@ def gather_windows(
         position_ids: `[B]`, taken over into the result like the next two.
         weights: `[B]`
         num_added: steps ever added.
-        num_threads: how many decode frames.
-        pin_memory: put the frames where a GPU of this process can fetch them.
+        frame_source: makes their frames.
     """
     batch, first = len(samples), samples[0][0]
     reach = shape.unroll_steps + shape.td_steps
     unroll, num_actions, size = shape.unroll_steps, first.actions.num_actions, first.actions.size
-    allocate = _empty_pinned if pin_memory else np.empty
-    frames = allocate((batch, shape.num_frames, *first.codec.shape), first.codec.dtype)
+    codes: list[bytes] = []
+    for episode, t in samples:
+        codes += episode.frames_between(t - (shape.frame_stack - 1), t + reach)
+    # All of the batch in one call: none is decoded twice, those beyond an episode's ends neither.
+    frames = frame_source(first.codec, codes)
     windows = Windows(
         position_ids=position_ids,
         weights=weights,
         num_added=num_added,
-        frames=frames,
+        frames=frames.reshape(batch, shape.num_frames, *first.codec.shape),
         actions=_random_actions(samples, (batch, unroll), rng),
         rewards=np.zeros((batch, reach), np.float32),
         visit_policy=np.zeros((batch, unroll + 1, num_actions), np.float32),
@@ -175,12 +177,6 @@ def gather_windows(
         for row, (episode, t) in enumerate(samples):
             windows.action_mask[row] = episode.column(ACTION_MASK)[np.minimum(t + times, len(episode))]
         windows.action_mask[~windows.action_mask.any(axis=-1)] = 1
-    codes: list[bytes] = []
-    for episode, t in samples:
-        codes += episode.frames_between(t - (shape.frame_stack - 1), t + reach)
-    # All of the batch in one call: straight into place, none twice, the frames beyond an episode's ends as copies.
-    frame_bytes = frames.reshape(batch * shape.num_frames, -1).view(np.uint8)
-    first.codec.decode(codes, frame_bytes, num_threads=num_threads)
     return windows
 
 
@@ -194,12 +190,6 @@ def _random_actions(
         return rng.integers(actions.num_actions, size=shape)
     known = np.stack([episode.column(ACTIONS)[t] for episode, t in samples])
     return known[rng.integers(len(known), size=shape)]
-
-
-def _empty_pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Page-locked memory, from which copies go on while the host does; torch keeps it for the next batch when freed."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
 
 
 def _draw_seed(rng: np.random.Generator) -> int:

@@ -130,8 +130,8 @@ class Reanalyzer:
         wants_value[ends_inside, windows.steps_left[ends_inside]] = False
         wants_root = make_value.searched(wants_policy, wants_value)
 
-        # Raw frames travel to the device once; encoding here and the learner both read them there.
-        frames = torch.from_numpy(windows.frames).to(network.device, non_blocking=True)
+        # Raw frames travel to the device once, if they are not there; encoding here and the learner both read them.
+        frames = torch.as_tensor(windows.frames).to(network.device, non_blocking=True)
         evaluated = _Evaluated.encode(network, frames, wants_value, wants_root, config)
         searched = evaluated.search(self.searcher, network, windows, rng)
 

@@ -7,13 +7,17 @@ import sys
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from scale_helpers import tiny_config, train_until
 from test_scale_reanalyze import fingerprint, run, short
 
-from rllib_efficientzero import interruption, turns
+from rllib_efficientzero import interruption, scaled_algorithm, turns
 from rllib_efficientzero.actors import self_play
 from rllib_efficientzero.actors.ahead import BatchesAhead
+from rllib_efficientzero.replay.frame_codec import FrameCodec
+from rllib_efficientzero.replay.frame_sources import FramesOnDevice, decode_on_host
 from rllib_efficientzero.turns import SWITCH_INTERVAL, Turn
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
@@ -43,6 +47,29 @@ def test_where_something_is_the_run_repeats_itself() -> None:
     second, _ = run(short().reanalyze(prefetch=2))
     assert first == second
     assert first not in (run(short())[0], run(short().reanalyze(prefetch=1))[0])
+
+
+def test_frames_that_a_device_keeps_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As beside a GPU, but for the device; 50 frames are fewer than there are."""
+    expected, _ = run(short().reanalyze(prefetch=2))
+    made: list[torch.Tensor] = []
+    make = FramesOnDevice.__call__
+    monkeypatch.setattr(FramesOnDevice, "__call__", lambda *args: made.append(make(*args)) or made[-1])
+    source = FramesOnDevice(torch.device("cpu"), max_frames=50, max_bytes=10**6)
+    monkeypatch.setattr(scaled_algorithm, "_frame_source", lambda config: source)
+    assert run(short().reanalyze(prefetch=2))[0] == expected
+    assert len(made) > 10
+
+
+def test_a_gpu_in_this_process_keeps_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(replay_buffer_config={"gpu_cache_gb": 0.001, "capacity": 800})
+    assert scaled_algorithm._frame_source(config) is decode_on_host
+    monkeypatch.setattr(type(config), "has_gpu_in_this_process", lambda self: True)
+    monkeypatch.setattr(scaled_algorithm, "get_device", lambda config, num_gpus: torch.device("cpu"))
+    source = scaled_algorithm._frame_source(config)
+    codec = FrameCodec((4,), np.dtype(np.float32))
+    assert isinstance(source(codec, [bytes(16)]), torch.Tensor)
+    assert len(source._rows) == 900  # the capacity, and an eighth for steps that stay with their episode
 
 
 FAILS_BEFORE_ITS_FIRST_UPDATE = """

@@ -255,6 +255,8 @@ def test_updates_at_the_end(total_updates: int | None, ratio: float, expected: i
         ("replay_buffer_config", {"capacity": 0}),
         ("replay_buffer_config", {"alpha": -1.0}),
         ("replay_buffer_config", {"beta": [0.4]}),
+        ("replay_buffer_config", {"gpu_cache_gb": -1}),
+        ("replay_buffer_config", {"gpu_cache_gb": "all"}),
         ("replay_buffer_config", {"beta": "high"}),
         ("model_config", {"latent": 3}),
         ("model_config", {"latent_size": 0}),
@@ -352,7 +354,7 @@ def test_groups_and_flat_keys_are_routed() -> None:
 
 def test_a_partial_replay_config_keeps_the_other_defaults() -> None:
     """By `training` as by `update_from_dict`."""
-    expected = {"capacity": 5_000, "alpha": 0.6, "beta": (0.4, 1.0), "placement": "driver"}
+    expected = EfficientZeroConfig().replay_buffer_config | {"capacity": 5_000}
     assert cartpole(replay_buffer_config={"capacity": 5_000}).replay_buffer_config == expected
     for given in (
         {"replay_buffer_config": {"capacity": 5_000}},

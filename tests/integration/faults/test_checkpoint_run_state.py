@@ -103,7 +103,7 @@ DERIVED = {
         "target_network",  # None in EnvRunners, in the Learner one of `_modules`
     },
     "PrioritizedReplay": {
-        "capacity", "priority_exponent", "pin_memory", "_window_shape", "_num_bytes", "_episode_of_slot",
+        "capacity", "priority_exponent", "_frame_source", "_window_shape", "_num_bytes", "_episode_of_slot",
         "_time_of_slot", "_segment_files",
     },
     "StoredEpisode": {"codec", "actions", "num_live", "_frame_bytes"},

@@ -4,7 +4,6 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_helpers import NUM_ACTIONS, FakeChunk, interleaved_chunks, random_episode
@@ -132,16 +131,6 @@ def test_a_terminal_mask_without_legal_actions_allows_all() -> None:
     first = windows.action_mask[list(windows.position_ids).index(0)]
     np.testing.assert_array_equal(first[:3], episode.observations["action_mask"][:3])
     np.testing.assert_array_equal(first[3:], 1)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs CUDA")
-def test_frames_in_pinned_memory_are_the_same() -> None:
-    plain, _, _ = filled_replay(0, [30, 7, 12])
-    pinned, _, _ = filled_replay(0, [30, 7, 12])
-    pinned.pin_memory = True
-    windows = pinned.sample(11, beta=0.4)
-    assert torch.from_numpy(windows.frames).is_pinned()
-    np.testing.assert_array_equal(windows.frames, plain.sample(11, beta=0.4).frames)
 
 
 def test_split() -> None:
