@@ -75,6 +75,24 @@ RANGES = {
 }
 """Finite numbers between two ends."""
 MAY_BE_NONE = ("total_updates", "grad_clip", "search_batch_size", "reanalyze_prefetch", "max_sample_staleness")
+WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
+    "train_batch_size": (32, "`train_batch_size_per_learner` is how many windows an update learns from"),
+    "num_epochs": (1, "`replay_ratio` says how often a step is learned from"),
+    "minibatch_size": (None, "`train_batch_size_per_learner` is how many windows an update learns from"),
+    "batch_mode": ("truncate_episodes", "the replay puts episodes together whatever pieces they come in"),
+    "observation_filter": ("NoFilter", "a wrapper of the environment can do it"),
+    "clip_rewards": (None, "`clip_rewards` of the `env_config` is what clips those of Atari"),
+    "output": (None, "checkpoints hold the replay"),
+    "torch_compile_learner": (False, "`compiled_learner` does it on a GPU"),
+    "num_aggregator_actors_per_learner": (0, "`num_reanalyze_actors` is for processes that make batches"),
+    "use_env_runner_state_server": (False, "the connectors of EnvRunners have no states"),
+    "_torch_lr_scheduler_classes": (
+        None,
+        "`lr_warmup_updates`, `lr_decay_rate` and `lr_decay_updates` are the schedule",
+    ),
+    "_torch_grad_scaler_class": (None, "`mixed_precision` is bfloat16, whose gradients need no scaling"),
+}
+"""RLlib's settings that are for other algorithms: the default, and what there is instead."""
 PLACEMENTS = ("driver", "actor")
 """Processes in which the replay may be."""
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
@@ -151,29 +169,43 @@ def _combination_problems(config: Any) -> Iterator[str]:
             f"({batch} x {learners} learners), because a batch holds different positions."
         )
     if not config.in_evaluation:  # whose EnvRunners are others
+        yield from _unused_settings(config)
         yield from _budget_problems(config)
         yield from _scale_problems(config)
     if config.is_multi_agent:
         yield "EfficientZero plays single-agent environments only; two players are out of scope."
 
 
+def _unused_settings(config: Any) -> Iterator[str]:
+    for key, (default, instead) in WITHOUT_EFFECT.items():
+        value = getattr(config, key)
+        if value != default:
+            yield f"`{key}` has no effect on EfficientZero and must stay {default!r}, not {value!r}: {instead}."
+
+
 def _budget_problems(config: Any) -> Iterator[str]:
     """What would never learn, never end, or learn more than it says."""
     first, steps = config.num_steps_sampled_before_learning_starts, config.total_env_steps
     capacity = config.replay_buffer_config["capacity"]
-    for name, most in (("`total_env_steps`", steps), ("the `capacity` of `replay_buffer_config`", capacity)):
+    spare = config.num_envs() - 1  # EnvRunners sample for all environments at once, and never beyond the budget
+    least = f"`total_env_steps` less {spare}" if spare else "`total_env_steps`"
+    sampled = steps - spare if _is_whole(steps) else steps
+    for name, most in ((least, sampled), ("the `capacity` of `replay_buffer_config`", capacity)):
         if _is_whole(first) and _is_whole(most) and first > most:
             yield (
                 f"`num_steps_sampled_before_learning_starts` ({first}) must be at most {name} ({most}): learning would "
                 "never start."
             )
     if _is_whole(config.total_updates) and _is_whole(steps) and _is_number(config.replay_ratio, 0.0, math.inf):
-        owed = int(config.replay_ratio * steps)
+        owed = config.updates_due(steps)
         if config.total_updates < owed:
             yield (
                 f"`total_updates` must be at least the {owed} that `replay_ratio` {config.replay_ratio:g} demands of "
                 f"{steps} steps, not {config.total_updates}; None: just these."
             )
+    fragment = config.rollout_fragment_length
+    if not _is_whole(fragment) or fragment < 1:
+        yield f"`rollout_fragment_length` must be a whole number of at least 1, not {fragment!r}."
     for key in ("min_sample_timesteps_per_iteration", "min_train_timesteps_per_iteration"):
         if getattr(config, key):
             yield (
@@ -185,7 +217,8 @@ def _budget_problems(config: Any) -> Iterator[str]:
 def _scale_problems(config: Any) -> Iterator[str]:
     if config.sample_asynchronously is True and not config.num_env_runners:
         yield "`sample_asynchronously` needs EnvRunners of their own: set `num_env_runners` to at least 1."
-    if _is_whole(config.max_sample_staleness) and _is_number(config.replay_ratio, 0.0, math.inf):
+    numbers_are_given = _is_number(config.replay_ratio, 0.0, math.inf) and _is_whole(config.rollout_fragment_length)
+    if _is_whole(config.max_sample_staleness) and numbers_are_given:
         least = config.self_play_update_freq + config.updates_per_sample()
         if config.max_sample_staleness < least:
             yield (

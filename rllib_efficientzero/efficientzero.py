@@ -87,8 +87,7 @@ class EfficientZero(ScaledAlgorithm):
             return 0
         if self._steps_to_sample() == 0:
             return max(0, self.config.updates_at_end() - self.num_updates)
-        num_interactions = self.num_interactions + num_more_steps
-        return int(self.config.replay_ratio * num_interactions + 1e-9) - self.num_updates
+        return self.config.updates_due(self.num_interactions + num_more_steps) - self.num_updates
 
     def _updates_now(self, num_owed: int) -> int:
         """Those of them that are made in one iteration."""

@@ -32,10 +32,13 @@ class RunDescription(AlgorithmConfig):
         """How train batches are made of windows."""
         raise NotImplementedError
 
+    def updates_due(self, num_steps: int) -> int:
+        """Updates that the replay ratio demands of so many environment steps."""
+        return int(self.replay_ratio * num_steps + 1e-9)  # 0.29 * 100 is less than 29
+
     def updates_at_end(self) -> int:
         """Updates of a whole run."""
-        owed = int(self.replay_ratio * self.total_env_steps)
-        return owed if self.total_updates is None else self.total_updates
+        return self.updates_due(self.total_env_steps) if self.total_updates is None else self.total_updates
 
     def budget(self) -> dict[str, int]:
         """Metric -> what it comes to by the end of a run, which is over once all have."""
@@ -61,7 +64,7 @@ class RunDescription(AlgorithmConfig):
             "frame_stack": self.frame_stack,
             "total_env_steps": self.total_env_steps,
             "total_updates": self.updates_at_end(),
-            "evaluation_episodes": self.evaluation_duration,
+            f"evaluation_{self.evaluation_duration_unit}": self.evaluation_duration,
         }
         protocol = self.env_protocol()
         if protocol is not None:

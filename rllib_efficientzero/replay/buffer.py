@@ -155,9 +155,12 @@ class PrioritizedReplay:
         """The stored episode that `chunk` continues, or a new one."""
         if chunk.id in self._ongoing:
             number = self._ongoing[chunk.id]
-            if self._episodes[number].follows(chunk):
-                return number, self._episodes[number]
-            logger.warning("Steps of episode %s before step %d were lost on the way.", chunk.id, chunk.t_started)
+            episode = self._episodes[number]
+            if not episode.follows(chunk):
+                logger.warning("Steps of episode %s before step %d were lost on the way.", chunk.id, chunk.t_started)
+            elif len(episode) < self.capacity:
+                return number, episode
+            # An episode is evicted as a whole: one without an end is kept in parts, or it would be kept for ever.
         assert self._codec is not None  # set by _check_format
         episode = StoredEpisode(
             self._codec.encode(chunk.observations[0]),

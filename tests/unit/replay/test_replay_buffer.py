@@ -235,6 +235,22 @@ def test_a_lost_chunk_splits_the_episode(caplog: pytest.LogCaptureFixture) -> No
     assert (len(second), second.terminated, second.t_started) == (10, True, 10)
 
 
+def test_an_episode_without_an_end_is_kept_in_parts() -> None:
+    """Of which the old ones can go: memory does not grow, and what is sampled is still what was played."""
+    episode = random_episode(np.random.default_rng(0), 400)
+    replay = make_replay(capacity=50)
+    sizes = []
+    for start in range(0, 400, 10):
+        replay.add([episode.part(start, start + 10)])
+        sizes.append(replay.get_metrics()["num_bytes"])
+        assert len(replay._episodes) <= 3
+    assert max(sizes[20:]) < 1.3 * max(sizes[:12])
+    windows = replay.sample(50, beta=0.0)
+    assert sorted(windows.position_ids) == list(range(350, 400))
+    np.testing.assert_array_equal(windows.rewards[:, 0], episode.rewards[windows.position_ids])
+    np.testing.assert_array_equal(windows.frames[:, 1], episode.observations[windows.position_ids])
+
+
 def test_chunks_that_contradict_each_other_are_refused() -> None:
     episode = random_episode(np.random.default_rng(0), 20)
     replay = make_replay()
