@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.env.rendering import load_triton_first, must_load_triton_first
 
 CONNECT_SECONDS = 5.0
+_starts_ray = threading.Event()
 TRITON_HOOK = f"{load_triton_first.__module__}.{load_triton_first.__name__}"
 
 
@@ -62,14 +64,15 @@ def ray_session(options: RayOptions) -> Iterator[None]:
         else:
             # In a process of one of RLlib's algorithms nothing else would import this package first.
             hook = {"worker_process_setup_hook": TRITON_HOOK} if must_load_triton_first() else None
-            ray.init(
-                num_cpus=options.num_cpus,
-                num_gpus=options.num_gpus,
-                object_store_memory=options.object_store_memory,
-                include_dashboard=options.dashboard,
-                runtime_env=hook,
-                **common,
-            )
+            with _in_groups_of_their_own():
+                ray.init(
+                    num_cpus=options.num_cpus,
+                    num_gpus=options.num_gpus,
+                    object_store_memory=options.object_store_memory,
+                    include_dashboard=options.dashboard,
+                    runtime_env=hook,
+                    **common,
+                )
     except Exception as error:
         # Where its processes are not up within 30 s, Ray raises the base class itself.
         raise InputError(f"ray does not start: {error}", "--ray-address" if options.address else "") from error
@@ -79,6 +82,28 @@ def ray_session(options: RayOptions) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """Ray's processes that are started in the block get no signal that is meant for the command's whole group.
+
+    `timeout` and supervisors send SIGTERM to all of it. Without Ray no trial could save a checkpoint first.
+    """
+    _starts_ray.set()
+    try:
+        yield
+    finally:
+        _starts_ray.clear()
+
+
+def _leave_group() -> None:
+    if _starts_ray.is_set():
+        os.setpgid(0, 0)
+
+
+# Called in what `subprocess` starts for Ray, since Ray has it call a function there.
+os.register_at_fork(after_in_child=_leave_group)
 
 
 def _check_reachable(address: str) -> None:
