@@ -4,7 +4,7 @@ The chain, from the emulator outwards: ALE (frame skip 1) -> gymnasium's `AtariP
 skip, max-pooling, resizing) -> `TimeLimit` -> `EpisodicLife` -> `ClipReward`. Observations are single frames; stacking
 is left to the connectors and the replay.
 
-What follows was checked in gymnasium 1.2.2 against the original wrappers (algorithm.md §1.1):
+What follows was checked in gymnasium 1.2.2 against the original wrappers:
 
 - Equal: 1 to `noop_max` raw no-op frames inside the frame skip; the reset observation is one raw frame, not pooled; an
   observation is the maximum of the last two of the skipped frames, then resized with INTER_AREA.

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class PrioritizedReplay:
-    """Whole episodes, of which single positions are drawn by priority (algorithm.md §4, §4.1).
+    """Whole episodes, of which single positions are drawn by priority (EfficientZero, appendix A.1).
 
     Every stored step is a position. Its id is global: ids count the steps ever added, whatever episode they belong to,
     and are never used again. When there are more than `capacity`, the oldest positions are evicted; an episode stays in

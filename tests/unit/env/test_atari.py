@@ -18,7 +18,7 @@ from rllib_efficientzero.env.atari import (
 
 pytest.importorskip("ale_py")
 
-# algorithm.md §1.1
+# Sizes of the minimal action sets.
 NUM_ACTIONS = dict(zip(ATARI_100K_GAMES, [18, 10, 7, 9, 18, 18, 18, 4, 18, 9, 6, 3, 18, 8, 18], strict=False)) | {
     "Jamesbond": 18, "Kangaroo": 18, "Krull": 18, "KungFuMaster": 14, "MsPacman": 9, "Pong": 6, "PrivateEye": 18,
     "Qbert": 6, "RoadRunner": 18, "Seaquest": 18, "UpNDown": 6,

@@ -1,4 +1,4 @@
-"""Sizes, shapes and meaning of the networks (algorithm.md §2)."""
+"""Sizes, shapes and meaning of the networks."""
 
 from __future__ import annotations
 
