@@ -217,38 +217,53 @@ class AsynchronousSelfPlay:
     ) -> list[Sample]:
         """The samples of some EnvRunners that have arrived, once the first has, or all have. Those of lost EnvRunners
         are never heard of again."""
-        timeout = self._config.sample_timeout_s
-        by_reference = {self._requests[index].reference: index for index in worker_indices}
-        if not by_reference:
+        if not worker_indices:
             return []
+        samples, failures = self._take(self._wait_for(worker_indices, wait_for_all), num_updates)
+        failures |= self._end_hung()
+        (patience or Patience(self._config, self._restore)).judge(failures)
+        return samples
+
+    def _wait_for(self, worker_indices: list[int], all_of_them: bool) -> list[int]:
+        """Those of some EnvRunners whose answers are there, once the first is, or all are, or one is taken to hang."""
+        by_reference = {self._requests[index].reference: index for index in worker_indices}
         first_sent = min(self._requests[index].sent_at for index in worker_indices)
         with given_up():
             arrived, _ = ray.wait(
                 list(by_reference),
-                num_returns=len(by_reference) if wait_for_all else 1,
-                timeout=max(0.0, first_sent + timeout - time.monotonic()),
+                num_returns=len(by_reference) if all_of_them else 1,
+                timeout=max(0.0, first_sent + self._config.sample_timeout_s - time.monotonic()),
             )
-        if not wait_for_all and len(arrived) < len(by_reference):
+        if not all_of_them:
+            # Ray tells no more than it was asked for, though others may be there, too.
             arrived, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
+        return [by_reference[reference] for reference in arrived]
+
+    def _take(self, worker_indices: list[int], num_updates: int) -> tuple[list[Sample], dict[int, Exception]]:
+        """The samples that are there, in a fixed order, and why there are no others."""
         samples: list[Sample] = []
         failures: dict[int, Exception] = {}
-        for reference in arrived:
-            worker_index = by_reference[reference]
+        for worker_index in sorted(worker_indices):
             request = self._requests.pop(worker_index)
-            answer = self._read(worker_index, reference)
+            answer = self._read(worker_index, request.reference)
             if isinstance(answer, Exception):
                 failures[worker_index] = answer
             else:
                 staleness = num_updates - request.weights.num_updates
                 samples.append(dataclasses.replace(answer, staleness=staleness))
+        return samples, failures
+
+    def _end_hung(self) -> dict[int, Exception]:
+        """Ends the EnvRunners that have not answered for too long, whoever is waited for; why."""
+        timeout = self._config.sample_timeout_s
         now = time.monotonic()
+        failures: dict[int, Exception] = {}
         for worker_index, request in list(self._requests.items()):
             if now - request.sent_at > timeout:
                 del self._requests[worker_index]
                 end_process(self._manager, worker_index)
                 failures[worker_index] = TimeoutError(f"it did not answer within sample_timeout_s={timeout:g}")
-        (patience or Patience(self._config, self._restore)).judge(failures)
-        return sorted(samples, key=lambda sample: sample.worker_index)
+        return failures
 
     def _read(self, worker_index: int, reference: ray.ObjectRef) -> Sample | Exception:
         """The answer of an EnvRunner, or why there is none; then it is out of service."""
