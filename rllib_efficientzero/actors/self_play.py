@@ -228,11 +228,12 @@ class AsynchronousSelfPlay:
         """Those of some EnvRunners whose answers are there, once the first is, or all are, or one is taken to hang."""
         by_reference = {self._requests[index].reference: index for index in worker_indices}
         first_sent = min(self._requests[index].sent_at for index in worker_indices)
+        limit = self._config.sample_timeout_s
         with given_up():
             arrived, _ = ray.wait(
                 list(by_reference),
                 num_returns=len(by_reference) if all_of_them else 1,
-                timeout=max(0.0, first_sent + self._config.sample_timeout_s - time.monotonic()),
+                timeout=None if limit is None else max(0.0, first_sent + limit - time.monotonic()),
             )
         if not all_of_them:
             # Ray tells no more than it was asked for, though others may be there, too.
@@ -255,15 +256,15 @@ class AsynchronousSelfPlay:
 
     def _end_hung(self) -> dict[int, Exception]:
         """Ends the EnvRunners that have not answered for too long, whoever is waited for; why."""
-        timeout = self._config.sample_timeout_s
+        limit = self._config.sample_timeout_s
+        if limit is None:
+            return {}
         now = time.monotonic()
-        failures: dict[int, Exception] = {}
-        for worker_index, request in list(self._requests.items()):
-            if now - request.sent_at > timeout:
-                del self._requests[worker_index]
-                end_process(self._manager, worker_index)
-                failures[worker_index] = TimeoutError(f"it did not answer within sample_timeout_s={timeout:g}")
-        return failures
+        hung = [index for index, request in self._requests.items() if now - request.sent_at > limit]
+        for worker_index in hung:
+            del self._requests[worker_index]
+            end_process(self._manager, worker_index)
+        return {index: TimeoutError(f"it did not answer within sample_timeout_s={limit:g}") for index in hung}
 
     def _read(self, worker_index: int, reference: ray.ObjectRef) -> Sample | Exception:
         """The answer of an EnvRunner, or why there is none; then it is out of service."""

@@ -140,7 +140,9 @@ class Manager:
         (self._healthy.add if healthy else self._healthy.discard)(index)
 
 
-def play_where_answers_fail(num_failures: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Sample], int]:
+def play_where_answers_fail(
+    num_failures: int, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[list[Sample], int]:
     """The first samples of five such EnvRunners, and how often they were brought back until then."""
     manager = Manager(5, num_failures)
     monkeypatch.setattr(self_play, "end_process", lambda manager, index: manager.set_actor_state(index, healthy=False))
@@ -154,7 +156,7 @@ def play_where_answers_fail(num_failures: int, monkeypatch: pytest.MonkeyPatch) 
 
     learner_group = SimpleNamespace(get_state=lambda **kwargs: {"learner": {"rl_module": None}})
     group = SimpleNamespace(_worker_manager=manager)
-    played = AsynchronousSelfPlay(group, asynchronous(), learner_group, restore)
+    played = AsynchronousSelfPlay(group, asynchronous().env_runners(**settings), learner_group, restore)
     return played.sample(40, budget=1000, num_updates=0), len(restored)
 
 
@@ -165,3 +167,9 @@ def test_runners_that_fail_one_after_another_fail_once(monkeypatch: pytest.Monke
     assert num_restored == 4
     with pytest.raises(NoEnvRunnersError, match="failed 5 times in a row; EnvRunner 5 failed: no simulator"):
         play_where_answers_fail(5 * 5, monkeypatch)
+
+
+def test_without_a_limit_nobody_is_taken_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, num_restored = play_where_answers_fail(0, monkeypatch, sample_timeout_s=None)
+    assert samples
+    assert num_restored == 0
