@@ -163,7 +163,10 @@ class EfficientZero(ScaledAlgorithm):
         for name in names.ITERATION_TIMERS:
             self.metrics.log_value((names.TIMERS, name), 0.0, reduce="sum")  # where there was nothing to do
         self.metrics.log_dict(self.local_replay_buffer.get_metrics(), key=REPLAY_BUFFER_RESULTS, reduce="item")
-        self.metrics.log_dict(self.batches.get_metrics(), key=names.REANALYZE, reduce="item")
+        for name, value in self.batches.get_metrics().items():
+            # RLlib saves its sums with a checkpoint.
+            how = "lifetime_sum" if name.endswith("_lifetime") else "item"
+            self.metrics.log_value((names.REANALYZE, name), value, reduce=how)
 
     def _log_staleness(self, updates: list[int]) -> None:
         for value in updates:
