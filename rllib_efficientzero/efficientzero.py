@@ -193,7 +193,8 @@ class EfficientZero(ScaledAlgorithm):
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         restored = super().restore_env_runners(env_runner_group)
         if restored:
-            generation = self._counters["total_num_restored_workers"]
+            # RLlib's count begins again with a resume, steps go on; but between two who come back there may be none.
+            generation = (self.num_interactions << 20) + self._counters["total_num_restored_workers"]
             env_runner_group.foreach_env_runner(
                 lambda env_runner: env_runner.begin_generation(generation),
                 remote_worker_ids=restored,
