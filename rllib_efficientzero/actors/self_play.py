@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -42,6 +43,9 @@ class SelfPlay(Protocol):
     def must_collect(self, num_updates: int) -> bool:
         """Whether `sample` is to be called even though updates are owed."""
 
+    def take_arrived(self, num_updates: int) -> list[Sample]:
+        """Samples that are there already, without waiting for any; nothing is begun, and no failure is looked into."""
+
     def update_weights(self, learner_group: Any, num_updates: int) -> None:
         """Gives the EnvRunners the Learners' weights."""
 
@@ -77,6 +81,10 @@ class SynchronousSelfPlay:
     def must_collect(self, num_updates: int) -> bool:
         """See `SelfPlay`."""
         return False
+
+    def take_arrived(self, num_updates: int) -> list[Sample]:
+        """See `SelfPlay`."""
+        return []
 
     def update_weights(self, learner_group: Any, num_updates: int) -> None:
         """See `SelfPlay`."""
@@ -163,6 +171,20 @@ class AsynchronousSelfPlay:
     def must_collect(self, num_updates: int) -> bool:
         """See `SelfPlay`."""
         return bool(self._overdue(num_updates))
+
+    def take_arrived(self, num_updates: int) -> list[Sample]:
+        """See `SelfPlay`."""
+        by_reference = {request.reference: index for index, request in self._requests.items()}
+        if not by_reference:
+            return []
+        arrived, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
+        played = []
+        for reference in arrived:
+            with contextlib.suppress(ray.exceptions.RayError):
+                if ray.get(reference).error is None:
+                    played.append(by_reference[reference])
+        samples, _ = self._take(played, num_updates)
+        return samples
 
     def update_weights(self, learner_group: Any, num_updates: int) -> None:
         """See `SelfPlay`."""

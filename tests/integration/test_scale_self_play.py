@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -67,10 +68,28 @@ def test_ratio_and_budget_are_exact_and_staleness_is_bounded() -> None:
 
 @pytest.fixture(scope="module")
 def algo(shared_ray: None) -> Iterator[EfficientZero]:
-    """A run that the two tests below go on with: each of its processes takes seconds to start."""
+    """A run that the three tests below go on with: each of its processes takes seconds to start."""
     algorithm = asynchronous(total_env_steps=10_000).build_algo()
     yield algorithm
     algorithm.stop()
+
+
+def test_what_is_on_its_way_is_in_the_checkpoint(
+    algo: EfficientZero, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The EnvRunners go on from where they are then: of what was not stored, an episode would miss a piece."""
+    train_until(algo, lambda result: result["num_updates_lifetime"] >= 5)
+    before = algo.num_interactions
+    assert len(algo.self_play._requests) == 2
+    path = algo.save_to_path(tmp_path / "checkpoint")
+    saved = algo.num_interactions
+    assert before + 2 * 2 * 8 <= saved == algo.local_replay_buffer.num_added
+    algo.train()
+    algo.restore_from_path(path)
+    assert algo.num_interactions == algo.local_replay_buffer.num_added == saved
+    result = train_until(algo, lambda result: result["num_interactions_lifetime"] > saved + 64)
+    assert result["env_runners"]["num_env_steps_sampled_lifetime"] == algo.num_interactions
+    assert "lost on the way" not in caplog.text
 
 
 def test_newest_weights_reach_the_runners(algo: EfficientZero) -> None:
