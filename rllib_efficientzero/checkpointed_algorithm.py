@@ -82,10 +82,15 @@ class CheckpointedAlgorithm(Algorithm):
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """As RLlib's, with the `run_state`; the replay is in no state, it would be copied in memory."""
+        with_run_state = self._check_component(RUN_STATE, components, not_components)
+        # First: it may store what counts in RLlib's, too.
+        captured = run_state.capture(self) if with_run_state else None
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(RUN_STATE, components, not_components):
-            state[RUN_STATE] = run_state.capture(self)
-        return state
+        return state if captured is None else state | {RUN_STATE: captured}
+
+    def store_arrived(self) -> None:
+        """Stores what EnvRunners have played unasked for since the last iteration; called once a checkpoint has their
+        states, which are those after it."""
 
     def set_state(self, state: dict[str, Any]) -> None:
         """As RLlib's; an algorithm that has learned more than the state takes it, too."""

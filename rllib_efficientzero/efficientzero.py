@@ -22,7 +22,7 @@ from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
 from rllib_efficientzero.efficientzero_learner import DivergedError
 from rllib_efficientzero.env.runner_state import generators_kept
-from rllib_efficientzero.env.sampling import NoEnvRunnersError, why_none_was_built
+from rllib_efficientzero.env.sampling import NoEnvRunnersError, Sample, why_none_was_built
 from rllib_efficientzero.scaled_algorithm import ScaledAlgorithm
 from rllib_efficientzero.schedules import linear
 
@@ -109,11 +109,20 @@ class EfficientZero(ScaledAlgorithm):
     def _sample(self, num_steps: int) -> list[Any]:
         """Episodes, or chunks of them, of together about `num_steps` steps."""
         budget = self.config.total_env_steps - self.num_interactions
-        samples = self.self_play.sample(num_steps, budget=budget, num_updates=self.num_updates)
+        return self._count(self.self_play.sample(num_steps, budget=budget, num_updates=self.num_updates))
+
+    def _count(self, samples: list[Sample]) -> list[Any]:
+        """Takes their metrics and steps into account; their episodes."""
         self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
         self._log_staleness([sample.staleness for sample in samples if sample.staleness is not None])
         self.num_interactions += sum(sample.num_steps for sample in samples)
         return [episode for sample in samples for episode in sample.episodes]
+
+    def store_arrived(self) -> None:
+        """See `CheckpointedAlgorithm`."""
+        if episodes := self._count(self.self_play.take_arrived(self.num_updates)):
+            self.batches.settle()
+            self.local_replay_buffer.add(episodes)
 
     def _begin_batches(self, num_owed: int) -> None:
         size, num_following = self.config.total_train_batch_size, self._updates_now(num_owed)
@@ -162,7 +171,10 @@ class EfficientZero(ScaledAlgorithm):
         for name in names.ITERATION_TIMERS:
             self.metrics.log_value((names.TIMERS, name), 0.0, reduce="sum")  # where there was nothing to do
         self.metrics.log_dict(self.local_replay_buffer.get_metrics(), key=REPLAY_BUFFER_RESULTS, reduce="item")
-        self.metrics.log_dict(self.batches.get_metrics(), key=names.REANALYZE, reduce="item")
+        for name, value in self.batches.get_metrics().items():
+            # RLlib saves its sums with a checkpoint.
+            how = "lifetime_sum" if name.endswith("_lifetime") else "item"
+            self.metrics.log_value((names.REANALYZE, name), value, reduce=how)
 
     def _log_staleness(self, updates: list[int]) -> None:
         for value in updates:
@@ -189,7 +201,8 @@ class EfficientZero(ScaledAlgorithm):
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         restored = super().restore_env_runners(env_runner_group)
         if restored:
-            generation = self._counters["total_num_restored_workers"]
+            # RLlib's count begins again with a resume, steps go on; but between two who come back there may be none.
+            generation = (self.num_interactions << 20) + self._counters["total_num_restored_workers"]
             env_runner_group.foreach_env_runner(
                 lambda env_runner: env_runner.begin_generation(generation),
                 remote_worker_ids=restored,

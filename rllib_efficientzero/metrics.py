@@ -105,10 +105,10 @@ SAMPLE_AGE = "sample_age"
 
 # --- reanalyze/ (with reanalyze actors) ------------------------------------------------------------------------------
 RESTARTS = "restarts"
-"""Reanalyze actors that ended and were started again."""
+"""Reanalyze actors that ended and were started again, since this process began: a resumed run starts others."""
 NUM_ACTORS_IN_SERVICE = "num_actors_in_service"
 NUM_INLINE_BATCHES_LIFETIME = "num_inline_batches_lifetime"
-"""Batches that the Learners reanalyzed themselves, because an actor was lost."""
+"""Batches that the Learners reanalyzed themselves, because an actor was lost (restored from checkpoints)."""
 BATCH_LAG = "batch_lag"
 """Updates between the drawing of the last batch's windows and the update that learned from it."""
 

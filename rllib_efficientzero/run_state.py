@@ -32,13 +32,16 @@ SECONDS_TO_ANSWER, SECONDS_TO_ANSWER_WHEN_STOPPING = 300.0, 10.0
 
 def capture(algorithm: Any) -> dict[str, Any]:
     """The state of an algorithm between two training steps; of nothing that RLlib or the replay save."""
+    runners = _runner_states(algorithm.env_runner_group)
+    # Who answers has played what was on its way, and goes on from there: it would be missing.
+    algorithm.store_arrived()
     return {
         "counters": {name: getattr(algorithm, name) for name in COUNTERS},
         "progress": {name: getattr(algorithm, name) for name in PROGRESS},
         "generators": runner_state.capture_generators(),
         "learner_counters": _learner_counters(algorithm),
         "acting_weights": _acting_weights(algorithm),
-        "env_runners": _runner_states(algorithm.env_runner_group),
+        "env_runners": runners,
         "evaluation_env_runners": _runner_states(algorithm.eval_env_runner_group),
     }
 

@@ -36,7 +36,23 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
             # Tune reserves what a trial needs. Without it, this process takes what it needs without asking.
             resources.check_cluster(resources.roles(config)[1:])
         actors = start_actors(config) if config.num_reanalyze_actors else None
-        super().setup(config)
+        try:
+            super().setup(config)
+            self._set_up_sources(config, actors)
+        except BaseException:
+            # Whoever holds the error, as a notebook does, holds on to what was built, too.
+            if actors is not None:
+                actors.clear()
+            self._stop_replay()
+            raise
+
+    def _set_up_sources(self, config: Any, actors: Any) -> None:
+        """Where episodes and batches come from.
+
+        Args:
+            config: the algorithm's.
+            actors: those of `start_actors`; None if there are to be none.
+        """
         replay = self.local_replay_buffer
         if actors is not None:
             self.batches = ReanalyzedBatches(config, replay, self.learner_group, actors)
@@ -58,7 +74,10 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
         super().cleanup()
         if hasattr(self, "batches"):
             self.batches.stop()
-        if isinstance(self.local_replay_buffer, RemoteReplay):
+        self._stop_replay()
+
+    def _stop_replay(self) -> None:
+        if isinstance(getattr(self, "local_replay_buffer", None), RemoteReplay):  # there is none yet if `setup` fails
             self.local_replay_buffer.stop()
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ gives it up where it waits for the device, or for somebody else.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ SWITCH_INTERVAL = 2e-4
 microseconds, such as to start a kernel, takes milliseconds."""
 
 _of_this_thread = threading.local()
+_switching = threading.RLock()  # what is forgotten within leaves when it is collected, which may be anywhere
+_intervals_before: list[float] = []  # as many as there are within `switching_often`; the first is that of before
 
 
 class Turn:
@@ -63,6 +66,22 @@ def given_up() -> Iterator[None]:
     finally:
         lock.acquire()
         _of_this_thread.lock = lock
+
+
+@contextlib.contextmanager
+def switching_often() -> Iterator[None]:
+    """Lets Python switch between threads every `SWITCH_INTERVAL`, until the last of those within it leaves, in whatever
+    order they do: the interval is the process's, and every algorithm in it asks for it."""
+    with _switching:
+        _intervals_before.append(sys.getswitchinterval())
+        sys.setswitchinterval(min(SWITCH_INTERVAL, _intervals_before[0]))
+    try:
+        yield
+    finally:
+        with _switching:
+            last = _intervals_before.pop()
+            if not _intervals_before:
+                sys.setswitchinterval(last)
 
 
 def to_host(tensor: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import copy
 import dataclasses
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +23,7 @@ from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.actors.side_thread import SideThread, Task
 from rllib_efficientzero.models.cuda_graphs import own_stream
 from rllib_efficientzero.replay import Windows
-from rllib_efficientzero.turns import SWITCH_INTERVAL, Turn, given_up
+from rllib_efficientzero.turns import Turn, given_up, switching_often
 
 MAX_WORKERS = 2
 """Threads that reanalyze. Two fill a GPU; each takes memory for its searches."""
@@ -71,8 +70,8 @@ class BatchesAhead:
         # What is compiled at its first call is compiled by one thread at a time: reanalysis first, then the Learner.
         self._has_begun = self._has_handed_over = False
         self._learner_has_begun = threading.Event()
-        self._switch_interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(SWITCH_INTERVAL, self._switch_interval))
+        self._until_stopped = contextlib.ExitStack()
+        self._until_stopped.enter_context(switching_often())
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
@@ -140,7 +139,7 @@ class BatchesAhead:
     def stop(self) -> None:
         """See `Batches`."""
         self.forget()
-        sys.setswitchinterval(self._switch_interval)
+        self._until_stopped.close()
         self._draws.stop()
         for worker in self._workers:
             worker.thread.stop()

@@ -53,7 +53,7 @@ class Batches(Protocol):
         """Drops what was made of a state that no longer holds, after a restore."""
 
     def get_metrics(self) -> dict[str, float]:
-        """What is logged under `reanalyze/`."""
+        """What is logged under `reanalyze/`; of names that end in `lifetime`, what has come since the last call."""
 
     def stop(self) -> None:
         """Ends the processes that it started."""

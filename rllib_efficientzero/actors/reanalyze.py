@@ -117,7 +117,7 @@ class ReanalyzedBatches:
         self._queue: collections.deque[_Request] = collections.deque()
         self._weights: TargetWeights | None = None
         self._num_copies: int | None = None  # copies of the target network that the published weights stand for
-        self._num_inline = 0
+        self._num_inline = 0  # since it was last told
         self._lag = 0
         # One that is still starting would be taken for one that hangs.
         actors.foreach_actor(PING, timeout_seconds=config.env_runner_restore_timeout_s)
@@ -164,10 +164,11 @@ class ReanalyzedBatches:
 
     def get_metrics(self) -> dict[str, float]:
         """See `Batches`."""
+        num_inline, self._num_inline = self._num_inline, 0
         return {
             names.RESTARTS: self._manager.total_num_restarts(),
             names.NUM_ACTORS_IN_SERVICE: self._manager.num_healthy_actors(),
-            names.NUM_INLINE_BATCHES_LIFETIME: self._num_inline,
+            names.NUM_INLINE_BATCHES_LIFETIME: num_inline,
             names.BATCH_LAG: self._lag,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -42,6 +43,9 @@ class SelfPlay(Protocol):
     def must_collect(self, num_updates: int) -> bool:
         """Whether `sample` is to be called even though updates are owed."""
 
+    def take_arrived(self, num_updates: int) -> list[Sample]:
+        """Samples that are there already, without waiting for any; nothing is begun, and no failure is looked into."""
+
     def update_weights(self, learner_group: Any, num_updates: int) -> None:
         """Gives the EnvRunners the Learners' weights."""
 
@@ -77,6 +81,10 @@ class SynchronousSelfPlay:
     def must_collect(self, num_updates: int) -> bool:
         """See `SelfPlay`."""
         return False
+
+    def take_arrived(self, num_updates: int) -> list[Sample]:
+        """See `SelfPlay`."""
+        return []
 
     def update_weights(self, learner_group: Any, num_updates: int) -> None:
         """See `SelfPlay`."""
@@ -164,6 +172,20 @@ class AsynchronousSelfPlay:
         """See `SelfPlay`."""
         return bool(self._overdue(num_updates))
 
+    def take_arrived(self, num_updates: int) -> list[Sample]:
+        """See `SelfPlay`."""
+        by_reference = {request.reference: index for index, request in self._requests.items()}
+        if not by_reference:
+            return []
+        arrived, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
+        played = []
+        for reference in arrived:
+            with contextlib.suppress(ray.exceptions.RayError):
+                if ray.get(reference).error is None:
+                    played.append(by_reference[reference])
+        samples, _ = self._take(played, num_updates)
+        return samples
+
     def update_weights(self, learner_group: Any, num_updates: int) -> None:
         """See `SelfPlay`."""
         state = learner_group.get_state(components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True)
@@ -217,38 +239,54 @@ class AsynchronousSelfPlay:
     ) -> list[Sample]:
         """The samples of some EnvRunners that have arrived, once the first has, or all have. Those of lost EnvRunners
         are never heard of again."""
-        timeout = self._config.sample_timeout_s
-        by_reference = {self._requests[index].reference: index for index in worker_indices}
-        if not by_reference:
+        if not worker_indices:
             return []
+        samples, failures = self._take(self._wait_for(worker_indices, wait_for_all), num_updates)
+        failures |= self._end_hung()
+        (patience or Patience(self._config, self._restore)).judge(failures)
+        return samples
+
+    def _wait_for(self, worker_indices: list[int], all_of_them: bool) -> list[int]:
+        """Those of some EnvRunners whose answers are there, once the first is, or all are, or one is taken to hang."""
+        by_reference = {self._requests[index].reference: index for index in worker_indices}
         first_sent = min(self._requests[index].sent_at for index in worker_indices)
+        limit = self._config.sample_timeout_s
         with given_up():
             arrived, _ = ray.wait(
                 list(by_reference),
-                num_returns=len(by_reference) if wait_for_all else 1,
-                timeout=max(0.0, first_sent + timeout - time.monotonic()),
+                num_returns=len(by_reference) if all_of_them else 1,
+                timeout=None if limit is None else max(0.0, first_sent + limit - time.monotonic()),
             )
-        if not wait_for_all and len(arrived) < len(by_reference):
+        if not all_of_them:
+            # Ray tells no more than it was asked for, though others may be there, too.
             arrived, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
+        return [by_reference[reference] for reference in arrived]
+
+    def _take(self, worker_indices: list[int], num_updates: int) -> tuple[list[Sample], dict[int, Exception]]:
+        """The samples that are there, in a fixed order, and why there are no others."""
         samples: list[Sample] = []
         failures: dict[int, Exception] = {}
-        for reference in arrived:
-            worker_index = by_reference[reference]
+        for worker_index in sorted(worker_indices):
             request = self._requests.pop(worker_index)
-            answer = self._read(worker_index, reference)
+            answer = self._read(worker_index, request.reference)
             if isinstance(answer, Exception):
                 failures[worker_index] = answer
             else:
                 staleness = num_updates - request.weights.num_updates
                 samples.append(dataclasses.replace(answer, staleness=staleness))
+        return samples, failures
+
+    def _end_hung(self) -> dict[int, Exception]:
+        """Ends the EnvRunners that have not answered for too long, whoever is waited for; why."""
+        limit = self._config.sample_timeout_s
+        if limit is None:
+            return {}
         now = time.monotonic()
-        for worker_index, request in list(self._requests.items()):
-            if now - request.sent_at > timeout:
-                del self._requests[worker_index]
-                end_process(self._manager, worker_index)
-                failures[worker_index] = TimeoutError(f"it did not answer within sample_timeout_s={timeout:g}")
-        (patience or Patience(self._config, self._restore)).judge(failures)
-        return sorted(samples, key=lambda sample: sample.worker_index)
+        hung = [index for index, request in self._requests.items() if now - request.sent_at > limit]
+        for worker_index in hung:
+            del self._requests[worker_index]
+            end_process(self._manager, worker_index)
+        return {index: TimeoutError(f"it did not answer within sample_timeout_s={limit:g}") for index in hung}
 
     def _read(self, worker_index: int, reference: ray.ObjectRef) -> Sample | Exception:
         """The answer of an EnvRunner, or why there is none; then it is out of service."""

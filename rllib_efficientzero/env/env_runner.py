@@ -165,7 +165,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
     def _sample_chunks(self, **kwargs: Any) -> list[Any]:
         """Episodes and chunks as RLlib samples them, without those that a broken environment cut off."""
         self._vectors_lost = 0
-        if self._needs_initial_reset:
+        if self._needs_initial_reset or kwargs.get("force_reset"):
             self._env_index_of.clear()
         episodes = super().sample(**kwargs)
         dropped = [episode for episode in episodes if _was_dropped(episode)]

@@ -100,11 +100,12 @@ class Patience:
         self._restore = restore
         self._deadline: float | None = None
         self._failed_rounds = 0
+        self._has_failed = False  # somebody, in this round
         self._reason = "all of them were out of service"
 
     def judge(self, failures: dict[int, Exception]) -> None:
         """Logs failures, by worker index, unless one of them ends the run: then it raises as `sample_remotely` does."""
-        self._failed_rounds += bool(failures)
+        self._has_failed |= bool(failures)
         for worker_index, failure in failures.items():
             if isinstance(failure, BadEnvStepError):
                 raise failure
@@ -118,6 +119,9 @@ class Patience:
         config = self._config
         now = time.monotonic()
         self._deadline = self._deadline or now + config.env_runner_restore_timeout_s
+        # However far apart they failed, it was one round: the first of them was not asked again before the last.
+        self._failed_rounds += self._has_failed
+        self._has_failed = False
         if self._failed_rounds >= MAX_FAILED_ROUNDS:
             raise NoEnvRunnersError(f"all EnvRunners failed {self._failed_rounds} times in a row; {self._reason}")
         if now > self._deadline:

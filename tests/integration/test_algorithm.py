@@ -183,6 +183,17 @@ def test_evaluation_plays_equally_often_in_every_environment() -> None:
     algo.stop()
 
 
+def test_nothing_is_kept_of_episodes_that_a_reset_leaves_without_an_end() -> None:
+    """As evaluations by steps do, which begin anew every time."""
+    config = tiny_config()
+    runner = config.env_runner_cls(config=config, worker_index=0, num_workers=0)
+    for _ in range(3):
+        runner.sample(num_timesteps=22, force_reset=True)
+        runner.get_metrics()
+    assert len(runner._env_index_of) == config.num_envs_per_env_runner
+    runner.stop()
+
+
 def test_remote_env_runners_feed_the_same_loop() -> None:
     algo = tiny_config(total_env_steps=200).env_runners(num_env_runners=1).build_algo()
     result = train_to_end(algo)

@@ -180,12 +180,16 @@ def test_what_is_wrong_in_the_replay_actor_is_said_here() -> None:
 def test_a_restored_run_learns_from_no_batch_made_before(tmp_path: pathlib.Path) -> None:
     config = short().reanalyze(num_actors=1, prefetch=2)
     algo = config.build_algo()
+    algo.batches._num_inline = 7  # as if the actor had been lost so often
     train_until(algo, lambda result: result["num_updates_lifetime"] >= 3)
     path = algo.save_to_path(tmp_path / "checkpoint")
     target = algo.learner_group._learner.module[DEFAULT_MODULE_ID].target_network.state_dict()
     expected = {name: tensor.clone() for name, tensor in target.items()}
-    train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
+    algo.batches._num_inline += 1
+    result = train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
+    assert result["reanalyze"]["num_inline_batches_lifetime"] == 8
     algo.restore_from_path(path)
+    assert algo.metrics.peek(("reanalyze", "num_inline_batches_lifetime")) == 7
     batch = algo._next_batch(num_following=0)
     assert algo.batches.get_metrics()["batch_lag"] == 0
     assert (

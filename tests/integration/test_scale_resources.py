@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pathlib
 import time
+from typing import Any
 
+import gymnasium as gym
 import pytest
+import ray
 from ray import tune
 from scale_helpers import tiny_config
 
@@ -90,3 +93,22 @@ def test_a_trial_with_one_process_of_every_kind_fits_into_its_bundles(tmp_path: 
     assert result.metrics["reanalyze"]["num_actors_in_service"] == 1
     assert result.metrics["num_updates_lifetime"] > 0
     assert len(result.metrics["evaluation"]["env_runners"]["episode_returns"]) == 2
+
+
+class NoSimulator(gym.Env):
+    """An environment that cannot even be made."""
+
+    def __init__(self, config: Any) -> None:
+        raise FileNotFoundError("no simulator here")
+
+
+def test_processes_end_where_the_algorithm_cannot_be_built() -> None:
+    """Though the error is held, and with it the algorithm."""
+    config = tiny_config(replay_buffer_config={"placement": "actor"}).reanalyze(num_actors=2)
+    config.environment(NoSimulator)
+    with pytest.raises(Exception, match="no simulator here") as held:
+        config.build_algo()
+    deadline = time.monotonic() + 10
+    while (free := ray.available_resources().get("CPU", 0.0)) < NUM_CPUS and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert free == NUM_CPUS, held.type

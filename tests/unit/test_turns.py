@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 import torch
 
-from rllib_efficientzero.turns import Turn, given_up, to_host
+from rllib_efficientzero.turns import SWITCH_INTERVAL, Turn, given_up, switching_often, to_host
 
 
 def test_nobody_works_while_another_has_the_turn() -> None:
@@ -101,3 +102,16 @@ def test_a_signal_that_ends_the_waiting_for_the_turn_does_not_take_it_from_anoth
         signal.signal(signal.SIGALRM, before)
     with turn.taken():
         pass
+
+
+def test_the_switch_interval_of_before_comes_back_with_the_last() -> None:
+    """In whatever order they leave, as two algorithms in one process do."""
+    before = sys.getswitchinterval()
+    first, second = switching_often(), switching_often()
+    for entering in (first, second):
+        entering.__enter__()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL)
+    first.__exit__(None, None, None)
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL)
+    second.__exit__(None, None, None)
+    assert sys.getswitchinterval() == pytest.approx(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import types
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_helpers import assert_equal, fingerprint, tiny_config, train
+from ray.rllib.algorithms.algorithm import Algorithm
 from tiny_pixels import TinyPixels
 
-from rllib_efficientzero import EfficientZeroConfig
+from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero.env.env_runner import EfficientZeroEnvRunner
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
@@ -76,3 +78,22 @@ def test_all_environments_of_a_run_are_seeded_differently() -> None:
             # A vector environment adds each environment's index.
             seeds += range(runner._seed, runner._seed + 16)
         assert len(set(seeds)) == len(seeds)
+
+
+def test_who_comes_back_is_seeded_like_nobody_before_also_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several times without a step in between, and in a process that has not counted those before it."""
+
+    def restore(self: Any, group: Any) -> list[int]:
+        self._counters["total_num_restored_workers"] += 1
+        return [1]
+
+    monkeypatch.setattr(Algorithm, "restore_env_runners", restore)
+    generations: list[int] = []
+    runner = types.SimpleNamespace(begin_generation=generations.append)
+    group = types.SimpleNamespace(foreach_env_runner=lambda function, **kwargs: function(runner))
+    for steps_when_restored in ([8, 8, 9], [10, 11], [12]):
+        algo = EfficientZero.__new__(EfficientZero)
+        algo._counters = collections.Counter()
+        for algo.num_interactions in steps_when_restored:
+            algo.restore_env_runners(group)
+    assert len(set(generations)) == len(generations) == 6
