@@ -1,0 +1,93 @@
+"""A checkpoint restored into another config: what that config says holds, or the restore is refused, whole."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from checkpoint_helpers import tiny_config, train
+from tiny_pixels import TinyPixels
+
+from rllib_efficientzero import EfficientZeroConfig
+from rllib_efficientzero.env import env_state, runner_state
+
+
+class Scaled(TinyPixels):
+    """Every step's reward, and how long episodes are, is in the settings."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.reward, self.length = config["reward"], config["length"]
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, *_ = super().step(action)
+        return observation, self.reward, self.time >= self.length, False, {}
+
+
+def scaled(reward: float = 1.0, length: int = 10) -> EfficientZeroConfig:
+    return tiny_config().environment(Scaled, env_config={"reward": reward, "length": length})
+
+
+@pytest.fixture(scope="module")
+def saved(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    algo: Any = train(scaled().build_algo(), 8)
+    yield pathlib.Path(algo.save_to_path(tmp_path_factory.mktemp("saved") / "checkpoint"))
+    algo.stop()
+
+
+def test_other_settings_of_the_environment_hold(saved: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As for fine-tuning; the episodes in progress are those of other environments, and begin anew."""
+    algo: Any = scaled(reward=100.0, length=5).build_algo()
+    caplog.set_level(logging.WARNING)
+    algo.restore_from_path(saved)
+    assert "env_config['reward'] was 1.0 and is 100.0; env_config['length'] was 10 and is 5" in caplog.text
+    known = set(algo.local_replay_buffer._episodes)
+    train(algo, 3)
+    new = [episode for number, episode in algo.local_replay_buffer._episodes.items() if number not in known]
+    assert len(new) >= 4
+    assert {float(reward) for episode in new for reward in episode.column("rewards")} == {100.0}
+    assert max(len(episode) for episode in new) == 5
+    algo.stop()
+
+
+def test_states_without_settings_go_on(saved: pathlib.Path) -> None:
+    """Of versions before they were kept: nothing says that the environments are others."""
+    algo: Any = train(scaled().build_algo(), 1)
+    state = runner_state.capture(algo.env_runner)
+    del vars(state)["settings"]
+    train(algo, 1)
+    runner_state.restore(algo.env_runner, states=[state], generation=0)
+    assert not algo.env_runner._needs_initial_reset
+    algo.stop()
+
+
+class Opaque:
+    """Has neither a value nor an equality."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.itself = inner, self
+
+
+def test_settings_are_compared_by_what_they_are() -> None:
+    def described(value: Any, vectorize: Any = "sync") -> dict[str, str]:
+        config = tiny_config().environment(Scaled, env_config={"value": value})
+        return env_state.settings_of(config.env_runners(gym_env_vectorize_mode=vectorize))
+
+    for make in (
+        lambda: {"a": [1, (2.5, None)], "b": {"c", "d"}},
+        lambda: np.arange(3.0),
+        lambda: Opaque(np.ones(2)),
+        lambda: Scaled,
+        lambda: gym.VectorizeMode.ASYNC,
+    ):
+        assert described(make()) == described(make())
+    assert described(1, "sync") == described(1, gym.VectorizeMode.SYNC)
+    assert described(1, "sync") != described(1, "async")
+    assert described(Opaque(1)) != described(Opaque(2))
+    assert described(np.zeros(3)) != described(np.arange(3.0))
+    assert described(Scaled) != described(TinyPixels)
