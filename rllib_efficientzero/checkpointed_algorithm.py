@@ -29,6 +29,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import (
     COMPONENT_LEARNER,
     COMPONENT_LEARNER_GROUP,
+    COMPONENT_OPTIMIZER,
     COMPONENT_RL_MODULE,
     DEFAULT_MODULE_ID,
 )
@@ -37,6 +38,7 @@ from ray.tune import Checkpoint
 
 from rllib_efficientzero import run_files, run_state
 from rllib_efficientzero.checkpoint.files import staged_directory, staging_path
+from rllib_efficientzero.checkpoint.fit import check_description, check_learner
 from rllib_efficientzero.checkpoint.manifest import (
     CheckpointError,
     check_replaceable,
@@ -195,7 +197,9 @@ class CheckpointedAlgorithm(Algorithm):
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
     ) -> None:
-        """Restores a trusted checkpoint: all of it, or nothing.
+        """Restores a trusted checkpoint. Whether it is whole and fits is known before any of it is taken over.
+
+        What the config says of the optimizer's options and of the environment holds, not what it said when saving.
 
         Args:
             path: a directory, or the URI of one.
@@ -203,7 +207,8 @@ class CheckpointedAlgorithm(Algorithm):
             filesystem: of `path`, if it is not local.
 
         Raises:
-            CheckpointError: it is incomplete, damaged, from another version, or of other spaces or networks.
+            CheckpointError: it is incomplete, damaged, from another version, or of other spaces, networks,
+                numbers of sampled actions, or another kind of optimizer.
         """
         if component is not None:
             super().restore_from_path(path, component=component, filesystem=filesystem, **kwargs)
@@ -223,10 +228,16 @@ class CheckpointedAlgorithm(Algorithm):
     def _restore(self, path: pathlib.Path) -> None:
         recover_replaced(path)
         verify(path)
-        self._check_fits(path)
+        description = read_description(path)
+        check_description(description.path, description.content, self._describe_policy())
         state = _read_state(path)
-        self.local_replay_buffer.load(path / REPLAY_DIR)
+        learner = state[COMPONENT_LEARNER_GROUP][COMPONENT_LEARNER]
+        (optimizer,) = (saved["state"] for saved in learner[COMPONENT_OPTIMIZER].values())
+        weights = list(learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
+        check_learner(path, weights=weights, optimizer=optimizer, config=self.config)
         self.set_state(state)
+        # Last: what the replay was made of batches ahead is forgotten by now, and a state that cannot be set spares it.
+        self.local_replay_buffer.load(path / REPLAY_DIR)
         self._last_checkpoint = path
         run_files.forget_later_evaluations(
             self.run_directory,
@@ -234,20 +245,6 @@ class CheckpointedAlgorithm(Algorithm):
             num_interactions=self.num_interactions,
             num_updates=self.num_updates,
         )
-
-    def _check_fits(self, path: pathlib.Path) -> None:
-        """Raises CheckpointError if the checkpoint is of another environment or network than this algorithm's."""
-        files, own = read_description(path), self._describe_policy()
-        for name, what in (
-            ("observation_space", "stacked observations"),
-            ("action_space", "actions"),
-            ("model", "a network"),
-        ):
-            if files.content.get(name) != own[name]:
-                raise CheckpointError(
-                    f"{files.path} is of another run: it has {what} of {files.content.get(name)}, and this one has "
-                    f"{own[name]}."
-                )
 
 
 def _learned_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -10,10 +10,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from checkpoint_helpers import tiny_config, train
+from checkpoint_helpers import assert_equal, fingerprint, tiny_config, train
 from tiny_pixels import TinyPixels
 
 from rllib_efficientzero import EfficientZeroConfig
+from rllib_efficientzero.checkpoint import CheckpointError
+from rllib_efficientzero.checkpoint.fit import check_description
 from rllib_efficientzero.env import env_state, runner_state
 
 
@@ -91,3 +93,62 @@ def test_settings_are_compared_by_what_they_are() -> None:
     assert described(Opaque(1)) != described(Opaque(2))
     assert described(np.zeros(3)) != described(np.arange(3.0))
     assert described(Scaled) != described(TinyPixels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": {"type": "adam"}}, "its optimizer is sgd, whose state is of no use to adam"),
+        ({"use_consistency": False}, "trained with `use_consistency` True, and this one has False"),
+    ],
+)
+def test_another_learner_is_refused_and_left_as_it_was(
+    saved: pathlib.Path, settings: dict[str, Any], message: str
+) -> None:
+    algo: Any = train(scaled().training(**settings).build_algo(), 2)
+    before = fingerprint(algo)
+    with pytest.raises(CheckpointError, match=message):
+        algo.restore_from_path(saved)
+    assert_equal(fingerprint(algo), before)
+    algo.stop()
+
+
+def test_another_number_of_sampled_actions_is_refused() -> None:
+    def description(actions: str, number: int) -> dict[str, Any]:
+        same = {"observation_space": {}, "model": {}, "action_space": {"type": actions}}
+        return same | {"search": {"num_sampled_actions": number}}
+
+    path = pathlib.Path("policy.json")
+    check_description(path, description("Discrete", 8), description("Discrete", 4))
+    check_description(path, description("Box", 8), description("Box", 8))
+    with pytest.raises(
+        CheckpointError, match=r"^policy\.json .* its num_sampled_actions is 8, and that of this one is 4"
+    ):
+        check_description(path, description("Box", 8), description("Box", 4))
+
+
+def test_a_state_that_cannot_be_set_spares_the_replay(saved: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    algo: Any = train(scaled().build_algo(), 1)
+    before = fingerprint(algo)["replay"]
+
+    def fail(state: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(algo, "set_state", fail)
+    with pytest.raises(RuntimeError, match=r"^no$"):
+        algo.restore_from_path(saved)
+    assert fingerprint(algo)["replay"] == before
+    algo.stop()
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.0, "weight_decay": 0.5}, {"momentum": 0.5, "nesterov": True}])
+def test_options_of_the_optimizer_are_the_configs(saved: pathlib.Path, options: dict[str, Any]) -> None:
+    algo: Any = scaled().training(optimizer={"type": "sgd", **options}).build_algo()
+    algo.restore_from_path(saved)
+    before = algo.num_updates
+    train(algo, 2)
+    assert algo.num_updates > before
+    ((_, optimizer),) = algo.learner_group._learner.get_optimizers_for_module("default_policy")
+    assert {key: optimizer.param_groups[0][key] for key in options} == options
+    assert all("momentum_buffer" in values for values in optimizer.state.values())
+    algo.stop()
