@@ -37,6 +37,7 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 
 from rllib_efficientzero import run_files, run_state
+from rllib_efficientzero.checkpoint import remote
 from rllib_efficientzero.checkpoint.files import staged_directory, staging_path
 from rllib_efficientzero.checkpoint.fit import check_description, check_learner
 from rllib_efficientzero.checkpoint.manifest import (
@@ -115,7 +116,7 @@ class CheckpointedAlgorithm(Algorithm):
             return super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
         target = pathlib.Path(tempfile.mkdtemp()) if path is None else _local_path(path, filesystem)
         if target is None:
-            return self._upload(str(path), filesystem)
+            return self._upload(path, filesystem)
         check_replaceable(target)
         state = self.get_state()
         captured, learned = state[RUN_STATE], _learned_weights(state)
@@ -154,15 +155,14 @@ class CheckpointedAlgorithm(Algorithm):
     def _has_local_storage(self) -> bool:
         return self._storage is not None and isinstance(self._storage.storage_filesystem, pyarrow.fs.LocalFileSystem)
 
-    def _upload(self, uri: str, filesystem: Any) -> str:
-        if filesystem is None:
-            filesystem, uri = pyarrow.fs.FileSystem.from_uri(uri)
+    def _upload(self, path: Any, filesystem: Any) -> str:
+        filesystem, place = _remote_path(path, filesystem)
+        remote.check_replaceable(filesystem, place)
         with tempfile.TemporaryDirectory() as directory:
             saved = self.save_to_path(pathlib.Path(directory) / "checkpoint")
-            filesystem.create_dir(uri, recursive=True)
-            pyarrow.fs.copy_files(saved, uri, destination_filesystem=filesystem)
             self._last_checkpoint = None
-        return uri
+            remote.upload(pathlib.Path(saved), filesystem, place)
+        return place
 
     def _describe_policy(self) -> dict[str, Any]:
         observation_space, action_space = self.spaces[DEFAULT_MODULE_ID]
@@ -188,11 +188,19 @@ class CheckpointedAlgorithm(Algorithm):
     @classmethod
     def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Any:
         """As RLlib's; the checkpoint must be trusted. Its files are checked before any is unpickled."""
-        local = None if isinstance(path, Checkpoint) else _local_path(path, filesystem)
+        if isinstance(path, Checkpoint):
+            return super().from_checkpoint(path, filesystem, **kwargs)
+        local = _local_path(path, filesystem)
         if local is not None:
             recover_replaced(local)
             verify(local)
-        return super().from_checkpoint(path, filesystem, **kwargs)
+            return super().from_checkpoint(path, filesystem, **kwargs)
+        filesystem, place = _remote_path(path, filesystem)
+        with tempfile.TemporaryDirectory() as directory:
+            remote.download(filesystem, place, pathlib.Path(directory))
+            algorithm = cls.from_checkpoint(directory, **kwargs)
+            algorithm._last_checkpoint = None
+        return algorithm
 
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
@@ -217,11 +225,9 @@ class CheckpointedAlgorithm(Algorithm):
         if local is not None:
             self._restore(local)
             return
-        uri = str(path)
-        if filesystem is None:
-            filesystem, uri = pyarrow.fs.FileSystem.from_uri(uri)
+        filesystem, place = _remote_path(path, filesystem)
         with tempfile.TemporaryDirectory() as directory:
-            pyarrow.fs.copy_files(uri, directory, source_filesystem=filesystem)
+            remote.download(filesystem, place, pathlib.Path(directory))
             self._restore(pathlib.Path(directory))
             self._last_checkpoint = None
 
@@ -319,3 +325,11 @@ def _local_path(path: Any, filesystem: Any) -> pathlib.Path | None:
         if not isinstance(found, pyarrow.fs.LocalFileSystem):
             return None
     return pathlib.Path(text).expanduser().absolute()
+
+
+def _remote_path(path: Any, filesystem: Any) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a path that is not on this machine, and what the path is called there."""
+    place = str(path)
+    if filesystem is None:
+        filesystem, place = pyarrow.fs.FileSystem.from_uri(place)
+    return filesystem, place.rstrip("/")

@@ -9,13 +9,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pyarrow.fs
 import pytest
 from checkpoint_helpers import assert_equal, fingerprint, tiny_config, train
 from tiny_pixels import TinyPixels
 
-from rllib_efficientzero import EfficientZeroConfig
+from rllib_efficientzero import EfficientZero, EfficientZeroConfig
 from rllib_efficientzero.checkpoint import CheckpointError
 from rllib_efficientzero.checkpoint.fit import check_description
+from rllib_efficientzero.checkpoint.manifest import verify
 from rllib_efficientzero.env import env_state, runner_state
 
 
@@ -151,4 +153,25 @@ def test_options_of_the_optimizer_are_the_configs(saved: pathlib.Path, options: 
     ((_, optimizer),) = algo.learner_group._learner.get_optimizers_for_module("default_policy")
     assert {key: optimizer.param_groups[0][key] for key in options} == options
     assert all("momentum_buffer" in values for values in optimizer.state.values())
+    algo.stop()
+
+
+def test_a_checkpoint_in_a_storage_is_replaced(shared_ray: None, tmp_path: pathlib.Path) -> None:
+    """With nothing of the old one left; see `tests/unit/checkpoint/test_remote.py` for interruptions."""
+    storage = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    algo: Any = train(scaled().build_algo(), 2)
+    for _ in range(2):
+        place = algo.save_to_path("trial/checkpoint", filesystem=storage)
+        train(algo, 4)
+    manifest = verify(tmp_path / place)
+    files = {path.relative_to(tmp_path / place).as_posix() for path in (tmp_path / place).rglob("*") if path.is_file()}
+    assert files == {*manifest["files"], "manifest.json"}
+    resumed: Any = EfficientZero.from_checkpoint(place, filesystem=storage)
+    for restored in (resumed, algo):
+        restored.restore_from_path(place, filesystem=storage)
+        assert restored.num_interactions == manifest["counters"]["num_interactions"]
+        restored.save_to_path(tmp_path / "again")
+    with pytest.raises(CheckpointError, match=r"^trial holds something that is no checkpoint"):
+        algo.save_to_path("trial", filesystem=storage)
+    resumed.stop()
     algo.stop()
