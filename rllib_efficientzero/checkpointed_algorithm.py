@@ -110,7 +110,7 @@ class CheckpointedAlgorithm(Algorithm):
             filesystem: of `path`, if it is not local.
 
         Raises:
-            CheckpointError: `path` is a directory that holds something other than a checkpoint.
+            CheckpointError: `path` is a directory that holds something other than a checkpoint, or cannot be replaced.
         """
         if state is not None:
             return super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
@@ -131,7 +131,7 @@ class CheckpointedAlgorithm(Algorithm):
                 known={f"{REPLAY_DIR}/{name}": entry for name, entry in files.items()},
                 counters={**captured["counters"], "training_iteration": self.iteration},
             )
-        self._last_checkpoint = target
+        self._last_checkpoint = target.resolve()
         run_state.begin_anew_where_needed(self, captured)
         return str(target)
 
