@@ -76,10 +76,16 @@ class CheckpointedAlgorithm(Algorithm):
 
     @property
     def run_directory(self) -> pathlib.Path:
-        """Where this run's files belong: beside Tune's `result.json`, or RLlib's log directory outside of Tune."""
+        """Where this run's files are on this machine: beside Tune's `result.json`, or RLlib's log directory outside of
+        Tune. If Tune's storage is elsewhere, this is its working directory, and they are uploaded, too."""
         if self._has_local_storage():
             return pathlib.Path(self._storage.trial_fs_path)
         return pathlib.Path(self.logdir)
+
+    def _run_files_place(self) -> run_files.Place:
+        if self._storage is None or self._has_local_storage():
+            return run_files.Place(self.run_directory)
+        return run_files.Place(self.run_directory, self._storage.storage_filesystem, self._storage.trial_fs_path)
 
     # --- State in memory ---------------------------------------------------------------------------------------------
 
@@ -246,7 +252,7 @@ class CheckpointedAlgorithm(Algorithm):
         self.local_replay_buffer.load(path / REPLAY_DIR)
         self._last_checkpoint = path
         run_files.forget_later_evaluations(
-            self.run_directory,
+            self._run_files_place(),
             self.config.describe_protocol(),
             num_interactions=self.num_interactions,
             num_updates=self.num_updates,
