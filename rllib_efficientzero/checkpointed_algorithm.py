@@ -29,6 +29,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import (
     COMPONENT_LEARNER,
     COMPONENT_LEARNER_GROUP,
+    COMPONENT_OPTIMIZER,
     COMPONENT_RL_MODULE,
     DEFAULT_MODULE_ID,
 )
@@ -36,7 +37,9 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 
 from rllib_efficientzero import run_files, run_state
+from rllib_efficientzero.checkpoint import remote
 from rllib_efficientzero.checkpoint.files import staged_directory, staging_path
+from rllib_efficientzero.checkpoint.fit import check_description, check_learner
 from rllib_efficientzero.checkpoint.manifest import (
     CheckpointError,
     check_replaceable,
@@ -73,10 +76,16 @@ class CheckpointedAlgorithm(Algorithm):
 
     @property
     def run_directory(self) -> pathlib.Path:
-        """Where this run's files belong: beside Tune's `result.json`, or RLlib's log directory outside of Tune."""
+        """Where this run's files are on this machine: beside Tune's `result.json`, or RLlib's log directory outside of
+        Tune. If Tune's storage is elsewhere, this is its working directory, and they are uploaded, too."""
         if self._has_local_storage():
             return pathlib.Path(self._storage.trial_fs_path)
         return pathlib.Path(self.logdir)
+
+    def _run_files_place(self) -> run_files.Place:
+        if self._storage is None or self._has_local_storage():
+            return run_files.Place(self.run_directory)
+        return run_files.Place(self.run_directory, self._storage.storage_filesystem, self._storage.trial_fs_path)
 
     # --- State in memory ---------------------------------------------------------------------------------------------
 
@@ -112,13 +121,13 @@ class CheckpointedAlgorithm(Algorithm):
             filesystem: of `path`, if it is not local.
 
         Raises:
-            CheckpointError: `path` is a directory that holds something other than a checkpoint.
+            CheckpointError: `path` is a directory that holds something other than a checkpoint, or cannot be replaced.
         """
         if state is not None:
             return super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
         target = pathlib.Path(tempfile.mkdtemp()) if path is None else _local_path(path, filesystem)
         if target is None:
-            return self._upload(str(path), filesystem)
+            return self._upload(path, filesystem)
         check_replaceable(target)
         state = self.get_state()
         captured, learned = state[RUN_STATE], _learned_weights(state)
@@ -133,7 +142,7 @@ class CheckpointedAlgorithm(Algorithm):
                 known={f"{REPLAY_DIR}/{name}": entry for name, entry in files.items()},
                 counters={**captured["counters"], "training_iteration": self.iteration},
             )
-        self._last_checkpoint = target
+        self._last_checkpoint = target.resolve()
         run_state.begin_anew_where_needed(self, captured)
         return str(target)
 
@@ -157,15 +166,14 @@ class CheckpointedAlgorithm(Algorithm):
     def _has_local_storage(self) -> bool:
         return self._storage is not None and isinstance(self._storage.storage_filesystem, pyarrow.fs.LocalFileSystem)
 
-    def _upload(self, uri: str, filesystem: Any) -> str:
-        if filesystem is None:
-            filesystem, uri = pyarrow.fs.FileSystem.from_uri(uri)
+    def _upload(self, path: Any, filesystem: Any) -> str:
+        filesystem, place = _remote_path(path, filesystem)
+        remote.check_replaceable(filesystem, place)
         with tempfile.TemporaryDirectory() as directory:
             saved = self.save_to_path(pathlib.Path(directory) / "checkpoint")
-            filesystem.create_dir(uri, recursive=True)
-            pyarrow.fs.copy_files(saved, uri, destination_filesystem=filesystem)
             self._last_checkpoint = None
-        return uri
+            remote.upload(pathlib.Path(saved), filesystem, place)
+        return place
 
     def _describe_policy(self) -> dict[str, Any]:
         observation_space, action_space = self.spaces[DEFAULT_MODULE_ID]
@@ -191,16 +199,26 @@ class CheckpointedAlgorithm(Algorithm):
     @classmethod
     def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Any:
         """As RLlib's; the checkpoint must be trusted. Its files are checked before any is unpickled."""
-        local = None if isinstance(path, Checkpoint) else _local_path(path, filesystem)
+        if isinstance(path, Checkpoint):
+            return super().from_checkpoint(path, filesystem, **kwargs)
+        local = _local_path(path, filesystem)
         if local is not None:
             recover_replaced(local)
             verify(local)
-        return super().from_checkpoint(path, filesystem, **kwargs)
+            return super().from_checkpoint(path, filesystem, **kwargs)
+        filesystem, place = _remote_path(path, filesystem)
+        with tempfile.TemporaryDirectory() as directory:
+            remote.download(filesystem, place, pathlib.Path(directory))
+            algorithm = cls.from_checkpoint(directory, **kwargs)
+            algorithm._last_checkpoint = None
+        return algorithm
 
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
     ) -> None:
-        """Restores a trusted checkpoint: all of it, or nothing.
+        """Restores a trusted checkpoint. Whether it is whole and fits is known before any of it is taken over.
+
+        What the config says of the optimizer's options and of the environment holds, not what it said when saving.
 
         Args:
             path: a directory, or the URI of one.
@@ -208,7 +226,8 @@ class CheckpointedAlgorithm(Algorithm):
             filesystem: of `path`, if it is not local.
 
         Raises:
-            CheckpointError: it is incomplete, damaged, from another version, or of other spaces or networks.
+            CheckpointError: it is incomplete, damaged, from another version, or of other spaces, networks,
+                numbers of sampled actions, or another kind of optimizer.
         """
         if component is not None:
             super().restore_from_path(path, component=component, filesystem=filesystem, **kwargs)
@@ -217,42 +236,32 @@ class CheckpointedAlgorithm(Algorithm):
         if local is not None:
             self._restore(local)
             return
-        uri = str(path)
-        if filesystem is None:
-            filesystem, uri = pyarrow.fs.FileSystem.from_uri(uri)
+        filesystem, place = _remote_path(path, filesystem)
         with tempfile.TemporaryDirectory() as directory:
-            pyarrow.fs.copy_files(uri, directory, source_filesystem=filesystem)
+            remote.download(filesystem, place, pathlib.Path(directory))
             self._restore(pathlib.Path(directory))
             self._last_checkpoint = None
 
     def _restore(self, path: pathlib.Path) -> None:
         recover_replaced(path)
         verify(path)
-        self._check_fits(path)
+        description = read_description(path)
+        check_description(description.path, description.content, self._describe_policy())
         state = _read_state(path)
-        self.local_replay_buffer.load(path / REPLAY_DIR)
+        learner = state[COMPONENT_LEARNER_GROUP][COMPONENT_LEARNER]
+        (optimizer,) = (saved["state"] for saved in learner[COMPONENT_OPTIMIZER].values())
+        weights = list(learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
+        check_learner(path, weights=weights, optimizer=optimizer, config=self.config)
         self.set_state(state)
+        # Last: what the replay was made of batches ahead is forgotten by now, and a state that cannot be set spares it.
+        self.local_replay_buffer.load(path / REPLAY_DIR)
         self._last_checkpoint = path
         run_files.forget_later_evaluations(
-            self.run_directory,
+            self._run_files_place(),
             self.config.describe_protocol(),
             num_interactions=self.num_interactions,
             num_updates=self.num_updates,
         )
-
-    def _check_fits(self, path: pathlib.Path) -> None:
-        """Raises CheckpointError if the checkpoint is of another environment or network than this algorithm's."""
-        files, own = read_description(path), self._describe_policy()
-        for name, what in (
-            ("observation_space", "stacked observations"),
-            ("action_space", "actions"),
-            ("model", "a network"),
-        ):
-            if files.content.get(name) != own[name]:
-                raise CheckpointError(
-                    f"{files.path} is of another run: it has {what} of {files.content.get(name)}, and this one has "
-                    f"{own[name]}."
-                )
 
 
 def _learned_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -327,3 +336,11 @@ def _local_path(path: Any, filesystem: Any) -> pathlib.Path | None:
         if not isinstance(found, pyarrow.fs.LocalFileSystem):
             return None
     return pathlib.Path(text).expanduser().absolute()
+
+
+def _remote_path(path: Any, filesystem: Any) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a path that is not on this machine, and what the path is called there."""
+    place = str(path)
+    if filesystem is None:
+        filesystem, place = pyarrow.fs.FileSystem.from_uri(place)
+    return filesystem, place.rstrip("/")

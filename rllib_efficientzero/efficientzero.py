@@ -143,7 +143,7 @@ class EfficientZero(ScaledAlgorithm):
         except DivergedError as error:
             # From a process of its own it comes wrapped, and its message within that process's traceback.
             diverged = error.cause if isinstance(error, RayTaskError) else error
-            run_files.write_divergence(self.run_directory, str(diverged), diverged.last_updates)
+            run_files.write_divergence(self._run_files_place(), str(diverged), diverged.last_updates)
             raise diverged from None
         if not results:
             raise RuntimeError("no Learner returned a result: all of them are out of service; their logs say why")
@@ -196,7 +196,7 @@ class EfficientZero(ScaledAlgorithm):
             if not config.num_env_runners:
                 raise
             raise NoEnvRunnersError(f"no EnvRunner could be built: {why_none_was_built(config)}") from error
-        run_files.write_protocol(self.run_directory, self.config.describe_protocol())
+        run_files.write_protocol(self._run_files_place(), self.config.describe_protocol())
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         restored = super().restore_env_runners(env_runner_group)
@@ -226,7 +226,7 @@ class EfficientZero(ScaledAlgorithm):
                 names.EPISODE_RETURNS: [float(value) for value in returns],
                 names.EPISODE_LENGTHS: [int(value) for value in lengths],
             }
-            run_files.append_evaluation(self.run_directory, self.config.describe_protocol(), record)
+            run_files.append_evaluation(self._run_files_place(), self.config.describe_protocol(), record)
         return results
 
 

@@ -166,6 +166,8 @@ class EfficientZeroLearner(TorchLearner):
         return self._updates_made[module_id]
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """As RLlib's, but the optimizer's options stay the config's: a state has those of when it was saved."""
+        groups = {module_id: self._optimizer_options(module_id) for module_id in self._gradient_steps}
         super().set_state(state)
         self._updates_made.clear()
         if COMPONENT_RL_MODULE in state:
@@ -174,6 +176,8 @@ class EfficientZeroLearner(TorchLearner):
             self._observed.clear()
         for module_id in self._gradient_steps:
             for _, optimizer in self.get_optimizers_for_module(module_id):
+                for group, options in zip(optimizer.param_groups, groups[module_id], strict=True):
+                    group.update(options)
                 own_state(optimizer)
             # A recorded one goes on with the optimizer's state before.
             self._gradient_steps[module_id] = self._make_gradient_step(module_id)
@@ -241,6 +245,14 @@ class EfficientZeroLearner(TorchLearner):
     def _trained_parameters(self, module_id: str) -> list[Tensor]:
         """Those that have gradients; a target network's have none."""
         return [parameter for parameter in self.get_parameters(self.module[module_id]) if parameter.requires_grad]
+
+    def _optimizer_options(self, module_id: str) -> list[dict[str, Any]]:
+        """Of each group of parameters; the learning rate is set before every update."""
+        ((_, optimizer),) = self.get_optimizers_for_module(module_id)
+        return [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ]
 
     def _set_learning_rate(self, module_id: str) -> float:
         """That of the next update."""

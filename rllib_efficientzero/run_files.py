@@ -3,40 +3,62 @@ where it diverged."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import pathlib
 from typing import Any
+
+import pyarrow.fs
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.checkpoint.files import write_file
 from rllib_efficientzero.checkpoint.manifest import versions
+
+logger = logging.getLogger(__name__)
 
 PROTOCOL_FILE = "protocol.json"
 EVALUATION_FILE = "evaluation.json"
 DIVERGENCE_FILE = "diverged.json"
 
 
-def write_protocol(directory: pathlib.Path, protocol: dict[str, Any]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run's files belong."""
+
+    directory: pathlib.Path
+    """on this machine; from where Tune uploads nothing unless it is told to"""
+    filesystem: pyarrow.fs.FileSystem | None = None
+    """of the storage, if that is elsewhere"""
+    path: str = ""
+    """of the run's directory there"""
+
+
+def write_protocol(place: Place, protocol: dict[str, Any]) -> None:
     """Write `protocol.json`: environment protocol, budgets and versions."""
-    _write(directory / PROTOCOL_FILE, protocol | {"versions": versions()})
+    _write(place, PROTOCOL_FILE, protocol | {"versions": versions()})
 
 
-def write_divergence(directory: pathlib.Path, error: str, last_updates: list[dict[str, Any]]) -> None:
+def write_divergence(place: Place, error: str, last_updates: list[dict[str, Any]]) -> None:
     """Write `diverged.json`: the error's sentence; metrics and position ids of the last updates."""
-    _write(directory / DIVERGENCE_FILE, {"error": error, "last_updates": last_updates})
+    _write(place, DIVERGENCE_FILE, {"error": error, "last_updates": last_updates})
 
 
-def append_evaluation(directory: pathlib.Path, protocol: dict[str, Any], record: dict[str, Any]) -> None:
+def append_evaluation(place: Place, protocol: dict[str, Any], record: dict[str, Any]) -> None:
     """Add one evaluation to `evaluation.json`: `{"protocol", "versions", "evaluations": [...]}`."""
-    evaluations = _read_evaluations(directory / EVALUATION_FILE)
-    _write_evaluations(directory, protocol, [*evaluations, record])
+    if not (place.directory / EVALUATION_FILE).exists():
+        _fetch(place, EVALUATION_FILE)
+    evaluations = _read_evaluations(place.directory / EVALUATION_FILE)
+    _write_evaluations(place, protocol, [*evaluations, record])
 
 
 def forget_later_evaluations(
-    directory: pathlib.Path, protocol: dict[str, Any], *, num_interactions: int, num_updates: int
+    place: Place, protocol: dict[str, Any], *, num_interactions: int, num_updates: int
 ) -> None:
     """Take those out of `evaluation.json` that a run resumed at so many steps and updates will make again."""
-    evaluations = _read_evaluations(directory / EVALUATION_FILE)
+    # The storage has the last word: the run may have gone on elsewhere since it was here.
+    _fetch(place, EVALUATION_FILE)
+    evaluations = _read_evaluations(place.directory / EVALUATION_FILE)
     kept = [
         record
         for record in evaluations
@@ -44,19 +66,42 @@ def forget_later_evaluations(
         and record[names.NUM_UPDATES_LIFETIME] <= num_updates
     ]
     if len(kept) < len(evaluations):
-        _write_evaluations(directory, protocol, kept)
+        _write_evaluations(place, protocol, kept)
 
 
 def _read_evaluations(path: pathlib.Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["evaluations"] if path.exists() else []
 
 
-def _write_evaluations(directory: pathlib.Path, protocol: dict[str, Any], evaluations: list[dict[str, Any]]) -> None:
+def _write_evaluations(place: Place, protocol: dict[str, Any], evaluations: list[dict[str, Any]]) -> None:
     content = {"protocol": protocol, "versions": versions(), "evaluations": evaluations}
-    _write(directory / EVALUATION_FILE, content)
+    _write(place, EVALUATION_FILE, content)
 
 
-def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
+def _write(place: Place, name: str, content: dict[str, Any]) -> None:
     # Whole or not at all: a run may be killed at any moment.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(content, indent=1).encode())
+    place.directory.mkdir(parents=True, exist_ok=True)
+    encoded = json.dumps(content, indent=1).encode()
+    write_file(place.directory / name, encoded)
+    if place.filesystem is None:
+        return
+    target = f"{place.path}/{name}"
+    try:
+        place.filesystem.create_dir(place.path, recursive=True)
+        with place.filesystem.open_output_stream(f"{target}.tmp") as stream:
+            stream.write(encoded)
+        place.filesystem.move(f"{target}.tmp", target)
+    except OSError as error:
+        # No reason to end a run: it is here, and evaluations are uploaded again with the next.
+        logger.warning("%s could not be written to the storage: %s", target, error)
+
+
+def _fetch(place: Place, name: str) -> None:
+    """Takes over what the storage has under this name, if anything."""
+    source = f"{place.path}/{name}"
+    if place.filesystem is None or place.filesystem.get_file_info(source).type != pyarrow.fs.FileType.File:
+        return
+    with place.filesystem.open_input_stream(source) as stream:
+        content = stream.read()
+    place.directory.mkdir(parents=True, exist_ok=True)
+    write_file(place.directory / name, content)

@@ -40,7 +40,7 @@ def capture(algorithm: Any) -> dict[str, Any]:
         "progress": {name: getattr(algorithm, name) for name in PROGRESS},
         "generators": runner_state.capture_generators(),
         "learner_counters": _learner_counters(algorithm),
-        "acting_weights": _acting_weights(algorithm),
+        "acting_weights": _acting_weights(algorithm, runners),
         "env_runners": runners,
         "evaluation_env_runners": _runner_states(algorithm.eval_env_runner_group),
     }
@@ -69,7 +69,12 @@ def begin_anew_where_needed(algorithm: Any, state: dict[str, Any]) -> None:
     begin = functools.partial(
         runner_state.begin_anew_if_not_saved, states=states, generation=algorithm.num_interactions
     )
-    cut_short = sum(_foreach_runner(algorithm.env_runner_group, begin))
+    # Who did not answer in time before begins anew as soon as it can; it has cost its time once.
+    answered = {_worker_index(state) for state in states}
+    group = algorithm.env_runner_group
+    hung = [index for index in group.healthy_env_runner_ids() if index not in answered]
+    _foreach_runner(group, begin, only=hung, timeout=0.0)
+    cut_short = sum(_foreach_runner(group, begin, only=sorted(answered)))
     if cut_short:
         logger.warning(
             "the state of these environments cannot be saved: %d episodes are cut short by the checkpoint, and begin "
@@ -91,22 +96,19 @@ def _set_attributes(target: Any, values: dict[str, Any]) -> None:
         setattr(target, name, value)
 
 
-def _acting_weights(algorithm: Any) -> dict[str, Any] | None:
-    """The weights that EnvRunners act with; None if they are the Learners', which RLlib saves.
+def _acting_weights(algorithm: Any, states: list[RunnerState]) -> dict[str, Any] | None:
+    """The weights that EnvRunners act with; None if they are the Learners', which RLlib saves, or if nobody answers.
 
     They are older, except right after `self_play_update_freq` updates. Weights change with every update that is counted
     in them, and only then.
     """
-    group = algorithm.env_runner_group
-    if group.num_remote_env_runners() == 0:
-        weights = _weights(group.local_env_runner)
-    else:
-        # One for all: where runs are exact, they got the same weights at the same time.
-        first = group.healthy_env_runner_ids()[:1]
-        results = first and group.foreach_env_runner(_weights, local_env_runner=False, remote_worker_ids=first)
-        if not results:
-            return None
-        weights = results[0]
+    # One for all: where runs are exact, they got the same weights at the same time. One that has just answered: another
+    # may hang, and would be waited for.
+    group, answered = algorithm.env_runner_group, [_worker_index(state) for state in states]
+    results = _foreach_runner(group, _weights, only=answered[:1])
+    if not results:
+        return None
+    weights = results[0]
     learned = algorithm.learner_group.get_state(
         components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
     )[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
@@ -125,20 +127,35 @@ def _runner_states(group: Any) -> list[RunnerState]:
     return [] if group is None else _foreach_runner(group, runner_state.capture)
 
 
-def _foreach_runner(group: Any, function: Any) -> list[Any]:
+def _worker_index(state: RunnerState) -> int:
+    return state.identity[0]
+
+
+def _foreach_runner(
+    group: Any, function: Any, *, only: list[int] | None = None, timeout: float | None = None
+) -> list[Any]:
     """Calls a function with every EnvRunner that plays.
 
     Arguments are sent once, however many runners there are. One that does not answer in time is passed over, as one
     that is lost.
+
+    Args:
+        group: the EnvRunnerGroup, or None.
+        function: called in the EnvRunners' processes.
+        only: worker indices; 0 is the algorithm's own process.
+        timeout: seconds; 0 does not wait; None: as long as is reasonable.
     """
-    if group is None:
+    if group is None or only == []:
         return []
     if group.num_remote_env_runners() == 0:
         return [function(group.local_env_runner)]
+    if timeout is None:
+        timeout = SECONDS_TO_ANSWER_WHEN_STOPPING if interruption.requested() else SECONDS_TO_ANSWER
     return group.foreach_env_runner(
         functools.partial(_call, ray.put(function)),
         local_env_runner=False,
-        timeout_seconds=SECONDS_TO_ANSWER_WHEN_STOPPING if interruption.requested() else SECONDS_TO_ANSWER,
+        remote_worker_ids=only,
+        timeout_seconds=timeout,
     )
 
 

@@ -97,12 +97,15 @@ def staged_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A directory to write into; it becomes `target` when the block ends without an error.
 
     What was in `target` before is then gone; after an error, or a crash, it is as it was. There must be one writer of
-    `target` at a time.
+    `target` at a time. A link stays one, and the directory that it leads to is replaced.
     """
+    target = target.resolve()
     staging, replaced = staging_path(target), replaced_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in (staging, replaced):
-        if leftover != replaced or target.exists():
+        if leftover.is_symlink():
+            leftover.unlink()
+        elif leftover != replaced or target.exists():
             shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -161,8 +162,13 @@ def check_replaceable(directory: pathlib.Path) -> None:
     """Refuses to write a checkpoint where something else is: whoever writes it replaces the whole directory.
 
     Raises:
-        CheckpointError: it is a file, or a directory that holds anything and is no checkpoint.
+        CheckpointError: it is a file, a mounted file system, or a directory that holds anything and is no checkpoint.
     """
+    if os.path.ismount(directory.resolve()):
+        raise CheckpointError(
+            f"{directory} is where a file system is mounted, which cannot be replaced: name a directory in it, such as "
+            f"{directory / 'checkpoint'}."
+        )
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory} is a file: a checkpoint is a directory.")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / RLLIB_MARK).is_file():
@@ -174,6 +180,7 @@ def check_replaceable(directory: pathlib.Path) -> None:
 
 def recover_replaced(directory: pathlib.Path) -> None:
     """Brings back a checkpoint whose replacement was interrupted in the moment between two renames."""
+    directory = directory.resolve()
     replaced = replaced_path(directory)
     if not directory.exists() and replaced.is_dir():
         logger.warning("%s was being replaced when its writer ended; the older one is used", directory)

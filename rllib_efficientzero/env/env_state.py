@@ -7,23 +7,39 @@ that runs in another process, give none: `capture` returns None, and its episode
 
 from __future__ import annotations
 
+import enum
 import functools
+import hashlib
 import io
 import logging
 import pickle
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
 from ray import cloudpickle
 
+from rllib_efficientzero.env.guard import GuardPolicy
+
 logger = logging.getLogger(__name__)
 
-_NOT_STATE = (EnvSpec, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type)
+_NOT_STATE = (
+    EnvSpec,
+    GuardPolicy,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    functools.partial,
+    type,
+)
 """How an environment was made, and what it does: a new one has them already."""
 _ENV_FUNCTIONS = "env_fns"
+_MAX_DEPTH = 8
+"""Of settings within settings; objects may refer to each other in circles."""
 
 
 def capture(env: VectorEnv) -> bytes | None:
@@ -64,6 +80,44 @@ def restore(env: VectorEnv, state: bytes) -> None:
         vars(layer).update(values)
     for index, emulator_state in states.items():
         vars(layers[index])["ale"].restoreState(emulator_state)
+
+
+def settings_of(config: Any) -> dict[str, str]:
+    """Name -> value, as text, of every setting that decides which environments a vector is made of.
+
+    A state belongs to environments that are made alike: put into others, it would undo their settings.
+
+    Args:
+        config: of the EnvRunner.
+    """
+    described = {
+        "env": _described(config.env),
+        "num_envs_per_env_runner": _described(config.num_envs_per_env_runner),
+        "gym_env_vectorize_mode": _described(gym.VectorizeMode(config.gym_env_vectorize_mode)),
+    }
+    return described | {f"env_config[{key!r}]": _described(value) for key, value in config.env_config.items()}
+
+
+def _described(value: Any, depth: int = 0) -> str:
+    """Text that is equal for equal values, in another process too, where an object's own may have its address."""
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, enum.Enum | np.generic):
+        value = value.value if isinstance(value, enum.Enum) else value.item()
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    if depth == _MAX_DEPTH:
+        return "..."
+    if isinstance(value, np.ndarray):
+        return f"array of {value.dtype}{value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, Mapping):
+        items = sorted(f"{_described(key, depth + 1)}: {_described(item, depth + 1)}" for key, item in value.items())
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_described(item, depth + 1) for item in value)}]"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(_described(item, depth + 1) for item in value))}}}"
+    return f"{_described(type(value))} {_described(getattr(value, '__dict__', {}), depth + 1)}"
 
 
 def _layers(env: Any) -> list[Any] | None:

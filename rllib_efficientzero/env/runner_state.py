@@ -51,6 +51,8 @@ class RunnerState:
     """None if they cannot be saved, or need not be (evaluation begins anew every time)."""
     playing: bytes | None
     """Pickled attributes `PLAYING`, the observations to act on next, and metrics of chunks already delivered."""
+    settings: dict[str, str] | None = None
+    """Of the environments, see `env_state.settings_of`; None in states of versions that did not keep them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +85,15 @@ def capture(runner: Any) -> RunnerState:
         global_generators=capture_generators() if runner.worker_index else None,
         environments=environments,
         playing=None if environments is None else _capture_playing(runner),
+        settings=env_state.settings_of(runner.config),
     )
 
 
 def restore(runner: Any, *, states: Sequence[RunnerState], generation: int) -> None:
     """Puts a runner into its own one of `states`; called in its process.
 
-    Without one, or where the environments could not be saved, its environments begin anew, seeded by `generation`.
+    Without one, or where the environments could not be saved or are made otherwise now, its environments begin anew,
+    seeded by `generation`.
     """
     own = next((state for state in states if state.identity == tuple(runner._identity())), None)
     if own is None:
@@ -100,6 +104,14 @@ def restore(runner: Any, *, states: Sequence[RunnerState], generation: int) -> N
     if own.global_generators is not None:
         restore_generators(own.global_generators)
     if own.environments is None or own.playing is None:
+        begin_anew(runner, generation=generation)
+        return
+    if changes := _changed_settings(own.settings, env_state.settings_of(runner.config)):
+        logger.warning(
+            "EnvRunner %s begins new episodes, its environments being made otherwise than those of the checkpoint: %s",
+            runner.worker_index or 0,
+            "; ".join(changes),
+        )
         begin_anew(runner, generation=generation)
         return
     try:
@@ -133,6 +145,17 @@ def begin_anew_if_not_saved(runner: Any, *, states: Sequence[RunnerState], gener
     if own is not None and own.environments is not None:
         return 0
     return begin_anew(runner, generation=generation)
+
+
+def _changed_settings(saved: dict[str, str] | None, own: dict[str, str]) -> list[str]:
+    if saved is None:
+        return []
+    names = [*own, *(name for name in saved if name not in own)]
+    return [
+        f"{name} was {saved.get(name, 'not given'):.80} and is {own.get(name, 'not given'):.80}"
+        for name in names
+        if saved.get(name) != own.get(name)
+    ]
 
 
 def _capture_playing(runner: Any) -> bytes:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 from checkpoint_helpers import tiny_config, train
 from command import Command, experiment
 from processes import descendants, still_alive
+from tiny_pixels import Hanging
 
-from rllib_efficientzero import interruption
-from rllib_efficientzero.checkpoint.manifest import find_newest, read_manifest
+from rllib_efficientzero import interruption, run_state
+from rllib_efficientzero.checkpoint.manifest import find_newest, read_manifest, verify
 
 SECONDS_TO_SAVE = 20.0
 
@@ -95,6 +97,30 @@ def test_an_iteration_is_cut_between_updates(shared_ray: None, monkeypatch: pyte
     assert algo.num_interactions == steps
     assert algo.num_updates > before
     algo.stop()
+
+
+def test_an_env_runner_that_hangs_is_waited_for_once(
+    shared_ray: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, measured: Callable[[str], None]
+) -> None:
+    """Asynchronous self-play: the run does not notice before it saves."""
+    config = tiny_config(Hanging, num_env_runners=2).environment(env_config={"directory": str(tmp_path)})
+    algo: Any = train(config.env_runners(sample_asynchronously=True).build_algo(), 10)
+    (tmp_path / "hang").touch()
+    # Whoever waits for ever is released, to fail.
+    release = threading.Timer(60.0, (tmp_path / "hang").unlink, kwargs={"missing_ok": True})
+    release.start()
+    while not (tmp_path / "hangs").exists():
+        algo.train()
+    monkeypatch.setattr(interruption, "requested", lambda: True)
+    begun = time.monotonic()
+    saved = pathlib.Path(algo.save_to_path(tmp_path / "checkpoint"))
+    seconds = time.monotonic() - begun
+    release.cancel()
+    (tmp_path / "hang").unlink(missing_ok=True)
+    algo.stop()
+    measured(f"saved after {seconds:.1f} s")
+    assert run_state.SECONDS_TO_ANSWER_WHEN_STOPPING <= seconds < 2 * run_state.SECONDS_TO_ANSWER_WHEN_STOPPING
+    verify(saved)
 
 
 def test_an_evaluation_that_is_cut_short_is_not_counted(shared_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -44,3 +46,19 @@ class Unsaveable(TinyPixels):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.handle = (x for x in ())
+
+
+class Hanging(TinyPixels):
+    """The same; EnvRunner 1 has one that hangs while there is a file `hang` in the directory given, and says so by
+    a file `hangs`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.directory = pathlib.Path(config["directory"])
+        self.may_hang = config.worker_index == 1
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        while self.may_hang and (self.directory / "hang").exists():
+            (self.directory / "hangs").touch()
+            time.sleep(0.1)
+        return super().step(action)

@@ -1,0 +1,76 @@
+"""Whether a checkpoint fits the algorithm that is to go on from it; what does not is refused at once."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rllib_efficientzero.checkpoint.manifest import CheckpointError
+
+DISCRETE = "Discrete"
+CONSISTENCY_PREFIX = "consistency."
+_COMPARED = (
+    ("observation_space", "stacked observations"),
+    ("action_space", "actions"),
+    ("model", "a network"),
+)
+
+
+def check_description(path: pathlib.Path, found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Compares a policy's description with that of the algorithm.
+
+    Args:
+        path: of the description.
+        found: its content.
+        own: what the algorithm would write there.
+
+    Raises:
+        CheckpointError: they are of other environments, networks or numbers of sampled actions.
+    """
+    for name, what in _COMPARED:
+        if found.get(name) != own[name]:
+            raise CheckpointError(
+                f"{path} is of another run: it has {what} of {found.get(name)}, and this one has {own[name]}."
+            )
+    key = "num_sampled_actions"
+    saved, wanted = (description["search"].get(key) for description in (found, own))
+    # Where they are sampled, the replay keeps so many actions of every step, and policies over them.
+    if own["action_space"]["type"] != DISCRETE and saved != wanted:
+        raise CheckpointError(f"{path} is of another run: its {key} is {saved}, and that of this one is {wanted}.")
+
+
+def check_learner(
+    directory: pathlib.Path, *, weights: Sequence[str], optimizer: Mapping[str, Any], config: Any
+) -> None:
+    """Compares a saved Learner with a config.
+
+    Args:
+        directory: the checkpoint, for messages.
+        weights: names of the module's.
+        optimizer: its state, in torch's form.
+        config: an `EfficientZeroConfig`.
+
+    Raises:
+        CheckpointError: the optimizer is of another kind, or the heads of the consistency loss are there and should not
+            be, or the other way round.
+    """
+    has_heads = any(name.startswith(CONSISTENCY_PREFIX) for name in weights)
+    if has_heads != config.use_consistency:
+        raise CheckpointError(
+            f"{directory} is of another run: it was trained with `use_consistency` {has_heads}, and this one has "
+            f"{config.use_consistency}."
+        )
+    saved, own = _kind(optimizer["param_groups"][0]), config.optimizer["type"]
+    own = "adam with amsgrad" if config.optimizer.get("amsgrad") else own
+    if saved != own:
+        raise CheckpointError(
+            f"{directory} is of another run: its optimizer is {saved}, whose state is of no use to {own}."
+        )
+
+
+def _kind(options: Mapping[str, Any]) -> str:
+    """The kind of an optimizer, by the options of its parameters."""
+    if "betas" not in options:
+        return "sgd"
+    return "adam with amsgrad" if options.get("amsgrad") else "adam"
