@@ -233,6 +233,7 @@ class CheckpointedAlgorithm(Algorithm):
             self.config.describe_protocol(),
             num_interactions=self.num_interactions,
             num_updates=self.num_updates,
+            iteration=self.iteration,
         )
 
     def _check_fits(self, path: pathlib.Path) -> None:

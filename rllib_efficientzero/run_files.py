@@ -14,6 +14,8 @@ from rllib_efficientzero.checkpoint.manifest import versions
 PROTOCOL_FILE = "protocol.json"
 EVALUATION_FILE = "evaluation.json"
 DIVERGENCE_FILE = "diverged.json"
+ITERATION = "training_iteration"
+"""Of an evaluation: the iteration in whose result it is. Records of earlier versions do not have it."""
 
 
 def write_protocol(directory: pathlib.Path, protocol: dict[str, Any]) -> None:
@@ -33,15 +35,19 @@ def append_evaluation(directory: pathlib.Path, protocol: dict[str, Any], record:
 
 
 def forget_later_evaluations(
-    directory: pathlib.Path, protocol: dict[str, Any], *, num_interactions: int, num_updates: int
+    directory: pathlib.Path, protocol: dict[str, Any], *, num_interactions: int, num_updates: int, iteration: int
 ) -> None:
-    """Take those out of `evaluation.json` that a run resumed at so many steps and updates will make again."""
+    """Take those out of `evaluation.json` that a run resumed at so many steps, updates and iterations will make again.
+
+    Steps and updates alone do not tell: an evaluation beside training is of weights from before its iteration.
+    """
     evaluations = _read_evaluations(directory / EVALUATION_FILE)
     kept = [
         record
         for record in evaluations
         if record[names.NUM_INTERACTIONS_LIFETIME] <= num_interactions
         and record[names.NUM_UPDATES_LIFETIME] <= num_updates
+        and record.get(ITERATION, 0) <= iteration
     ]
     if len(kept) < len(evaluations):
         _write_evaluations(directory, protocol, kept)

@@ -1,0 +1,129 @@
+"""Evaluating an Algorithm: what is evaluated is what the Learner had, and is recorded under its own step."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
+
+from rllib_efficientzero import metrics as names
+from rllib_efficientzero import run_files
+from rllib_efficientzero.env.runner_state import generators_kept
+from rllib_efficientzero.scaled_algorithm import ScaledAlgorithm
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What an evaluation is of."""
+
+    num_interactions: int
+    num_updates: int
+    iteration: int
+    """in whose result it is: a run resumed from before the end of that iteration makes it again"""
+    weights: dict[str, Any] | None = None
+    """the Learners', as RLlib sends them to EnvRunners; None: as they are when they are asked for"""
+
+
+class EvaluatedAlgorithm(ScaledAlgorithm):
+    """What `EfficientZero` inherits so that scores are of the weights and the steps that they are filed under."""
+
+    _subject: Subject | None = None
+    """While an iteration evaluates."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As RLlib's; the score of every episode goes to `evaluation.json` in the run's directory."""
+        subject = self._subject or self._subject_of(self.iteration)
+        with contextlib.ExitStack() as stack:
+            if self.config.evaluation_num_env_runners == 0:
+                # An evaluation in this process must not move the generators that training draws from.
+                stack.enter_context(generators_kept())
+            if subject.weights is not None:
+                stack.enter_context(_sent_instead(self.eval_env_runner_group, subject.weights))
+            results = super().evaluate(*args, **kwargs)
+        self._record(subject, results)
+        return results
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """As RLlib's; beside training none of the evaluation's, which may take the Learners' state."""
+        if self._is_beside_training() and env_runner_group is self.eval_env_runner_group:
+            return []
+        return super().restore_env_runners(env_runner_group)
+
+    def _run_one_evaluation(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        if self._subject is not None:
+            return super()._run_one_evaluation(parallel_train_future)
+        self._subject = self._subject_of(self.iteration + 1)
+        try:
+            return super()._run_one_evaluation(parallel_train_future)
+        finally:
+            self._subject = None
+
+    def _run_one_training_iteration_and_evaluation_in_parallel(self) -> tuple[Any, Any, Any]:
+        """As RLlib's, of the weights that there are before training goes on.
+
+        RLlib asks the Learner for weights while another thread updates them, and the Learner then fits its statistics
+        to the weights, which is a forward pass of its own: both threads' numbers would be wrong.
+        """
+        group = self.eval_env_runner_group
+        restored = self.restore_env_runners(group)
+        if restored:
+            self._make_on_env_runners_recreated_callbacks(
+                config=self.evaluation_config, env_runner_group=group, restored_env_runner_indices=restored
+            )
+        # RLlib copies weights where it makes NumPy arrays of them, so that training does not change these.
+        state = self.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )
+        self._subject = dataclasses.replace(self._subject_of(self.iteration + 1), weights=state[COMPONENT_LEARNER])
+        try:
+            with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
+                training = executor.submit(self._run_one_training_iteration)
+                evaluation_results = self._run_one_evaluation(parallel_train_future=training)
+                train_results, context = training.result()
+        finally:
+            self._subject = None
+        return train_results, evaluation_results, context
+
+    def _is_beside_training(self) -> bool:
+        return self._subject is not None and self._subject.weights is not None
+
+    def _subject_of(self, iteration: int) -> Subject:
+        return Subject(self.num_interactions, self.num_updates, iteration)
+
+    def _record(self, subject: Subject, results: dict[str, Any]) -> None:
+        runners = results.get(ENV_RUNNER_RESULTS, {})
+        returns, lengths = runners.get(names.EPISODE_RETURNS, []), runners.get(names.EPISODE_LENGTHS, [])
+        # Of an empty series, as an evaluation that is cut short leaves it, RLlib makes NaN.
+        if np.ndim(returns) != 1 or not len(returns):
+            return
+        record = {
+            run_files.ITERATION: subject.iteration,
+            names.NUM_INTERACTIONS_LIFETIME: subject.num_interactions,
+            names.NUM_UPDATES_LIFETIME: subject.num_updates,
+            names.EPISODE_RETURNS: [float(value) for value in returns],
+            names.EPISODE_LENGTHS: [int(value) for value in lengths],
+        }
+        run_files.append_evaluation(self.run_directory, self.config.describe_protocol(), record)
+
+
+@contextlib.contextmanager
+def _sent_instead(group: EnvRunnerGroup, weights: dict[str, Any]) -> Iterator[None]:
+    """Whichever weights RLlib means to send to a group's EnvRunners within the block, it sends these."""
+    source = types.SimpleNamespace(get_state=lambda **_: weights)
+
+    def sync_weights(*, from_worker_or_learner_group: Any, **kwargs: Any) -> None:
+        EnvRunnerGroup.sync_weights(group, from_worker_or_learner_group=source, **kwargs)
+
+    group.sync_weights = sync_weights
+    try:
+        yield
+    finally:
+        del group.sync_weights
