@@ -5,19 +5,24 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import logging
 import types
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tree
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 
+from rllib_efficientzero import interruption, run_files
 from rllib_efficientzero import metrics as names
-from rllib_efficientzero import run_files
+from rllib_efficientzero.env.evaluating import evaluate_remotely
 from rllib_efficientzero.env.runner_state import generators_kept
 from rllib_efficientzero.scaled_algorithm import ScaledAlgorithm
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,7 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
                 stack.enter_context(generators_kept())
             if subject.weights is not None:
                 stack.enter_context(_sent_instead(self.eval_env_runner_group, subject.weights))
+            _forget_last(self.metrics)
             results = super().evaluate(*args, **kwargs)
         self._record(subject, results)
         return results
@@ -92,6 +98,19 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
             self._subject = None
         return train_results, evaluation_results, context
 
+    def _evaluate_with_fixed_duration(self) -> tuple[None, int, int, list[Any]]:
+        """As RLlib's, whatever happens to the EnvRunners; see `env.evaluating`."""
+        played = evaluate_remotely(self.eval_env_runner_group, self.config)
+        self.metrics.aggregate([each.metrics for each in played], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
+        num_steps = sum(each.num_steps for each in played)
+        return None, num_steps, num_steps, []
+
+    def _num_episodes_asked_for(self) -> int:
+        """0 where an evaluation has another measure than episodes."""
+        config = self.config
+        by_episodes = config.evaluation_duration_unit == "episodes" and config.evaluation_duration != "auto"
+        return config.evaluation_duration if by_episodes and not config.custom_evaluation_function else 0
+
     def _is_beside_training(self) -> bool:
         return self._subject is not None and self._subject.weights is not None
 
@@ -102,15 +121,25 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
         runners = results.get(ENV_RUNNER_RESULTS, {})
         returns, lengths = runners.get(names.EPISODE_RETURNS, []), runners.get(names.EPISODE_LENGTHS, [])
         # Of an empty series, as an evaluation that is cut short leaves it, RLlib makes NaN.
-        if np.ndim(returns) != 1 or not len(returns):
+        num_scores = len(returns) if np.ndim(returns) == 1 else 0
+        num_missing = self._num_episodes_asked_for() - num_scores
+        if num_missing > 0 and not interruption.requested():
+            logger.warning(
+                "of %d episodes of an evaluation after %d steps and %d updates %d have no score: their EnvRunners were "
+                "lost",
+                *(num_scores + num_missing, subject.num_interactions, subject.num_updates, num_missing),
+            )
+        if num_scores == 0:
             return
-        record = {
+        record: dict[str, Any] = {
             run_files.ITERATION: subject.iteration,
             names.NUM_INTERACTIONS_LIFETIME: subject.num_interactions,
             names.NUM_UPDATES_LIFETIME: subject.num_updates,
             names.EPISODE_RETURNS: [float(value) for value in returns],
             names.EPISODE_LENGTHS: [int(value) for value in lengths],
         }
+        if num_missing > 0:
+            record[names.NUM_EPISODES_MISSING] = num_missing
         run_files.append_evaluation(self.run_directory, self.config.describe_protocol(), record)
 
 
@@ -127,3 +156,9 @@ def _sent_instead(group: EnvRunnerGroup, weights: dict[str, Any]) -> Iterator[No
         yield
     finally:
         del group.sync_weights
+
+
+def _forget_last(metrics: Any) -> None:
+    """Where nobody plays, RLlib would return the results of the evaluation before."""
+    for stats in tree.flatten(metrics.stats.get(EVALUATION_RESULTS, {})):
+        stats.latest_merged = None
