@@ -40,16 +40,20 @@ class Subject:
 class EvaluatedAlgorithm(ScaledAlgorithm):
     """What `EfficientZero` inherits so that scores are of the weights and the steps that they are filed under."""
 
+    eval_env_runner_group: EnvRunnerGroup | None
     _subject: Subject | None = None
     """While an iteration evaluates."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As RLlib's; the score of every episode goes to `evaluation.json` in the run's directory."""
+        """As RLlib's, by EnvRunners of its own; the score of every episode goes to `evaluation.json` in the run's
+        directory."""
         subject = self._subject or self._subject_of(self.iteration)
         with contextlib.ExitStack() as stack:
             if self.config.evaluation_num_env_runners == 0:
                 # An evaluation in this process must not move the generators that training draws from.
                 stack.enter_context(generators_kept())
+            if self.eval_env_runner_group is None:
+                self.eval_env_runner_group = self._make_evaluation_runner()
             if subject.weights is not None:
                 stack.enter_context(_sent_instead(self.eval_env_runner_group, subject.weights))
             _forget_last(self.metrics)
@@ -104,6 +108,20 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
         self.metrics.aggregate([each.metrics for each in played], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
         num_steps = sum(each.num_steps for each in played)
         return None, num_steps, num_steps, []
+
+    def _make_evaluation_runner(self) -> EnvRunnerGroup:
+        """One in this process. Without `evaluation_interval` there is none, and RLlib would evaluate with the EnvRunner
+        of training: cut its episodes short, seed its environments anew, give it other weights, and explore."""
+        config = self.evaluation_config
+        _, make_env = self._get_env_id_and_creator(config.env, config)
+        return EnvRunnerGroup(
+            env_creator=make_env,
+            default_policy_class=None,
+            config=config,
+            local_env_runner=True,
+            logdir=self.logdir,
+            tune_trial_id=self.trial_id,
+        )
 
     def _num_episodes_asked_for(self) -> int:
         """0 where an evaluation has another measure than episodes."""

@@ -84,6 +84,28 @@ def test_evaluating_beside_training_is_of_the_weights_before_it(
     algo.stop()
 
 
+def test_evaluating_by_hand_does_not_disturb_training(tmp_path: pathlib.Path) -> None:
+    """Without any setting of evaluation but how much to play."""
+    found = []
+    for by_hand in (True, False):
+        algo: Any = tiny_config().evaluation(evaluation_duration=3).build_algo()
+        for iteration in range(6):
+            algo.train()
+            if by_hand and iteration in (2, 4):
+                result = algo.evaluate()["env_runners"]
+                assert result["num_episodes"] == len(result["episode_returns"]) == 3
+        found.append({key: value for key, value in fingerprint(algo).items() if "evaluation" not in key})
+        if by_hand:
+            assert algo.eval_env_runner.config.explore is False
+            assert [record["training_iteration"] for record in recorded(algo)] == [3, 5]
+            path = algo.save_to_path(tmp_path / "checkpoint")
+        else:
+            algo.restore_from_path(path)  # of one that had an EnvRunner more
+            assert fingerprint(algo) == found[1]
+        algo.stop()
+    assert found[0] == found[1]
+
+
 def test_evaluating_beside_training_does_not_disturb_it() -> None:
     found = []
     for interval in (1, None):
