@@ -261,6 +261,7 @@ class CheckpointedAlgorithm(Algorithm):
             self.config.describe_protocol(),
             num_interactions=self.num_interactions,
             num_updates=self.num_updates,
+            iteration=self.iteration,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,12 @@ from rllib_efficientzero import metrics as names
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
 from rllib_efficientzero.efficientzero_learner import DivergedError
-from rllib_efficientzero.env.runner_state import generators_kept
 from rllib_efficientzero.env.sampling import NoEnvRunnersError, Sample, why_none_was_built
-from rllib_efficientzero.scaled_algorithm import ScaledAlgorithm
+from rllib_efficientzero.evaluated_algorithm import EvaluatedAlgorithm
 from rllib_efficientzero.schedules import linear
 
 
-class EfficientZero(ScaledAlgorithm):
+class EfficientZero(EvaluatedAlgorithm):
     """Self-play by search, prioritized replay, reanalysis in the learner connector, gradient steps at a fixed ratio."""
 
     config: EfficientZeroConfig
@@ -209,25 +207,6 @@ class EfficientZero(ScaledAlgorithm):
                 local_env_runner=False,
             )
         return restored
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As RLlib's; the score of every episode goes to `evaluation.json` in the run's directory."""
-        # An evaluation in this process must not move the generators that training draws from.
-        in_this_process = self.config.evaluation_num_env_runners == 0
-        with generators_kept() if in_this_process else contextlib.nullcontext():
-            results = super().evaluate(*args, **kwargs)
-        runners = results.get(ENV_RUNNER_RESULTS, {})
-        returns, lengths = runners.get(names.EPISODE_RETURNS, []), runners.get(names.EPISODE_LENGTHS, [])
-        # Of an empty series, as an evaluation that is cut short leaves it, RLlib makes NaN.
-        if np.ndim(returns) == 1 and len(returns):
-            record = {
-                names.NUM_INTERACTIONS_LIFETIME: self.num_interactions,
-                names.NUM_UPDATES_LIFETIME: self.num_updates,
-                names.EPISODE_RETURNS: [float(value) for value in returns],
-                names.EPISODE_LENGTHS: [int(value) for value in lengths],
-            }
-            run_files.append_evaluation(self._run_files_place(), self.config.describe_protocol(), record)
-        return results
 
 
 register_trainable("EfficientZero", EfficientZero)

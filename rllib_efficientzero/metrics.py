@@ -62,6 +62,8 @@ played and the moment the sample was stored."""
 EPISODE_RETURNS = "episode_returns"
 EPISODE_LENGTHS = "episode_lengths"
 """Of every episode of an evaluation; also written to `evaluation.json` in the run's directory."""
+NUM_EPISODES_MISSING = "num_episodes_missing"
+"""There, where EnvRunners were lost: episodes that were asked for and have no score; no metric."""
 
 NUM_BAD_ENV_STEPS_LIFETIME = "num_bad_env_steps_lifetime"
 """Steps and resets in which an environment returned what cannot be learned from (`on_bad_env_step: drop_episode`)."""

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 PROTOCOL_FILE = "protocol.json"
 EVALUATION_FILE = "evaluation.json"
 DIVERGENCE_FILE = "diverged.json"
+ITERATION = "training_iteration"
+"""Of an evaluation: the iteration in whose result it is. Records of earlier versions do not have it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +55,12 @@ def append_evaluation(place: Place, protocol: dict[str, Any], record: dict[str, 
 
 
 def forget_later_evaluations(
-    place: Place, protocol: dict[str, Any], *, num_interactions: int, num_updates: int
+    place: Place, protocol: dict[str, Any], *, num_interactions: int, num_updates: int, iteration: int
 ) -> None:
-    """Take those out of `evaluation.json` that a run resumed at so many steps and updates will make again."""
+    """Take those out of `evaluation.json` that a run resumed at so many steps, updates and iterations will make again.
+
+    Steps and updates alone do not tell: an evaluation beside training is of weights from before its iteration.
+    """
     # The storage has the last word: the run may have gone on elsewhere since it was here.
     _fetch(place, EVALUATION_FILE)
     evaluations = _read_evaluations(place.directory / EVALUATION_FILE)
@@ -64,6 +69,7 @@ def forget_later_evaluations(
         for record in evaluations
         if record[names.NUM_INTERACTIONS_LIFETIME] <= num_interactions
         and record[names.NUM_UPDATES_LIFETIME] <= num_updates
+        and record.get(ITERATION, 0) <= iteration
     ]
     if len(kept) < len(evaluations):
         _write_evaluations(place, protocol, kept)

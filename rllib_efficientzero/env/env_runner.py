@@ -14,7 +14,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.framework import get_device
-from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER
+from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER, NUM_EPISODES
 
 from rllib_efficientzero import interruption
 from rllib_efficientzero import metrics as names
@@ -88,11 +88,12 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
             },
         )
 
-    def _set_env_seed(self) -> None:
+    def _set_env_seed(self, evaluation_round: int = 0) -> None:
         # RLlib's seeds are seed + worker index, and vector environments add their own index, so that environment 1 of
         # worker 1 would repeat environment 0 of worker 2.
         if self.config.seed is not None:
-            self._seed = int(self._seed_sequence("env").generate_state(1)[0]) % 2**31
+            purpose = f"env of round {evaluation_round}" if evaluation_round else "env"
+            self._seed = int(self._seed_sequence(purpose).generate_state(1)[0]) % 2**31
 
     def _acting_device(self) -> torch.device:
         """RLlib's choice, except that a runner inside the learner's process acts on the learner's GPU."""
@@ -128,14 +129,20 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
 
     # --- Sampling ----------------------------------------------------------------------------------------------------
 
-    def sample(self, *, num_episodes: int | None = None, **kwargs: Any) -> list[Any]:
-        """See RLlib. The temperature follows the number of updates behind the current weights."""
+    def sample(self, *, num_episodes: int | None = None, evaluation_round: int = 0, **kwargs: Any) -> list[Any]:
+        """See RLlib. The temperature follows the number of updates behind the current weights.
+
+        Whole episodes begin from the same seeds every time, but those of a later `evaluation_round`, which make up for
+        what another EnvRunner did not play: they would be repeats.
+        """
         self.module.temperature = piecewise_constant(self.config.temperature_schedule, int(self.module.num_updates))
         if num_episodes is None:
             episodes = self._sample_chunks(**kwargs)
             self._pop_environments(episodes)
         else:
+            self._set_env_seed(evaluation_round)
             episodes = self._sample_fairly(num_episodes, explore=kwargs.get("explore"))
+            self._set_env_seed()
         self._log_search()
         return episodes
 
@@ -148,6 +155,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         quota = np.full(self.num_envs, num_episodes // self.num_envs)
         quota[: num_episodes % self.num_envs] += 1
         kept: list[Any] = []
+        num_before = self._num_episodes_counted()
         self._needs_initial_reset = True
         while quota.any():
             if not self.worker_index and interruption.requested():
@@ -160,7 +168,14 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
                     kept.append(episode)
         self._needs_initial_reset = True
         self._done_episodes_for_metrics = list(kept)
+        # Not all that ended are scores: the others do not count.
+        self._increase_sampled_metrics(0, len(kept) - (self._num_episodes_counted() - num_before))
         return kept
+
+    def _num_episodes_counted(self) -> int:
+        """Episodes that ended since metrics were collected."""
+        counted = self.metrics.peek(NUM_EPISODES, default=0)
+        return 0 if np.isnan(counted) else int(counted)  # RLlib's sum of nothing
 
     def _sample_chunks(self, **kwargs: Any) -> list[Any]:
         """Episodes and chunks as RLlib samples them, without those that a broken environment cut off."""

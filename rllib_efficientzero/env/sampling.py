@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -58,11 +58,16 @@ def take_sample_or_error(env_runner: Any, *, num_timesteps: int) -> Sample:
     try:
         return take_sample(env_runner, num_timesteps=num_timesteps)
     except Exception as error:
-        # Only errors of this package are sure to be unpickled in the other process.
-        known = isinstance(error, BadEnvStepError)
-        sent = error if known else RuntimeError(f"{type(error).__name__}: {error}")
-        sent.__cause__ = sent.__context__ = sent.__traceback__ = None
-        return Sample(env_runner.worker_index, error=sent)
+        return Sample(env_runner.worker_index, error=as_answer(error))
+
+
+def as_answer(error: Exception) -> Exception:
+    """An error of an EnvRunner in a form that can be sent to another process."""
+    # Only errors of this package are sure to be unpickled in the other process.
+    known = isinstance(error, BadEnvStepError)
+    sent = error if known else RuntimeError(f"{type(error).__name__}: {error}")
+    sent.__cause__ = sent.__context__ = sent.__traceback__ = None
+    return sent
 
 
 def sample_remotely(group: Any, num_timesteps: int, *, config: Any, restore: Callable[[], Any]) -> list[Sample]:
@@ -84,12 +89,29 @@ def sample_remotely(group: Any, num_timesteps: int, *, config: Any, restore: Cal
     """
     patience = Patience(config, restore)
     while True:
-        samples, failures = _ask(group, num_timesteps, config)
+        play = functools.partial(take_sample_or_error, num_timesteps=num_timesteps)
+        samples, failures = ask(
+            group._worker_manager,
+            dict.fromkeys(group._worker_manager.healthy_actor_ids(), play),
+            timeout_s=config.sample_timeout_s,
+            timeout_name="sample_timeout_s",
+        )
         patience.judge(failures)
         if samples:
             # In a fixed order: who answers first must not decide what is stored first.
             return sorted(samples, key=lambda sample: sample.worker_index)
         patience.wait()
+
+
+def judge(failures: Mapping[int, Exception], config: Any, what: str = "EnvRunner") -> None:
+    """Logs failures, by worker index, unless one of them ends the run: then it raises as `sample_remotely` does."""
+    for worker_index, failure in failures.items():
+        if isinstance(failure, BadEnvStepError):
+            raise failure
+        reason = f"{what} {worker_index} failed: {failure}"
+        if not (config.restart_failed_env_runners or config.ignore_env_runner_failures):
+            raise NoEnvRunnersError(reason)
+        logger.warning(reason)
 
 
 class Patience:
@@ -104,15 +126,11 @@ class Patience:
         self._reason = "all of them were out of service"
 
     def judge(self, failures: dict[int, Exception]) -> None:
-        """Logs failures, by worker index, unless one of them ends the run: then it raises as `sample_remotely` does."""
+        """See the function `judge`."""
         self._has_failed |= bool(failures)
         for worker_index, failure in failures.items():
-            if isinstance(failure, BadEnvStepError):
-                raise failure
             self._reason = f"EnvRunner {worker_index} failed: {failure}"
-            if not (self._config.restart_failed_env_runners or self._config.ignore_env_runner_failures):
-                raise NoEnvRunnersError(self._reason)
-            logger.warning(self._reason)
+        judge(failures, self._config)
 
     def wait(self) -> None:
         """Call it as long as there is no EnvRunner to ask; it brings back those that can be."""
@@ -134,32 +152,35 @@ class Patience:
         self._restore()
 
 
-def _ask(group: Any, num_timesteps: int, config: Any) -> tuple[list[Sample], dict[int, Exception]]:
-    """What the EnvRunners in service answer, and why others did not; those that live on without use are ended."""
-    manager = group._worker_manager
-    asked = manager.healthy_actor_ids()
-    if not asked:
+def ask(
+    manager: Any, plays: Mapping[int, Callable[[Any], Any]], *, timeout_s: float | None, timeout_name: str
+) -> tuple[list[Any], dict[int, Exception]]:
+    """What EnvRunners in service answer, and why others did not; those that live on without use are ended.
+
+    Args:
+        manager: RLlib's, of their group.
+        plays: worker index -> what to call with that EnvRunner; its answer has an `error`.
+        timeout_s: seconds to answer in; None: for ever.
+        timeout_name: the setting that says so.
+    """
+    if not plays:
         return [], {}
-    results = manager.foreach_actor(
-        functools.partial(take_sample_or_error, num_timesteps=num_timesteps),
-        remote_actor_ids=asked,
-        timeout_seconds=config.sample_timeout_s,
-    )
-    samples: list[Sample] = []
+    results = manager.foreach_actor(list(plays.values()), remote_actor_ids=list(plays), timeout_seconds=timeout_s)
+    answers: list[Any] = []
     failures: dict[int, Exception] = {}
     for result in results:
         answer = result.get()
         if not result.ok:
             failures[result.actor_id] = answer
         elif answer.error is None:
-            samples.append(answer)
+            answers.append(answer)
         else:
             failures[result.actor_id] = answer.error
             end_process(manager, result.actor_id)
-    for actor_id in set(asked) - {result.actor_id for result in results}:
-        failures[actor_id] = TimeoutError(f"it did not answer within sample_timeout_s={config.sample_timeout_s:g}")
+    for actor_id in set(plays) - {result.actor_id for result in results}:
+        failures[actor_id] = TimeoutError(f"it did not answer within {timeout_name}={timeout_s:g}")
         end_process(manager, actor_id)
-    return samples, failures
+    return answers, failures
 
 
 def end_process(manager: Any, actor_id: int) -> None:

@@ -65,6 +65,7 @@ DERIVED = {
         # empty between iterations, or parts of RLlib that this algorithm does not use
         "_episode_history", "_episodes_to_be_collected", "remote_requests_in_flight", "offline_data",
         "evaluation_dataset", "env_to_module_connector", "module_to_env_connector", "_aggregator_actor_manager",
+        "_subject",
         # where batches and samples come from: stateless where runs are exact (inline, synchronous)
         "batches", "self_play",
     },
