@@ -20,9 +20,7 @@ from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
 SET_BY_VALIDATE = ("simple_optimizer",)
 """Attributes that RLlib's `validate` adds to a config; they are in validated configs and nowhere else."""
-REPLAY_DEFAULTS: dict[str, Any] = {
-    "capacity": 1_000_000, "alpha": 0.6, "beta": (0.4, 1.0), "placement": "driver", "gpu_cache_gb": None
-}  # fmt: skip
+REPLAY_DEFAULTS = dict[str, Any](capacity=1_000_000, alpha=0.6, beta=(0.4, 1.0), placement="driver", gpu_cache_gb=None)
 
 
 class EfficientZeroConfig(RunDescription, ScaleOutConfig):
@@ -220,8 +218,8 @@ class EfficientZeroConfig(RunDescription, ScaleOutConfig):
             num_steps_sampled_before_learning_starts: random steps before the first update (Table 6: 2000).
             replay_buffer_config: `capacity` in steps (1M), `alpha` priority exponent (0.6), `beta` exponent of the
                 importance weights as a constant or [first, last] over the run ([0.4, 1.0]), `placement` in the
-                "driver" or in an "actor" of its own; `gpu_cache_gb` (10^9 bytes) of the memory of a GPU that the
-                Learner of this process has for decoded frames: 0 for none, None for an eighth or half of what is free.
+                "driver" or in an "actor" of its own, `gpu_cache_gb` (10^9 bytes) for decoded frames on the GPU of a
+                Learner in this process (None: an eighth of it).
             optimizer: `type` "sgd" or "adam", and options of torch's class of that name; replaces the default as a
                 whole (Table 6: SGD, momentum 0.9, weight decay 1e-4). Momentum begins at zero: SGD's `dampening` counts
                 in the first step too, where torch leaves it out.

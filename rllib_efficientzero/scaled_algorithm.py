@@ -77,8 +77,9 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
         self._stop_replay()
 
     def _stop_replay(self) -> None:
-        if isinstance(getattr(self, "local_replay_buffer", None), RemoteReplay):  # there is none yet if `setup` fails
-            self.local_replay_buffer.stop()
+        replay = getattr(self, "local_replay_buffer", None)  # there is none yet if `setup` fails
+        if isinstance(replay, RemoteReplay):
+            replay.stop()
 
     def set_state(self, state: dict[str, Any]) -> None:
         """As RLlib's; what was played and made before it is not learned from."""

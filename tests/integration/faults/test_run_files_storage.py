@@ -53,7 +53,7 @@ def test_evaluations_go_on_on_another_machine(tmp_path: pathlib.Path, caplog: py
         run_files.append_evaluation(first, {}, record(number))
     run_files.append_evaluation(second, {}, record(3))
     assert steps() == [1, 2, 3]
-    run_files.forget_later_evaluations(first, {}, num_interactions=2, num_updates=0)
+    run_files.forget_later_evaluations(first, {}, num_interactions=2, num_updates=0, iteration=0)
     assert steps() == [1, 2]
     # A storage that is away costs nothing of what is known here.
     (tmp_path / "storage").rename(tmp_path / "away")
