@@ -31,6 +31,9 @@ MAX_VALIDATED_VARIANTS = 32
 MAX_RISKY_CHECKPOINTS = 2
 """Ray warns of keeping no more than these under PBT, in a place that nobody reads."""
 
+MODEL_CONFIG = "_model_config"
+"""The key under which a config keeps what the user calls `model_config`."""
+
 REFUSALS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, ImportError)
 """What RLlib's configs raise when they refuse a setting."""
 
@@ -72,6 +75,8 @@ def prepare(experiment: Experiment) -> Prepared:
     variants = [
         _build(algorithm, values, experiment) for values in islice(_variants(param_space), MAX_VALIDATED_VARIANTS)
     ]
+    for variant in variants:
+        _check_networks(variant, experiment)
     if budget(variants[0]):
         experiment.stop.setdefault(metrics.TRAINING_DONE, 1.0)
     request = algorithm.default_resource_request(variants[0])
@@ -231,6 +236,19 @@ def _build(algorithm: type[Algorithm], values: Mapping[str, Any], experiment: Ex
         message = " ".join(str(error).partition("To suppress all validation errors")[0].split()) or type(error).__name__
         raise InputError(f"{experiment.run}: {message}", _blamed(message, values, experiment)) from error
     return config
+
+
+def _check_networks(config: AlgorithmConfig, experiment: Experiment) -> None:
+    """Custom networks of EfficientZero; RLlib's own configs have nothing to try them with."""
+    check = getattr(config, "check_networks", None)
+    if not callable(check):
+        return
+    try:
+        check(experiment.spaces.get(config.env))
+    except ValueError as error:
+        places = experiment.places
+        where = places.get(f"{MODEL_CONFIG}.networks") or experiment.place(MODEL_CONFIG)
+        raise InputError(" ".join(str(error).split()), where) from error
 
 
 def _blamed(message: str, values: Mapping[str, Any], experiment: Experiment) -> str:
