@@ -193,7 +193,7 @@ def parse_experiment(name: Any, spec: Any, place: Place, overrides: Overrides) -
         loggers=_loggers(name, values, place, overrides),
         warnings=warnings,
         where=place(),
-        places=places | _places(place, overrides),
+        places=places | _places(values, place, overrides),
     )
 
 
@@ -370,9 +370,13 @@ def _search(
         raise InputError(error.message, "--scheduler" if of_option else place(*error.path)) from error
 
 
-def _places(place: Place, overrides: Overrides) -> dict[str, str]:
-    """Where those keys of an experiment stand that are looked at once ray is imported."""
-    places = {key: place(key) for key in ("run", "imports", "restore", "loggers", "scheduler")}
+def _places(values: Mapping[str, Any], place: Place, overrides: Overrides) -> dict[str, str]:
+    """Where those keys of an experiment stand that are looked at once it is read."""
+    places = {key: place(key) for key in ("run", "imports", "restore", "loggers", "scheduler", "storage_path")}
+    if values.get("local_dir") and not values.get("storage_path"):
+        places["storage_path"] = place("local_dir")
+    if overrides.storage_path:
+        places["storage_path"] = "--storage-path"
     return places if overrides.scheduler is None else places | {"scheduler": "--scheduler"}
 
 

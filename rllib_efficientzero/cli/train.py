@@ -16,6 +16,7 @@ from rllib_efficientzero.cli.experiment import Experiment, Overrides, load_exper
 from rllib_efficientzero.cli.inline_source import load_inline_experiment
 from rllib_efficientzero.cli.options import takes_options
 from rllib_efficientzero.cli.ray_session import check_resources, ray_session, set_verbosity
+from rllib_efficientzero.cli.storage import check_storage
 from rllib_efficientzero.cli.train_options import TrainOptions
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def _train(experiments: list[Experiment], options: TrainOptions) -> None:
     """The last checks; then the runs, or with `--dry-run` their plans."""
     for experiment in experiments:
         resolve_restore(experiment, options.trust_checkpoint)
+        if not (options.ray_address or "").startswith("ray://"):  # where Tune runs on the cluster's head
+            check_storage(experiment)
     prepared = _prepare(experiments, options.verbosity)
     if options.dry_run:
         _print_plans(prepared, all_keys=options.verbosity > 0)
