@@ -52,10 +52,14 @@ class Prepared:
     """What one trial asks of the cluster, bundle by bundle."""
 
 
-def prepare(experiment: Experiment) -> Prepared:
+def prepare(experiment: Experiment, is_cluster: bool = False) -> Prepared:
     """Imports what the experiment names and validates every config its grid searches span.
 
     A run with a budget of its own also stops once that is spent and learnt: further iterations would do nothing.
+
+    Args:
+        experiment: Checked as far as it can be without ray.
+        is_cluster: Whether the trials may run on other machines than this one.
 
     Raises:
         InputError: An import, the environment or a setting is wrong.
@@ -71,7 +75,7 @@ def prepare(experiment: Experiment) -> Prepared:
     _check_scheduler(experiment, param_space)
     _resolve_env(param_space, experiment)
     if experiment.run == "EfficientZero":
-        _check_spaces(param_space, experiment)
+        _check_spaces(param_space, experiment, is_cluster)
     variants = [
         _build(algorithm, values, experiment) for values in islice(_variants(param_space), MAX_VALIDATED_VARIANTS)
     ]
@@ -196,7 +200,7 @@ def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
         register_env(env, named_maker(env))
 
 
-def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> None:
+def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment, is_cluster: bool) -> None:
     """The spaces of environments that only Ray can make; those of gymnasium were checked before it was imported."""
     from ray.rllib.env.env_context import EnvContext
     from ray.tune.registry import ENV_CREATOR, _global_registry
@@ -209,8 +213,11 @@ def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> Non
     try:
         made = make(EnvContext(env_config, worker_index=0))
     except Exception as error:
+        problem = f"the environment {env!r} cannot be made here: {type(error).__name__}: {error}"
+        if not is_cluster:
+            raise InputError(problem, experiment.place("env")) from error
         # It need not be possible here: another machine of the cluster may have what it takes.
-        experiment.warnings.append(f"the environment {env!r} cannot be made here: {type(error).__name__}: {error}")
+        experiment.warnings.append(problem)
         return
     check_before_training(experiment, env, lambda: made)
 

@@ -93,7 +93,7 @@ def _train(experiments: list[Experiment], options: TrainOptions) -> None:
         resolve_restore(experiment, options.trust_checkpoint)
         if not (options.ray_address or "").startswith("ray://"):  # where Tune runs on the cluster's head
             check_storage(experiment)
-    prepared = _prepare(experiments, options.verbosity)
+    prepared = _prepare(experiments, options)
     if options.dry_run:
         _print_plans(prepared, all_keys=options.verbosity > 0)
         return
@@ -115,12 +115,12 @@ def _load(file: pathlib.Path, overrides: Overrides, verbosity: int) -> list[Expe
     return experiments
 
 
-def _prepare(experiments: list[Experiment], verbosity: int) -> list[Prepared]:
+def _prepare(experiments: list[Experiment], options: TrainOptions) -> list[Prepared]:
     """The last checks, with ray imported but not started; then the warnings all checks collected."""
-    set_verbosity(verbosity)
+    set_verbosity(options.verbosity)
     from rllib_efficientzero.cli.algorithms import prepare
 
-    prepared = [prepare(experiment) for experiment in experiments]
+    prepared = [prepare(experiment, is_cluster=bool(options.ray_address)) for experiment in experiments]
     for warning in dict.fromkeys(warning for experiment in experiments for warning in experiment.warnings):
         say_warning(warning)
     return prepared
