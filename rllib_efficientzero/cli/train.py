@@ -15,7 +15,13 @@ from rllib_efficientzero.cli.errors import ExitCode, InputError, exit_codes
 from rllib_efficientzero.cli.experiment import Experiment, Overrides, load_experiments
 from rllib_efficientzero.cli.inline_source import load_inline_experiment
 from rllib_efficientzero.cli.options import takes_options
-from rllib_efficientzero.cli.ray_session import check_resources, ray_session, set_verbosity
+from rllib_efficientzero.cli.ray_session import (
+    check_resources,
+    local_resources,
+    missing_resources,
+    ray_session,
+    set_verbosity,
+)
 from rllib_efficientzero.cli.storage import check_storage
 from rllib_efficientzero.cli.train_options import TrainOptions
 
@@ -95,7 +101,7 @@ def _train(experiments: list[Experiment], options: TrainOptions) -> None:
             check_storage(experiment)
     prepared = _prepare(experiments, options)
     if options.dry_run:
-        _print_plans(prepared, all_keys=options.verbosity > 0)
+        _print_plans(prepared, options)
         return
     raise typer.Exit(_run(prepared, options))
 
@@ -126,11 +132,17 @@ def _prepare(experiments: list[Experiment], options: TrainOptions) -> list[Prepa
     return prepared
 
 
-def _print_plans(prepared: list[Prepared], all_keys: bool) -> None:
+def _print_plans(prepared: list[Prepared], options: TrainOptions) -> None:
+    """With a warning of what a run would refuse because this machine, where it runs, is too small."""
+    from rllib_efficientzero.cli.algorithms import total_resources
     from rllib_efficientzero.cli.dry_run import print_plan
 
     for plan in prepared:
-        print_plan(plan, all_keys)
+        print_plan(plan, all_keys=options.verbosity > 0)
+        if not options.ray_address:
+            problem = missing_resources(total_resources(plan.resources), local_resources(options.ray()))
+            if problem:
+                say_warning(f"{plan.experiment.where}: {problem}" if plan.experiment.where else problem)
 
 
 def _run(prepared: list[Prepared], options: TrainOptions) -> ExitCode:

@@ -171,6 +171,15 @@ def test_dry_run_shows_what_would_run(directory: pathlib.Path) -> None:
     assert verbose["config"]["sample_timeout_s"] == 60.0
 
 
+def test_dry_run_warns_of_a_machine_that_is_too_small(directory: pathlib.Path) -> None:
+    text = experiment(config="{num_env_runners: 4}")
+    result = dry_run(text, "--ray-num-cpus", "2")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("warning: x.yaml:1: one trial needs 5 CPUs (there are 2); ask for less")
+    assert dry_run(text, "--ray-num-cpus", "5").stderr == ""
+    assert dry_run(text, "--ray-address", "auto").stderr == ""
+
+
 def test_notices_and_protocol_are_asked_of_the_config(directory: pathlib.Path) -> None:
     module = MODULE + textwrap.indent(
         "\ndef get_notices(self):\n    return ['This takes 3 years.']\n"
