@@ -261,4 +261,10 @@ def _check_networks(config: AlgorithmConfig, experiment: Experiment) -> None:
 def _blamed(message: str, values: Mapping[str, Any], experiment: Experiment) -> str:
     """The line of the setting a refusal speaks of: the first one it names."""
     named = [key for key in values if key in experiment.places and key in message.replace("`", " ").split()]
-    return experiment.place(min(named, key=message.find)) if named else experiment.where
+    if named:
+        return experiment.place(min(named, key=message.find))
+    if "model_config" not in message:
+        return experiment.where
+    inner = {repr(str(key)): f"{MODEL_CONFIG}.{key}" for key in experiment.config.get(MODEL_CONFIG) or {}}
+    told = [word for word in inner if word in message]
+    return experiment.place(inner[min(told, key=message.find)] if told else MODEL_CONFIG)

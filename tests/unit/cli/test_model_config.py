@@ -71,3 +71,24 @@ def test_networks_of_images_are_tried_where_a_python_file_names_them() -> None:
     result = CliRunner().invoke(app, ["train", "file", "x.py", "--dry-run"])
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith(f"error: x.py: {MISMATCH}")
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("lstm_hiden: 8", "unknown key 'lstm_hiden' in model_config; did you mean 'lstm_hidden'?"),
+        ("colour: 8", "unknown key 'colour' in model_config; known ones are action_encoding, channels, "),
+        ("lstm_hidden: -8", "model_config['lstm_hidden'] must be a positive integer, not -8"),
+        ("networks: nowhere.Mine", "model_config['networks'] 'nowhere.Mine' cannot be imported"),
+    ],
+)
+def test_the_line_of_a_wrong_size_is_named(line: str, complaint: str) -> None:
+    result = dry_run("CartPole-v1", "latent_size: 8", line)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: x.yaml:8: EfficientZero: {complaint}")
+
+
+def test_the_option_of_a_wrong_size_is_named() -> None:
+    config = '{"model_config": {"lstm_hiden": 8}}'
+    result = dry_run("CartPole-v1", "lstm_hidden: 8", options=("--config", config))
+    assert result.stderr.startswith("error: --config: EfficientZero: unknown key 'lstm_hiden' in model_config")
