@@ -22,7 +22,7 @@ from rllib_efficientzero.cli.ray_session import (
     ray_session,
     set_verbosity,
 )
-from rllib_efficientzero.cli.storage import check_storage
+from rllib_efficientzero.cli.storage import check_storage, warn_of_interrupted
 from rllib_efficientzero.cli.train_options import TrainOptions
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def _train(experiments: list[Experiment], options: TrainOptions) -> None:
         resolve_restore(experiment, options.trust_checkpoint)
         if not (options.ray_address or "").startswith("ray://"):  # where Tune runs on the cluster's head
             check_storage(experiment)
+            if not options.resume:
+                warn_of_interrupted(experiment)
     prepared = _prepare(experiments, options)
     if options.dry_run:
         _print_plans(prepared, options)
