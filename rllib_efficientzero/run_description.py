@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_efficientzero import cost
+from rllib_efficientzero.env.checks import OBSERVATIONS
 from rllib_efficientzero.env.dotted import dotted_path_of
 from rllib_efficientzero.env.named import Protocol, named_protocol
 from rllib_efficientzero.metrics import NUM_INTERACTIONS_LIFETIME, NUM_UPDATES_LIFETIME
-from rllib_efficientzero.models import ModelConfig, build_network
+from rllib_efficientzero.models import ModelConfig, actions_of, build_network
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
 LONG_RUN_SECONDS = 6 * 3600.0
@@ -75,6 +77,30 @@ class RunDescription(AlgorithmConfig):
                 described |= {"evaluation": evaluation.env_protocol().describe()}
         return described
 
+    def check_networks(self, spaces: tuple[gym.Space, gym.Space] | None) -> None:
+        """Tries custom networks on zeros.
+
+        Args:
+            spaces: of observations and actions as they are played, if they are known; without them, the networks of
+                Atari games and DMControl's images are tried all the same.
+
+        Raises:
+            ValueError: their parts do not fit each other, or the observations.
+        """
+        config = ModelConfig.from_dict(self.network_sizes())
+        if config.networks is None:
+            return
+        if spaces is not None:
+            observations = spaces[0][OBSERVATIONS] if isinstance(spaces[0], gym.spaces.Dict) else spaces[0]
+            build_network((self.frame_stack, *observations.shape), actions_of(spaces[1]), config)
+        elif image := self._named_image():
+            build_network((self.frame_stack, *image), MOST_ACTIONS, config)
+
+    def _named_image(self) -> Sequence[int] | None:
+        """`[H, W, C]` of an Atari game's frames or DMControl's images; None of anything else."""
+        protocol = self.env_protocol()
+        return None if protocol is None else protocol.describe()["observation_shape"]
+
     def seconds_per_call(self, image: Sequence[int]) -> tuple[float, float]:
         """Seconds per observation encoded and per simulated step, timed now on this machine's CPU.
 
@@ -98,8 +124,7 @@ class RunDescription(AlgorithmConfig):
 
     def get_notices(self) -> list[str]:
         """What a user should know before the run: without a GPU, how long it would take."""
-        protocol = self.env_protocol()
-        image = None if protocol is None else protocol.describe()["observation_shape"]
+        image = self._named_image()
         if image is None or torch.cuda.is_available():
             return []
         seconds = self.run_seconds(*self.seconds_per_call(image))

@@ -31,6 +31,9 @@ MAX_VALIDATED_VARIANTS = 32
 MAX_RISKY_CHECKPOINTS = 2
 """Ray warns of keeping no more than these under PBT, in a place that nobody reads."""
 
+MODEL_CONFIG = "_model_config"
+"""The key under which a config keeps what the user calls `model_config`."""
+
 REFUSALS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, ImportError)
 """What RLlib's configs raise when they refuse a setting."""
 
@@ -49,10 +52,14 @@ class Prepared:
     """What one trial asks of the cluster, bundle by bundle."""
 
 
-def prepare(experiment: Experiment) -> Prepared:
+def prepare(experiment: Experiment, is_cluster: bool = False) -> Prepared:
     """Imports what the experiment names and validates every config its grid searches span.
 
     A run with a budget of its own also stops once that is spent and learnt: further iterations would do nothing.
+
+    Args:
+        experiment: Checked as far as it can be without ray.
+        is_cluster: Whether the trials may run on other machines than this one.
 
     Raises:
         InputError: An import, the environment or a setting is wrong.
@@ -68,10 +75,12 @@ def prepare(experiment: Experiment) -> Prepared:
     _check_scheduler(experiment, param_space)
     _resolve_env(param_space, experiment)
     if experiment.run == "EfficientZero":
-        _check_spaces(param_space, experiment)
+        _check_spaces(param_space, experiment, is_cluster)
     variants = [
         _build(algorithm, values, experiment) for values in islice(_variants(param_space), MAX_VALIDATED_VARIANTS)
     ]
+    for variant in variants:
+        _check_networks(variant, experiment)
     if budget(variants[0]):
         experiment.stop.setdefault(metrics.TRAINING_DONE, 1.0)
     request = algorithm.default_resource_request(variants[0])
@@ -191,7 +200,7 @@ def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
         register_env(env, named_maker(env))
 
 
-def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> None:
+def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment, is_cluster: bool) -> None:
     """The spaces of environments that only Ray can make; those of gymnasium were checked before it was imported."""
     from ray.rllib.env.env_context import EnvContext
     from ray.tune.registry import ENV_CREATOR, _global_registry
@@ -204,8 +213,11 @@ def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment) -> Non
     try:
         made = make(EnvContext(env_config, worker_index=0))
     except Exception as error:
+        problem = f"the environment {env!r} cannot be made here: {type(error).__name__}: {error}"
+        if not is_cluster:
+            raise InputError(problem, experiment.place("env")) from error
         # It need not be possible here: another machine of the cluster may have what it takes.
-        experiment.warnings.append(f"the environment {env!r} cannot be made here: {type(error).__name__}: {error}")
+        experiment.warnings.append(problem)
         return
     check_before_training(experiment, env, lambda: made)
 
@@ -233,7 +245,26 @@ def _build(algorithm: type[Algorithm], values: Mapping[str, Any], experiment: Ex
     return config
 
 
+def _check_networks(config: AlgorithmConfig, experiment: Experiment) -> None:
+    """Custom networks of EfficientZero; RLlib's own configs have nothing to try them with."""
+    check = getattr(config, "check_networks", None)
+    if not callable(check):
+        return
+    try:
+        check(experiment.spaces.get(config.env))
+    except ValueError as error:
+        places = experiment.places
+        where = places.get(f"{MODEL_CONFIG}.networks") or experiment.place(MODEL_CONFIG)
+        raise InputError(" ".join(str(error).split()), where) from error
+
+
 def _blamed(message: str, values: Mapping[str, Any], experiment: Experiment) -> str:
     """The line of the setting a refusal speaks of: the first one it names."""
     named = [key for key in values if key in experiment.places and key in message.replace("`", " ").split()]
-    return experiment.place(min(named, key=message.find)) if named else experiment.where
+    if named:
+        return experiment.place(min(named, key=message.find))
+    if "model_config" not in message:
+        return experiment.where
+    inner = {repr(str(key)): f"{MODEL_CONFIG}.{key}" for key in experiment.config.get(MODEL_CONFIG) or {}}
+    told = [word for word in inner if word in message]
+    return experiment.place(inner[min(told, key=message.find)] if told else MODEL_CONFIG)

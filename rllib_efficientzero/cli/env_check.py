@@ -90,7 +90,7 @@ def check_env(experiment: Experiment) -> None:
 def check_before_training(experiment: Experiment, env: Any, make: Callable[[], Any]) -> None:
     """Plays the environment that an experiment is to be trained on.
 
-    Warnings go to the experiment's; what the run is told to live with (`on_bad_env_step`,
+    Warnings and spaces go to the experiment's; what the run is told to live with (`on_bad_env_step`,
     `restart_failed_sub_environments`) is one.
 
     Raises:
@@ -112,6 +112,8 @@ def check_before_training(experiment: Experiment, env: Any, make: Callable[[], A
         max_steps=STEPS_BEFORE_TRAINING,
         seconds=SECONDS_BEFORE_TRAINING,
     )
+    if examination.spaces is not None:
+        experiment.spaces[env] = examination.spaces
     lives_with_it = config.get("on_bad_env_step") == "drop_episode" or config.get("restart_failed_sub_environments")
     for finding in examination.findings:
         if finding.is_error and not (finding.in_play and lives_with_it):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rllib_efficientzero import known_keys
 from rllib_efficientzero.cli.errors import InputError
@@ -14,7 +14,7 @@ from rllib_efficientzero.cli.loggers import LoggerSettings, resolve_loggers
 from rllib_efficientzero.cli.overrides import merge_deep
 from rllib_efficientzero.cli.search_settings import SEARCH_KEYS, SearchSettings, resolve_search
 from rllib_efficientzero.cli.stopping import resolve_stop
-from rllib_efficientzero.cli.yaml_source import LocatedData, load_yaml, read_text
+from rllib_efficientzero.cli.yaml_source import FilePlace, load_yaml, read_text
 from rllib_efficientzero.config_schema import (
     ConfigError,
     KeySchema,
@@ -26,6 +26,9 @@ from rllib_efficientzero.config_schema import (
     normalise_value,
     resolve_config,
 )
+
+if TYPE_CHECKING:
+    import gymnasium as gym
 
 DEFAULT_STORAGE = "~/ray_results"
 
@@ -100,7 +103,9 @@ class Experiment:
     where: str = ""
     """`file:line` of the experiment, for mistakes that only show once ray is imported."""
     places: dict[str, str] = field(default_factory=dict)
-    """Config key (and `run`, `imports`) -> `file:line` or the option that set it."""
+    """Config key (`key.inner` within a mapping; `run`, `imports`) -> `file:line` or the option that set it."""
+    spaces: dict[Any, tuple[gym.Space, gym.Space]] = field(default_factory=dict)
+    """Environment -> its spaces of observations and actions as EfficientZero plays them, where they were looked at."""
 
     @property
     def path(self) -> pathlib.Path | str:
@@ -137,18 +142,6 @@ class Place(Protocol):
         ...
 
 
-class _FilePlace:
-    """`file:line` of paths below one experiment."""
-
-    def __init__(self, file: str, located: LocatedData, name: str) -> None:
-        self.file = file
-        self.located = located
-        self.name = name
-
-    def __call__(self, *path: str | int) -> str:
-        return f"{self.file}:{self.located.line((self.name, *path))}"
-
-
 def load_experiments(file: pathlib.Path, overrides: Overrides) -> list[Experiment]:
     """Reads a YAML file and checks all that can be checked without ray.
 
@@ -163,7 +156,7 @@ def load_experiments(file: pathlib.Path, overrides: Overrides) -> list[Experimen
         where = f"{file}:{located.line((misplaced[0],))}"
         raise InputError(f"{misplaced[0]!r} belongs into an experiment; put a name above it and indent it", where)
     return [
-        parse_experiment(name, value, _FilePlace(str(file), located, name), overrides)
+        parse_experiment(name, value, FilePlace(str(file), located, name), overrides)
         for name, value in located.data.items()
     ]
 
@@ -200,7 +193,7 @@ def parse_experiment(name: Any, spec: Any, place: Place, overrides: Overrides) -
         loggers=_loggers(name, values, place, overrides),
         warnings=warnings,
         where=place(),
-        places=places | _places(place, overrides),
+        places=places | _places(values, place, overrides),
     )
 
 
@@ -269,8 +262,17 @@ def _config(
             raise InputError(_explain(error, run), where) from error
         warnings.extend(resolved.warnings)
         config = merge_deep(config, resolved.config)
-        places.update({key: _where(option, place, path) for key, path in resolved.origins.items()})
+        places.update({key: _where(option, place, path) for key, path in _origins(resolved)})
     return config, places
+
+
+def _origins(resolved: ResolvedConfig) -> Iterator[tuple[str, Path]]:
+    """(key, path) of every setting, and (key.inner, path) of what a mapping is made of."""
+    for key, path in resolved.origins.items():
+        yield key, path
+        value = resolved.config.get(key)
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{inner}", (*path, inner)) for inner in value)
 
 
 def _resolve_layer(layer: dict[str, Any], run: str, schema: KeySchema | None) -> ResolvedConfig:
@@ -368,9 +370,13 @@ def _search(
         raise InputError(error.message, "--scheduler" if of_option else place(*error.path)) from error
 
 
-def _places(place: Place, overrides: Overrides) -> dict[str, str]:
-    """Where those keys of an experiment stand that are looked at once ray is imported."""
-    places = {key: place(key) for key in ("run", "imports", "restore", "loggers", "scheduler")}
+def _places(values: Mapping[str, Any], place: Place, overrides: Overrides) -> dict[str, str]:
+    """Where those keys of an experiment stand that are looked at once it is read."""
+    places = {key: place(key) for key in ("run", "imports", "restore", "loggers", "scheduler", "storage_path")}
+    if values.get("local_dir") and not values.get("storage_path"):
+        places["storage_path"] = place("local_dir")
+    if overrides.storage_path:
+        places["storage_path"] = "--storage-path"
     return places if overrides.scheduler is None else places | {"scheduler": "--scheduler"}
 
 

@@ -59,4 +59,5 @@ def load_python_experiment(file: pathlib.Path, overrides: Overrides) -> Experime
         loggers=loggers,
         warnings=over.warnings + told + warnings,
         where=str(file),
+        places={"storage_path": "--storage-path"} if overrides.storage_path else {},
     )

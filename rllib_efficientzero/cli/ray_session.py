@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -118,16 +118,33 @@ def _check_reachable(address: str) -> None:
         raise InputError(f"no ray cluster answers at {address!r}: {error}", "--ray-address") from error
 
 
-def check_resources(needed: dict[str, float], where: str, is_cluster: bool) -> None:
+def check_resources(needed: Mapping[str, float], where: str, is_cluster: bool) -> None:
     """Refuses a trial the local machine can never place: Tune would wait for ever. A cluster may still grow."""
     import ray
 
-    available = ray.cluster_resources()
+    problem = missing_resources(needed, ray.cluster_resources())
+    if problem and not is_cluster:
+        raise InputError(problem, where)
+
+
+def missing_resources(needed: Mapping[str, float], available: Mapping[str, float]) -> str | None:
+    """What a trial needs and nobody has, in a sentence; None if there is enough."""
     missing = [
         f"{amount:g} {name}s (there are {available.get(name, 0):g})"
         for name, amount in needed.items()
         if amount > available.get(name, 0)
     ]
-    if missing and not is_cluster:
-        cure = "ask for less (num_env_runners, num_gpus_per_learner, ...) or see --ray-num-cpus, --ray-address"
-        raise InputError(f"one trial needs {' and '.join(missing)}; {cure}", where)
+    cure = "ask for less (num_env_runners, num_gpus_per_learner, ...) or see --ray-num-cpus, --ray-address"
+    return f"one trial needs {' and '.join(missing)}; {cure}" if missing else None
+
+
+def local_resources(options: RayOptions) -> dict[str, float]:
+    """CPUs and GPUs that a local ray would have; it is not started."""
+    import torch
+    from ray._private.utils import get_num_cpus
+
+    cpus, gpus = options.num_cpus, options.num_gpus
+    return {
+        "CPU": get_num_cpus() if cpus is None else cpus,
+        "GPU": torch.cuda.device_count() if gpus is None else gpus,
+    }

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import math
 import pathlib
 import re
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ray.tune.result import EXPR_RESULT_FILE
 from rich.table import Table
 
+from rllib_efficientzero.checkpoint.manifest import MANIFEST
 from rllib_efficientzero.cli.algorithms import Prepared, total_resources
 from rllib_efficientzero.cli.announce import announce, protocol
 from rllib_efficientzero.cli.console import out, say, say_error, say_warning
 from rllib_efficientzero.cli.progress import duration
+from rllib_efficientzero.cli.runner import Outcome, goes_on
 from rllib_efficientzero.cli.stopping import ENV_STEPS, EPISODE_RETURN, EVALUATION_RETURN, lookup
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
-    from rllib_efficientzero.cli.runner import Outcome
+    from rllib_efficientzero.cli.experiment import Experiment
 
 SECRET_OPTION = "--wandb-key"
 SECRET = '"$WANDB_API_KEY"'
@@ -46,7 +51,7 @@ def print_start(prepared: Prepared, resume: bool) -> None:
 
 
 def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None:
-    """Result table, checkpoints, errors, and how to resume."""
+    """Result table, checkpoints, errors, and how to resume; of what is finished, how to look at it."""
     say("")
     out.print(_table(outcome))
     for trial in outcome.trials:
@@ -58,7 +63,35 @@ def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None
             say_error(f"the whole traceback is in {file}")
     if outcome.was_stopped:
         say_warning("interrupted")
-    say(f"go on with: {resume_command(argv)}")
+    best = _best_checkpoint(outcome, prepared.experiment)
+    if is_left_to_do(outcome, prepared.experiment):
+        say(f"go on with: {resume_command(argv)}")
+    elif best is not None:
+        path = shlex.quote(best)
+        say(f"look at it with: rllib evaluate {path} or rllib play {path}")
+
+
+def is_left_to_do(outcome: Outcome, experiment: Experiment) -> bool:
+    """Whether `--resume` would train anything further: what failed before its first result would only fail again."""
+
+    def is_left(trial: Trial) -> bool:
+        if outcome.status(trial) == "done":
+            return goes_on(trial, experiment)
+        return bool(trial.last_result or trial.checkpoint)
+
+    return outcome.was_stopped or any(is_left(trial) for trial in outcome.trials)
+
+
+def _best_checkpoint(outcome: Outcome, experiment: Experiment) -> str | None:
+    """EfficientZero's checkpoint of the trial that is best by the search's metric; None where there is none here."""
+
+    def rank(trial: Trial) -> float:
+        value = _last(trial, experiment.search.metric)
+        return -math.inf if value is None else value if experiment.search.mode == "max" else -value
+
+    written = [trial for trial in outcome.trials if trial.checkpoint]
+    own = [trial for trial in written if (pathlib.Path(trial.checkpoint.path) / MANIFEST).is_file()]
+    return max(own, key=rank).checkpoint.path if own else None
 
 
 def resume_command(argv: Sequence[str]) -> str:
@@ -80,16 +113,35 @@ def _table(outcome: Outcome) -> Table:
     for name in ("trial", "status", "iter", "env steps", "return", "eval return", "elapsed"):
         table.add_column(name, justify="left" if name in {"trial", "status"} else "right")
     for trial in outcome.trials:
-        result = trial.last_result or {}
         cells = [
-            _cell(lookup(result, "training_iteration"), ",.0f"),
-            _cell(lookup(result, ENV_STEPS), ",.0f"),
-            _cell(lookup(result, EPISODE_RETURN), ".4g"),
-            _cell(lookup(result, EVALUATION_RETURN), ".4g"),
-            duration(lookup(result, "time_total_s") or 0),
+            _cell(_last(trial, "training_iteration"), ",.0f"),
+            _cell(_last(trial, ENV_STEPS), ",.0f"),
+            _cell(_last(trial, EPISODE_RETURN), ".4g"),
+            _cell(_last(trial, EVALUATION_RETURN), ".4g"),
+            duration(_last(trial, "time_total_s") or 0),
         ]
         table.add_row(str(trial.experiment_tag or trial.trial_id), outcome.status(trial), *cells)
     return table
+
+
+def _last(trial: Trial, metric: str) -> float | None:
+    """The last value that a trial reported: few iterations evaluate, and in short ones no episode ends."""
+    value = lookup(trial.last_result or {}, metric)
+    if value is not None or not trial.last_result:
+        return value
+    file = pathlib.Path(trial.path or "") / EXPR_RESULT_FILE
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    values = (lookup(_parsed(line), metric) for line in reversed(lines))
+    return next((found for found in values if found is not None), None)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A line of `result.json`; a run that was killed may have written one in part."""
+    try:
+        result = json.loads(line)
+    except ValueError:
+        return {}
+    return result if isinstance(result, dict) else {}
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -15,7 +15,14 @@ from rllib_efficientzero.cli.errors import ExitCode, InputError, exit_codes
 from rllib_efficientzero.cli.experiment import Experiment, Overrides, load_experiments
 from rllib_efficientzero.cli.inline_source import load_inline_experiment
 from rllib_efficientzero.cli.options import takes_options
-from rllib_efficientzero.cli.ray_session import check_resources, ray_session, set_verbosity
+from rllib_efficientzero.cli.ray_session import (
+    check_resources,
+    local_resources,
+    missing_resources,
+    ray_session,
+    set_verbosity,
+)
+from rllib_efficientzero.cli.storage import check_storage, warn_of_interrupted
 from rllib_efficientzero.cli.train_options import TrainOptions
 
 if TYPE_CHECKING:
@@ -90,9 +97,13 @@ def _train(experiments: list[Experiment], options: TrainOptions) -> None:
     """The last checks; then the runs, or with `--dry-run` their plans."""
     for experiment in experiments:
         resolve_restore(experiment, options.trust_checkpoint)
-    prepared = _prepare(experiments, options.verbosity)
+        if not (options.ray_address or "").startswith("ray://"):  # where Tune runs on the cluster's head
+            check_storage(experiment)
+            if not options.resume:
+                warn_of_interrupted(experiment)
+    prepared = _prepare(experiments, options)
     if options.dry_run:
-        _print_plans(prepared, all_keys=options.verbosity > 0)
+        _print_plans(prepared, options)
         return
     raise typer.Exit(_run(prepared, options))
 
@@ -112,22 +123,28 @@ def _load(file: pathlib.Path, overrides: Overrides, verbosity: int) -> list[Expe
     return experiments
 
 
-def _prepare(experiments: list[Experiment], verbosity: int) -> list[Prepared]:
+def _prepare(experiments: list[Experiment], options: TrainOptions) -> list[Prepared]:
     """The last checks, with ray imported but not started; then the warnings all checks collected."""
-    set_verbosity(verbosity)
+    set_verbosity(options.verbosity)
     from rllib_efficientzero.cli.algorithms import prepare
 
-    prepared = [prepare(experiment) for experiment in experiments]
+    prepared = [prepare(experiment, is_cluster=bool(options.ray_address)) for experiment in experiments]
     for warning in dict.fromkeys(warning for experiment in experiments for warning in experiment.warnings):
         say_warning(warning)
     return prepared
 
 
-def _print_plans(prepared: list[Prepared], all_keys: bool) -> None:
+def _print_plans(prepared: list[Prepared], options: TrainOptions) -> None:
+    """With a warning of what a run would refuse because this machine, where it runs, is too small."""
+    from rllib_efficientzero.cli.algorithms import total_resources
     from rllib_efficientzero.cli.dry_run import print_plan
 
     for plan in prepared:
-        print_plan(plan, all_keys)
+        print_plan(plan, all_keys=options.verbosity > 0)
+        if not options.ray_address:
+            problem = missing_resources(total_resources(plan.resources), local_resources(options.ray()))
+            if problem:
+                say_warning(f"{plan.experiment.where}: {problem}" if plan.experiment.where else problem)
 
 
 def _run(prepared: list[Prepared], options: TrainOptions) -> ExitCode:

@@ -38,6 +38,18 @@ class LocatedData:
         return self.lines.get(path, 1)
 
 
+class FilePlace:
+    """`file:line` of paths below one experiment."""
+
+    def __init__(self, file: str, located: LocatedData, name: str) -> None:
+        self.file = file
+        self.located = located
+        self.name = name
+
+    def __call__(self, *path: str | int) -> str:
+        return f"{self.file}:{self.located.line((self.name, *path))}"
+
+
 def read_text(file: pathlib.Path) -> str:
     """The file's text; a missing file is answered with the nearest name beside it."""
     try:

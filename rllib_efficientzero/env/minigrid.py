@@ -7,6 +7,8 @@ from typing import Any
 
 import gymnasium as gym
 
+EXTRA = "rllib_efficientzero[minigrid]"
+
 
 def make_pixels(env_config: Mapping[str, Any]) -> gym.Env:
     """The whole grid as u8 `[tiles * tile_size, tiles * tile_size, 3]`; reward 1 - 0.9 steps / limit at the goal.
@@ -16,10 +18,14 @@ def make_pixels(env_config: Mapping[str, Any]) -> gym.Env:
             environment takes.
 
     Raises:
+        ImportError: the package is not installed.
         ValueError: `name` is none of MiniGrid's.
     """
-    # Importing registers MiniGrid's ids.
-    from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper
+    try:
+        # Importing registers MiniGrid's ids.
+        from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper
+    except ModuleNotFoundError as error:
+        raise ImportError(f"MiniGrid needs minigrid, which is not installed: run pip install '{EXTRA}'.") from error
 
     settings = dict(env_config)
     name, tile_size = str(settings.pop("name", None)), settings.pop("tile_size", 8)

@@ -49,6 +49,8 @@ class Examination:
     observations: str = ""
     """how observations are seen, such as "images 96 x 96 x 3"; empty if there is no such environment"""
     actions: str = ""
+    spaces: tuple[gym.Space, gym.Space] | None = None
+    """of observations and of actions, as they are played"""
     steps: int = 0
     env_seconds: float = 0.0
     """spent inside the environment"""
@@ -91,6 +93,7 @@ class Player:
         """steps of each episode that ended, and whether it was terminated"""
         self._warnings: dict[str, Finding] = {}
         examination.observations, examination.actions = _describe_view(view.space), _describe_actions(self._actions)
+        examination.spaces = view.space, self._actions.space
         self._images = _is_float_image(view.space)
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from rllib_efficientzero.config_schema import UnknownKeyError
+
 ACTION_ENCODINGS = ("scaled", "one_hot")
 
 
@@ -52,9 +54,12 @@ class ModelConfig:
             ValueError: a key is not a field, a size is not a positive integer, or an encoding is unknown.
         """
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(defaults))
-        if unknown:
-            raise ValueError(f"unknown model_config keys {unknown}; known ones are {sorted(defaults)}")
+        for key in values:
+            if key in defaults:
+                continue
+            error = UnknownKeyError(str(key), defaults, "model_config")
+            known = "" if error.suggestion else f"; known ones are {', '.join(sorted(defaults))}"
+            raise ValueError(f"{error.message}{known}")
         built: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }

@@ -76,7 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     done = run(directory, "ppo.yaml", "--ray-num-cpus", "2", MUJOCO_GL=renderer, PYOPENGL_PLATFORM=renderer)
     assert done.returncode == 0, done.stderr
     assert "[cartpole] iter 2  env steps 200" in done.stdout
-    assert "go on with: rllib train file ppo.yaml --ray-num-cpus 2 --storage-path results --resume" in done.stdout
+    assert "go on with" not in done.stdout
     assert done.stderr == "", "a clean run has nothing to complain about"
     return directory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 import textwrap
 
 import pytest
@@ -121,9 +122,24 @@ def test_a_function_that_makes_an_environment_goes_by_its_path(directory: pathli
 
 
 def test_an_environment_that_only_other_machines_can_make_is_left_to_them(directory: pathlib.Path) -> None:
-    result = dry_run(experiment("EfficientZero", "elsewhere", imports="[my_module]"))
+    text = experiment("EfficientZero", "elsewhere", imports="[my_module]")
+    result = dry_run(text, "--ray-address", "auto")
     assert result.exit_code == 0, result.output
-    assert "'elsewhere' cannot be made here: ZeroDivisionError" in result.output
+    complaint = "the environment 'elsewhere' cannot be made here: ZeroDivisionError: "
+    assert f"warning: {complaint}" in result.stderr
+    alone = dry_run(text)
+    assert alone.exit_code == 2, alone.output
+    assert alone.stderr.startswith(f"error: x.yaml:3: {complaint}")
+
+
+def test_the_extra_of_minigrid_is_named(directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("minigrid", "minigrid.wrappers"):
+        monkeypatch.setitem(sys.modules, module, None)
+    config = "{env_config: {name: MiniGrid-Empty-6x6-v0}}"
+    result = dry_run(experiment("EfficientZero", "rllib_efficientzero.env.minigrid.make_pixels", config))
+    assert result.exit_code == 2, result.output
+    assert "run pip install 'rllib_efficientzero[minigrid]'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("algorithm", known_keys.algorithm_names())
@@ -153,6 +169,15 @@ def test_dry_run_shows_what_would_run(directory: pathlib.Path) -> None:
     assert "sample_timeout_s" not in plan["config"]
     verbose = yaml.safe_load(dry_run(experiment(config=config), "-v").stdout)["x"]
     assert verbose["config"]["sample_timeout_s"] == 60.0
+
+
+def test_dry_run_warns_of_a_machine_that_is_too_small(directory: pathlib.Path) -> None:
+    text = experiment(config="{num_env_runners: 4}")
+    result = dry_run(text, "--ray-num-cpus", "2")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("warning: x.yaml:1: one trial needs 5 CPUs (there are 2); ask for less")
+    assert dry_run(text, "--ray-num-cpus", "5").stderr == ""
+    assert dry_run(text, "--ray-address", "auto").stderr == ""
 
 
 def test_notices_and_protocol_are_asked_of_the_config(directory: pathlib.Path) -> None:

@@ -266,7 +266,7 @@ def test_other_observations_are_refused_in_a_sentence(shape: tuple[int, ...]) ->
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"chanels": 3}, "unknown model_config keys \\['chanels'\\]"),
+        ({"chanels": 3}, "unknown key 'chanels' in model_config; did you mean 'channels'"),
         ({"channels": 0}, "'channels'.*positive integer"),
         ({"channels": -4}, "'channels'.*positive integer"),
         ({"channels": 2.5}, "'channels'.*positive integer"),
