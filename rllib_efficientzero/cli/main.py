@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-import typer
-
 from rllib_efficientzero.cli import (
     doctor,
     env_check,
@@ -20,10 +18,10 @@ from rllib_efficientzero.cli import (
     train,
     train_decoder,
 )
+from rllib_efficientzero.cli.options import verbs
 
-app = typer.Typer(
+app = verbs(
     name="rllib",
-    no_args_is_help=True,
     # A bug's traceback is for us to read; rich's version of it hides the chain and prints locals.
     pretty_exceptions_enable=False,
     help="Train RLlib's algorithms, and EfficientZero, from experiment files, and look at what they learned.",
