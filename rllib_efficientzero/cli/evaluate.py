@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
-from rllib_efficientzero.cli.console import say, say_warning
+from rllib_efficientzero.cli.console import StatusLine, say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.old_options import OldEvaluateOptions
 from rllib_efficientzero.cli.options import takes_options
@@ -71,6 +72,8 @@ def evaluate(
     EfficientZero's checkpoints need not be trusted, and Ray is not started. Those of other algorithms are pickles and
     need --trust-checkpoint; RLlib plays them, without --num-simulations, --num-envs, --device, --networks, --video
     and --tree.
+
+    One thread computes, unless OMP_NUM_THREADS says otherwise.
 
     FILE of --tree ends in .html or .svg (default: tree.html).
 
@@ -157,21 +160,32 @@ def play(
     """
     from rllib_efficientzero.checkpoint.manifest import versions
     from rllib_efficientzero.playing import PlayError, make_environment, play_episodes
+    from rllib_efficientzero.threads import one_thread_unless_told
 
     envs = []
     started = time.perf_counter()
     played: dict[int, Episode] = {}
+    status, num_decisions = StatusLine(), itertools.count(1)
+
+    def decide(moment: Moment) -> None:
+        status.show(f"{len(played)} of {episodes} episodes, {next(num_decisions):,} decisions")
+        if on_decision:
+            on_decision(moment)
+
     try:
         envs = [make_environment(policy, env=env, env_config=env_config) for _ in range(num_envs)]
         seeds = list(range(seed, seed + episodes))
-        found = play_episodes(policy, envs, seeds, num_simulations=num_simulations, on_decision=on_decision)
-        for index, episode in found:
-            played[index] = episode
-            if on_episode:
-                on_episode(index, episode)
+        with one_thread_unless_told():
+            found = play_episodes(policy, envs, seeds, num_simulations=num_simulations, on_decision=decide)
+            for index, episode in found:
+                played[index] = episode
+                status.clear()
+                if on_episode:
+                    on_episode(index, episode)
     except PlayError as error:
         raise InputError(str(error), "--env" if env else "") from error
     finally:
+        status.clear()
         for made in envs:
             made.close()
     protocol = policy.description.get("protocol", {})

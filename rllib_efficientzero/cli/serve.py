@@ -56,7 +56,8 @@ def play(
 ) -> None:
     """Watch a trained policy think: a page that plays its environment, in this process, until Ctrl-C.
 
-    Needs the extra [serve]; neither the checkpoint nor the decoder need be trusted.
+    Needs the extra [serve]; neither the checkpoint nor the decoder need be trusted. One thread computes, unless
+    OMP_NUM_THREADS says otherwise.
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
@@ -90,7 +91,8 @@ def serve(
 ) -> None:
     """Serve a policy over HTTP with Ray Serve: /v1/act, /v1/act_batch, /v1/metadata, /healthz, OpenAPI and a page.
 
-    Needs the extra [serve-ray], with --local only [serve]; the checkpoint need not be trusted.
+    Needs the extra [serve-ray], with --local only [serve]; the checkpoint need not be trusted. With --local, too,
+    one thread computes, unless OMP_NUM_THREADS says otherwise.
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
@@ -179,10 +181,12 @@ def _warn_if_open(host: str, token: str | None) -> None:
 
 def _serve_here(service: PolicyService, host: str, port: int, **settings: Any) -> None:
     from rllib_efficientzero.serve.local import build_local, run_local
+    from rllib_efficientzero.threads import one_thread_unless_told
 
     port = _free_port(host, port)
     _say_address(host, port, settings.get("token"))
-    run_local(build_local(service, **settings), host, port)
+    with one_thread_unless_told():  # as a replica on Ray Serve has, which holds in the threads that search, too
+        run_local(build_local(service, **settings), host, port)
 
 
 def _free_port(host: str, port: int) -> int:

@@ -1,0 +1,56 @@
+"""What `rllib evaluate` does around the episodes: threads, progress, files."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+from policy_helpers import write_tiny_policy
+from rich.console import Console
+from typer.testing import CliRunner
+
+from rllib_efficientzero.cli import console
+from rllib_efficientzero.cli.main import app
+from rllib_efficientzero.policy import Policy
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("policy")
+    write_tiny_policy(directory, num_actions=2, env="CartPole-v1")
+    return directory
+
+
+def rllib(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_one_thread_plays(policy_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    act, found = Policy.act, set()
+
+    def watched(self: Policy, *arguments: Any, **settings: Any) -> Any:
+        found.add(torch.get_num_threads())
+        return act(self, *arguments, **settings)
+
+    monkeypatch.setattr(Policy, "act", watched)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert rllib("evaluate", policy_dir, "--episodes", 1).exit_code == 0
+    assert found == {1}
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_sees_how_far_it_is(
+    policy_dir: pathlib.Path, is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(console, "err", Console(file=written, force_terminal=is_terminal, color_system=None))
+    done = rllib("evaluate", policy_dir, "--episodes", 2, "--out", "-")
+    assert done.exit_code == 0, done.output
+    assert ("0 of 2 episodes, 1 decisions" in written.getvalue()) is is_terminal
+    assert done.stdout.startswith("{"), "stdout is the report's alone"
+    if is_terminal:
+        assert written.getvalue().endswith("\r\x1b[2K"), "and nothing of it stays"
