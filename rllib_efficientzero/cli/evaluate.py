@@ -19,6 +19,7 @@ from rllib_efficientzero.cli.console import StatusLine, say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.old_options import OldEvaluateOptions
 from rllib_efficientzero.cli.options import takes_options
+from rllib_efficientzero.cli.outputs import check_writable
 from rllib_efficientzero.cli.overrides import parse_json_option
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def evaluate(
             return
         step, tree_file = parse_tree_option(tree)
         policy, path = load_or_explain(checkpoint, device, networks)
+        _check_files(out, video, tree_file)
         with _watching(video, fps, step, tree_file, quiet=out == "-") as watch:
             report = play(
                 policy,
@@ -239,6 +241,15 @@ def write_report(report: dict[str, Any], out: str | None) -> None:
         say(f"scores {out}")
 
 
+def _check_files(out: str | None, video: pathlib.Path | None = None, tree_file: pathlib.Path | None = None) -> None:
+    """Before anything is played: scores that cannot be written would have been played for nothing."""
+    if video is not None and video.suffix != ".mp4":
+        raise InputError(f"the video is an .mp4, not {video.suffix!r}", "--video")
+    check_writable(None if out in (None, "-") else pathlib.Path(str(out)), "--out")
+    check_writable(video, "--video")
+    check_writable(tree_file, "--tree")
+
+
 def _say_episode(index: int, episode: Episode) -> None:
     say(f"Episode #{index + 1}: reward: {episode.episode_return:g}  length {episode.length}  seed {episode.seed}")
 
@@ -253,8 +264,6 @@ def _watching(
         return
     from rllib_efficientzero.playing.video import VideoRecorder
 
-    if video is not None and video.suffix != ".mp4":
-        raise InputError(f"the video is an .mp4, not {video.suffix!r}", "--video")
     recorder = None if video is None else VideoRecorder(video, fps)
     drawn = []
 
@@ -291,7 +300,6 @@ def _draw_tree(moment: Moment, file: pathlib.Path) -> None:
     names = names_at(moment.env, moment.result, moment.row)
     draw = tree_svg if file.suffix == ".svg" else tree_html
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(draw(tree, names, f"Search at step {moment.step}"), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", f"--tree {file}") from error
@@ -334,6 +342,7 @@ def _evaluate_with_rllib(
     if meaningless:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
         raise InputError("only for EfficientZero's policies; RLlib plays those of other algorithms", options)
+    _check_files(out)
     from rllib_efficientzero.cli.ray_session import set_verbosity
 
     set_verbosity(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 from typing import Any
 
@@ -54,3 +55,36 @@ def test_a_terminal_sees_how_far_it_is(
     assert done.stdout.startswith("{"), "stdout is the report's alone"
     if is_terminal:
         assert written.getvalue().endswith("\r\x1b[2K"), "and nothing of it stays"
+
+
+def test_directories_of_results_are_made(policy_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    files = [tmp_path / kind / "new" / name for kind, name in (("a", "x.json"), ("b", "x.mp4"), ("c", "x.svg"))]
+    out, video, tree = files
+    given = ["--out", out, "--video", video, "--tree", f"step=1:{tree}"]
+    done = rllib("evaluate", policy_dir, "--episodes", 1, *given)
+    assert done.exit_code == 0, done.output
+    assert all(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("--out=file/x.json", "--out file/x.json: cannot be written: a file stands where its directory would"),
+        ("--video=file/x.mp4", "--video file/x.mp4: cannot be written: a file stands where its directory would"),
+        ("--tree=step=1:file/x.svg", "--tree file/x.svg: cannot be written: a file stands where its directory would"),
+        ("--out=.", "--out .: cannot be written: it is a directory"),
+        ("--out=kept.json", "--out kept.json: cannot be written: Permission denied"),
+    ],
+)
+def test_nothing_is_played_for_files_that_cannot_be_written(
+    policy_dir: pathlib.Path, option: str, complaint: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("file").touch()
+    pathlib.Path("kept.json").touch()
+    # Root may write whatever its mode is.
+    monkeypatch.setattr(os, "access", lambda file, mode: pathlib.Path(file).name != "kept.json")
+    monkeypatch.setattr(Policy, "act", lambda *arguments, **settings: pytest.fail("it was played"))
+    refused = rllib("evaluate", policy_dir, "--episodes", 1, option)
+    assert refused.exit_code == 2
+    assert complaint in refused.stderr
