@@ -18,10 +18,27 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 TRUST = "--trust-checkpoint"
+CHECKPOINT_HELP = (
+    "A checkpoint, a policy's directory, or that of a trial or of an experiment of one: its newest checkpoint."
+)
 Networks = Annotated[
     str | None,
     typer.Option("--networks", metavar="PATH", help="Dotted path of the class of networks that it was trained with."),
 ]
+
+
+def one_trial(path: pathlib.Path) -> pathlib.Path:
+    """The only trial in the directory of an experiment; any other directory is returned as it is.
+
+    Raises:
+        InputError: it has several, and names them.
+    """
+    if any(path.glob("checkpoint_*")):
+        return path
+    trials = sorted({checkpoint.parent.name for checkpoint in path.glob("*/checkpoint_*")})
+    if len(trials) > 1:
+        raise InputError(f"{path} holds {len(trials)} trials; name the directory of one of them: {', '.join(trials)}")
+    return path / trials[0] if trials else path
 
 
 @contextmanager

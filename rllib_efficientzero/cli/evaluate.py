@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
+from rllib_efficientzero.cli.checkpoints import CHECKPOINT_HELP, Networks, loading_explained, one_trial
 from rllib_efficientzero.cli.console import StatusLine, say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.old_options import OldEvaluateOptions
@@ -34,9 +34,7 @@ ONLY_EFFICIENTZERO = ("num_simulations", "num_envs", "device", "networks", "vide
 @takes_options(OldEvaluateOptions)
 def evaluate(
     context: typer.Context,
-    checkpoint: Annotated[
-        pathlib.Path, typer.Argument(help="A checkpoint, a policy's directory, or a trial's: its newest checkpoint.")
-    ],
+    checkpoint: Annotated[pathlib.Path, typer.Argument(help=CHECKPOINT_HELP)],
     options: OldEvaluateOptions,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to play to their end.")] = 10,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first episode; the others follow it.")] = 0,
@@ -84,6 +82,7 @@ def evaluate(
     with exit_codes():
         options.warn()
         settings = parse_json_option(env_config, "--env-config")
+        checkpoint = one_trial(checkpoint)
         if not _is_efficientzeros(checkpoint):
             meaningless = [name for name in ONLY_EFFICIENTZERO if _is_given(context, name)]
             newest = max(checkpoint.glob("checkpoint_*"), default=checkpoint)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rllib_efficientzero.checkpoint.manifest import CheckpointError
-from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
+from rllib_efficientzero.cli.checkpoints import CHECKPOINT_HELP, Networks, loading_explained, one_trial
 from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.overrides import parse_json_option
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "RLLIB_SERVE_TOKEN"
 LOCAL = "127.0.0.1"
 
-Checkpoint = Annotated[
-    pathlib.Path, typer.Argument(help="A checkpoint, a policy's directory, or a trial's: its newest checkpoint.")
-]
+Checkpoint = Annotated[pathlib.Path, typer.Argument(help=CHECKPOINT_HELP)]
 Host = Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0: all of this machine's.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0: any that is free.")]
 Device = Annotated[str, typer.Option("--device", help="'cpu' or 'cuda'.")]
@@ -61,6 +59,7 @@ def play(
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
+        checkpoint = one_trial(checkpoint)
         if decoder is not None and follow:
             raise InputError("a decoder knows one checkpoint; --follow exchanges it", "--decoder")
         service = _service(checkpoint, device, networks, decoder, follow=follow)
@@ -96,6 +95,7 @@ def serve(
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
+        checkpoint = one_trial(checkpoint)
         service = _service(checkpoint, "cpu", networks, follow=follow)
         if env is not None:
             _check_env(service, env, settings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
+from rllib_efficientzero.cli.checkpoints import CHECKPOINT_HELP, Networks, loading_explained, one_trial
 from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 
@@ -24,9 +24,7 @@ TOLD_EVERY = 100
 
 
 def train_decoder_command(
-    checkpoint: Annotated[
-        pathlib.Path, typer.Argument(help="A checkpoint, or the directory of a trial: its newest checkpoint.")
-    ],
+    checkpoint: Annotated[pathlib.Path, typer.Argument(help=CHECKPOINT_HELP)],
     file: Annotated[pathlib.Path, typer.Argument(help="Where to; ends in .safetensors.")],
     updates: Annotated[int, typer.Option("--updates", min=1, help="Gradient steps of the decoder.")] = 1000,
     batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Frames of a gradient step.")] = 64,
@@ -44,7 +42,7 @@ def train_decoder_command(
         if file.suffix != SUFFIX:
             raise InputError(f"must end in {SUFFIX}, not {file.suffix!r}", str(file))
         with loading_explained(device):
-            policy, train, held_out = _load(checkpoint, device, networks, seed)
+            policy, train, held_out = _load(one_trial(checkpoint), device, networks, seed)
         from rllib_efficientzero.playing.imagination import write_decoder
 
         try:
