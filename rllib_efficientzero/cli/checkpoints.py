@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 TRUST = "--trust-checkpoint"
-CHECKPOINT_HELP = (
-    "A checkpoint, a policy's directory, or that of a trial or of an experiment of one: its newest checkpoint."
-)
+CHECKPOINT_HELP = "A checkpoint, a policy's directory, or that of a trial (its newest checkpoint) or its experiment."
 Networks = Annotated[
     str | None,
     typer.Option("--networks", metavar="PATH", help="Dotted path of the class of networks that it was trained with."),

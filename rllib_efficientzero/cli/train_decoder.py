@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rllib_efficientzero.cli.checkpoints import CHECKPOINT_HELP, Networks, loading_explained, one_trial
+from rllib_efficientzero.cli.checkpoints import Networks, loading_explained, one_trial
 from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 
@@ -24,7 +24,9 @@ TOLD_EVERY = 100
 
 
 def train_decoder_command(
-    checkpoint: Annotated[pathlib.Path, typer.Argument(help=CHECKPOINT_HELP)],
+    checkpoint: Annotated[
+        pathlib.Path, typer.Argument(help="A checkpoint, or the directory of a trial (its newest) or its experiment.")
+    ],
     file: Annotated[pathlib.Path, typer.Argument(help="Where to; ends in .safetensors.")],
     updates: Annotated[int, typer.Option("--updates", min=1, help="Gradient steps of the decoder.")] = 1000,
     batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Frames of a gradient step.")] = 64,
