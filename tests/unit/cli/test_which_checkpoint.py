@@ -44,3 +44,21 @@ def test_of_several_trials_one_has_to_be_named(verb: list[str], tmp_path: pathli
     refused = rllib(verb[0], tmp_path, *verb[1:])
     assert refused.exit_code == 2
     assert f"{tmp_path} holds 2 trials; name the directory of one of them: a, b\n" in refused.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS[1:], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("below", ["", "checkpoint_000000", "trial/checkpoint_000000"])
+def test_policies_of_other_algorithms_are_not_played(verb: list[str], below: str, tmp_path: pathlib.Path) -> None:
+    checkpoint = tmp_path / below
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "rllib_checkpoint.json").write_text("{}")
+    refused = rllib(verb[0], tmp_path, *verb[1:])
+    assert refused.exit_code == 2
+    assert "is of another algorithm: only policies of EfficientZero can be played, served and" in refused.stderr
+
+
+def test_what_is_damaged_is_not_called_anothers(tmp_path: pathlib.Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint_000000")
+    (checkpoint / "rllib_checkpoint.json").write_text("{}")
+    (checkpoint / "policy" / "policy.json").unlink()
+    assert "no whole checkpoint" in rllib("export", tmp_path, tmp_path / "out").stderr
