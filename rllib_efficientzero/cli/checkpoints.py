@@ -54,6 +54,8 @@ def loading_explained(device: str) -> Iterator[None]:
         raise InputError(str(error), "--networks") from error
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith("Expected one of"):
+            reason = "there is no such device; write cpu or cuda"  # in place of a list of all that torch ever had
         raise InputError(f"no policy can be loaded onto {device!r}: {reason}", "--device") from error
 
 

@@ -6,10 +6,13 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING
 
+from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.config_schema import nearest
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
+
+    from rllib_efficientzero.playing import PlayError
 
 ATARI_EXTRA = "rllib_efficientzero[atari]"
 
@@ -35,6 +38,15 @@ def find_problem(env: str) -> str | None:
         # Known here by chance: no worker would have imported ale_py.
         return f"unknown environment {env!r}; did you mean 'ale_py:{name}'?"
     return None
+
+
+def cannot_be_played(error: PlayError, env: str | None) -> InputError:
+    """What to say of it; of an unknown id of `--env` what it may have meant."""
+    import gymnasium
+
+    is_unknown = env is not None and isinstance(error.__cause__, gymnasium.error.UnregisteredEnv)
+    problem = find_problem(str(env)) if is_unknown else None
+    return InputError(problem or str(error), "--env" if env else "")
 
 
 def _import_problem(module: str) -> str | None:

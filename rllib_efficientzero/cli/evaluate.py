@@ -16,6 +16,7 @@ import typer
 
 from rllib_efficientzero.cli.checkpoints import CHECKPOINT_HELP, Networks, loading_explained, one_trial
 from rllib_efficientzero.cli.console import StatusLine, say, say_warning
+from rllib_efficientzero.cli.environments import cannot_be_played
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.old_options import OldEvaluateOptions
 from rllib_efficientzero.cli.options import takes_options
@@ -184,7 +185,7 @@ def play(
                 if on_episode:
                     on_episode(index, episode)
     except PlayError as error:
-        raise InputError(str(error), "--env" if env else "") from error
+        raise cannot_be_played(error, env) from error
     finally:
         status.clear()
         for made in envs:

@@ -12,6 +12,7 @@ import typer
 from rllib_efficientzero.checkpoint.manifest import CheckpointError
 from rllib_efficientzero.cli.checkpoints import CHECKPOINT_HELP, Networks, loading_explained, one_trial
 from rllib_efficientzero.cli.console import say, say_warning
+from rllib_efficientzero.cli.environments import cannot_be_played
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.overrides import parse_json_option
 
@@ -170,7 +171,7 @@ def _check_env(service: PolicyService, env: str | None, env_config: dict[str, An
     try:
         make_environment(service.policy, env=env, env_config=env_config).close()
     except PlayError as error:
-        raise InputError(str(error), "--env" if env else "") from error
+        raise cannot_be_played(error, env) from error
 
 
 def _warn_if_open(host: str, token: str | None) -> None:

@@ -88,3 +88,18 @@ def test_nothing_is_played_for_files_that_cannot_be_written(
     refused = rllib("evaluate", policy_dir, "--episodes", 1, option)
     assert refused.exit_code == 2
     assert complaint in refused.stderr
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "play"])
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("--device=gpu", "--device: no policy can be loaded onto 'gpu': there is no such device; write cpu or cuda"),
+        ("--env=CartPol-v1", "--env: unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?"),
+        ("--env=Acrobot-v1", "--env: 'Acrobot-v1' has observations of"),
+    ],
+)
+def test_what_was_meant_is_named(policy_dir: pathlib.Path, verb: str, option: str, complaint: str) -> None:
+    refused = rllib(verb, policy_dir, option)
+    assert refused.exit_code == 2
+    assert complaint in refused.stderr
