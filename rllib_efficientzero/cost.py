@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
 from rllib_efficientzero.models import EfficientZeroNetwork, observation_planes
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
+from rllib_efficientzero.threads import one_thread
 
 BACKWARD_FACTOR = 3.0
 """Forward and backward together cost about three forwards."""
@@ -23,7 +23,7 @@ def seconds_per_call(network: EfficientZeroNetwork, stacked_shape: tuple[int, ..
     root = network.eval().initial_inference(planes)
     latent, hidden = root.latent.repeat_interleave(4, dim=0), root.reward_hidden.repeat_interleave(4, dim=0)
     action = torch.zeros(len(latent), dtype=torch.int64)
-    with _one_thread():
+    with one_thread():
         encode = _fastest(lambda: network.initial_inference(planes)) / len(planes)
         simulate = _fastest(lambda: network.recurrent_inference(latent, hidden, action)) / len(latent)
     return encode, simulate
@@ -60,18 +60,6 @@ def describe(seconds: float) -> str:
             return f"{seconds / size:.0f} {unit}"
     minutes = max(1, round(seconds / 60))
     return f"{minutes} minute{'s' if minutes > 1 else ''}"
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """As many as Ray lets a trial have; beside other jobs, several would also spend the processor on waiting for each
-    other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fastest(call: Callable[[], object], repetitions: int = 3) -> float:

@@ -84,6 +84,11 @@ class OldReset(Walk):
         return np.zeros(2, np.float32)
 
 
+class RaisesInReset(Walk):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return len(self.time), {}
+
+
 class ResetWithoutInfo(Walk):
     def reset(self, **kwargs: Any) -> Any:
         return super().reset(**kwargs)[0]

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from rllib_efficientzero.checkpoint.files import FileEntry, write_file
 from rllib_efficientzero.checkpoint.manifest import (
+    MANIFEST,
+    RLLIB_MARK,
     CheckpointError,
     check_size,
     find_newest,
@@ -90,10 +92,22 @@ def newest_policy(
     """
     if (path / DESCRIPTION).is_file() or (path / POLICY_DIR / DESCRIPTION).is_file():
         return path
+    if _is_of_another_algorithm(path):
+        raise CheckpointError(
+            f"{path} is of another algorithm: only policies of EfficientZero can be played, served and exported."
+        )
     newest = find_newest(path, below=below, warn=warn) if path.is_dir() else None
     if newest is None:
         raise CheckpointError(f"There is no policy and no whole checkpoint in {path}.")
     return newest
+
+
+def _is_of_another_algorithm(path: pathlib.Path) -> bool:
+    """Whether a checkpoint of RLlib, or one of a trial and none that is ours, is there: ours have manifests."""
+    found = [directory for directory in (path, *path.glob("checkpoint_*")) if (directory / RLLIB_MARK).is_file()]
+    return bool(found) and not any(
+        (directory / name).exists() for directory in found for name in (MANIFEST, POLICY_DIR)
+    )
 
 
 def read_description(path: pathlib.Path) -> PolicyFiles:

@@ -18,10 +18,25 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 TRUST = "--trust-checkpoint"
+CHECKPOINT_HELP = "A checkpoint, a policy's directory, or that of a trial (its newest checkpoint) or its experiment."
 Networks = Annotated[
     str | None,
     typer.Option("--networks", metavar="PATH", help="Dotted path of the class of networks that it was trained with."),
 ]
+
+
+def one_trial(path: pathlib.Path) -> pathlib.Path:
+    """The only trial in the directory of an experiment; any other directory is returned as it is.
+
+    Raises:
+        InputError: it has several, and names them.
+    """
+    if any(path.glob("checkpoint_*")):
+        return path
+    trials = sorted({checkpoint.parent.name for checkpoint in path.glob("*/checkpoint_*")})
+    if len(trials) > 1:
+        raise InputError(f"{path} holds {len(trials)} trials; name the directory of one of them: {', '.join(trials)}")
+    return path / trials[0] if trials else path
 
 
 @contextmanager
@@ -39,6 +54,8 @@ def loading_explained(device: str) -> Iterator[None]:
         raise InputError(str(error), "--networks") from error
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith("Expected one of"):
+            reason = "there is no such device; write cpu or cuda"  # in place of a list of all that torch ever had
         raise InputError(f"no policy can be loaded onto {device!r}: {reason}", "--device") from error
 
 

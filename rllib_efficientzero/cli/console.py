@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 from rich.text import Text
 
 out = Console(highlight=False)
@@ -22,3 +26,26 @@ def say_warning(text: str) -> None:
 def say_error(text: str) -> None:
     """One error line to stderr."""
     err.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+
+
+class StatusLine:
+    """A line on the terminal that is written over and over, on stderr; nothing where that is no terminal.
+
+    A live line of rich's would take stdout's lines along to stderr, where a pipe does not see them.
+    """
+
+    def __init__(self, seconds_between: float = 0.2) -> None:
+        self._seconds_between = seconds_between
+        self._shown_at = -seconds_between
+
+    def show(self, text: str) -> None:
+        """Takes the place of what was shown, unless that was just now."""
+        now = time.monotonic()
+        if err.is_interactive and now - self._shown_at >= self._seconds_between:
+            self.clear()
+            err.print(Text(text, style="dim"), end="", overflow="crop", no_wrap=True)
+            self._shown_at = now
+
+    def clear(self) -> None:
+        """Has to precede any other line."""
+        err.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))

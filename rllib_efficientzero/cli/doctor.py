@@ -23,14 +23,18 @@ NEEDED = ("ray", "torch", "numpy", "gymnasium", "lz4", "opencv-python-headless",
 EXTRAS = {
     "ale-py": "atari",
     "dm-control": "dmc",
+    "mujoco": "dmc",
+    "minigrid": "minigrid",
     "pygame": "render",
     "matplotlib": "plot",
     "fastapi": "serve",
+    "uvicorn": "serve",
+    "ray[serve]": "serve-ray",
     "onnxscript": "onnx",
     "wandb": "",
     "mlflow": "",
 }
-"""Distribution -> the extra of this package that brings it, if one does."""
+"""Distribution, or an extra of one -> the extra of this package that brings it, if one does."""
 OTHER_NAMES = {"mlflow": "mlflow-skinny"}
 """Distributions that bring the same package."""
 STYLES = {"ok": "green", "missing": "yellow", "broken": "bold red"}
@@ -87,10 +91,22 @@ def _packages() -> list[Finding]:
 
 
 def _version(name: str) -> str | None:
+    """Of an extra, `ray[serve]`, that of its distribution if all is installed that the extra needs."""
+    distribution, _, extra = name.rstrip("]").partition("[")
     try:
-        return metadata.version(name)
+        version = metadata.version(distribution)
+        for needed in _needed_by(distribution, extra) if extra else []:
+            metadata.version(needed)
     except metadata.PackageNotFoundError:
         return None
+    return version
+
+
+def _needed_by(distribution: str, extra: str) -> list[str]:
+    from packaging.requirements import Requirement  # comes with Ray
+
+    needed = map(Requirement, metadata.requires(distribution) or [])
+    return [each.name for each in needed if each.marker is not None and each.marker.evaluate({"extra": extra})]
 
 
 def _extensions() -> list[Finding]:
@@ -124,8 +140,12 @@ def _rendering() -> list[Finding]:
 
     findings = []
     renderer = choose_renderer(required=False)
+    absent = [package for package in ("mujoco", "dm_control") if importlib.util.find_spec(package) is None]
     if renderer == "disabled":
         findings.append(Finding("rendering", "missing", f"no OpenGL: DMControl's images need {PACKAGES['osmesa']}"))
+    elif absent:
+        text = f"{renderer} is there to draw with; DMControl's images need {' and '.join(absent)} too"
+        findings.append(Finding("rendering", "missing", text))
     else:
         findings.append(Finding("rendering", "ok", f"MuJoCo draws with {renderer}"))
     if importlib.util.find_spec("ale_py") is not None:

@@ -6,10 +6,13 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING
 
+from rllib_efficientzero.cli.errors import InputError
 from rllib_efficientzero.config_schema import nearest
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
+
+    from rllib_efficientzero.playing import PlayError
 
 ATARI_EXTRA = "rllib_efficientzero[atari]"
 
@@ -37,6 +40,15 @@ def find_problem(env: str) -> str | None:
     return None
 
 
+def cannot_be_played(error: PlayError, env: str | None) -> InputError:
+    """What to say of it; of an unknown id of `--env` what it may have meant."""
+    import gymnasium
+
+    is_unknown = env is not None and isinstance(error.__cause__, gymnasium.error.UnregisteredEnv)
+    problem = find_problem(str(env)) if is_unknown else None
+    return InputError(problem or str(error), "--env" if env else "")
+
+
 def _import_problem(module: str) -> str | None:
     if importlib.util.find_spec(module.split(".")[0]) is None:
         cure = f"pip install '{ATARI_EXTRA}'" if module == "ale_py" else f"pip install {module}"
@@ -54,11 +66,25 @@ def _hint(module: str, name: str) -> str:
 
     if not module and importlib.util.find_spec("ale_py") is not None:
         importlib.import_module("ale_py")
-    suggestion = name if name in gymnasium.registry else nearest(name, gymnasium.registry)
-    if suggestion is None:
+    suggestions = _atari_ids() | {name: name for name, spec in gymnasium.registry.items() if not _is_atari(spec)}
+    if name in gymnasium.registry and name not in suggestions:
+        return f"; did you mean 'ale_py:{name}'?"  # an older kind, but just that
+    meant = name if name in suggestions else nearest(name, suggestions)
+    if meant is None:
         return "" if module else f"; if a module registers it, write 'module:{name}'"
-    prefix = "ale_py:" if _is_atari(gymnasium.registry[suggestion]) else ""
-    return f"; did you mean '{prefix}{suggestion}'?"
+    return f"; did you mean {suggestions[meant]!r}?"
+
+
+def _atari_ids() -> dict[str, str]:
+    """Id or plain name -> how the command takes it; of those alone that are played by the protocol of Atari 100k."""
+    import gymnasium
+
+    from rllib_efficientzero.env.atari import ATARI_100K_GAMES, AtariProtocol, is_atari_id
+
+    ids = {name: f"ale_py:{name}" for name in gymnasium.registry if is_atari_id(name)}
+    if ids:
+        ids |= {game: f"ale_py:{AtariProtocol(game).env_id}" for game in ATARI_100K_GAMES}
+    return ids
 
 
 def _is_atari(spec: EnvSpec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
-from rllib_efficientzero.cli.console import say, say_warning
+from rllib_efficientzero.cli.checkpoints import CHECKPOINT_HELP, Networks, loading_explained, one_trial
+from rllib_efficientzero.cli.console import StatusLine, say, say_warning
+from rllib_efficientzero.cli.environments import cannot_be_played
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.old_options import OldEvaluateOptions
 from rllib_efficientzero.cli.options import takes_options
+from rllib_efficientzero.cli.outputs import check_writable
 from rllib_efficientzero.cli.overrides import parse_json_option
 
 if TYPE_CHECKING:
@@ -32,9 +35,7 @@ ONLY_EFFICIENTZERO = ("num_simulations", "num_envs", "device", "networks", "vide
 @takes_options(OldEvaluateOptions)
 def evaluate(
     context: typer.Context,
-    checkpoint: Annotated[
-        pathlib.Path, typer.Argument(help="A checkpoint, a policy's directory, or a trial's: its newest checkpoint.")
-    ],
+    checkpoint: Annotated[pathlib.Path, typer.Argument(help=CHECKPOINT_HELP)],
     options: OldEvaluateOptions,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to play to their end.")] = 10,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first episode; the others follow it.")] = 0,
@@ -72,6 +73,8 @@ def evaluate(
     need --trust-checkpoint; RLlib plays them, without --num-simulations, --num-envs, --device, --networks, --video
     and --tree.
 
+    One thread computes, unless OMP_NUM_THREADS says otherwise.
+
     FILE of --tree ends in .html or .svg (default: tree.html).
 
     Exit codes: 0 done; 2 wrong input, among it a step of --tree that the first episode did not reach, which is said
@@ -80,6 +83,7 @@ def evaluate(
     with exit_codes():
         options.warn()
         settings = parse_json_option(env_config, "--env-config")
+        checkpoint = one_trial(checkpoint)
         if not _is_efficientzeros(checkpoint):
             meaningless = [name for name in ONLY_EFFICIENTZERO if _is_given(context, name)]
             newest = max(checkpoint.glob("checkpoint_*"), default=checkpoint)
@@ -87,6 +91,7 @@ def evaluate(
             return
         step, tree_file = parse_tree_option(tree)
         policy, path = load_or_explain(checkpoint, device, networks)
+        _check_files(out, video, tree_file)
         with _watching(video, fps, step, tree_file, quiet=out == "-") as watch:
             report = play(
                 policy,
@@ -157,21 +162,32 @@ def play(
     """
     from rllib_efficientzero.checkpoint.manifest import versions
     from rllib_efficientzero.playing import PlayError, make_environment, play_episodes
+    from rllib_efficientzero.threads import one_thread_unless_told
 
     envs = []
     started = time.perf_counter()
     played: dict[int, Episode] = {}
+    status, num_decisions = StatusLine(), itertools.count(1)
+
+    def decide(moment: Moment) -> None:
+        status.show(f"{len(played)} of {episodes} episodes, {next(num_decisions):,} decisions")
+        if on_decision:
+            on_decision(moment)
+
     try:
         envs = [make_environment(policy, env=env, env_config=env_config) for _ in range(num_envs)]
         seeds = list(range(seed, seed + episodes))
-        found = play_episodes(policy, envs, seeds, num_simulations=num_simulations, on_decision=on_decision)
-        for index, episode in found:
-            played[index] = episode
-            if on_episode:
-                on_episode(index, episode)
+        with one_thread_unless_told():
+            found = play_episodes(policy, envs, seeds, num_simulations=num_simulations, on_decision=decide)
+            for index, episode in found:
+                played[index] = episode
+                status.clear()
+                if on_episode:
+                    on_episode(index, episode)
     except PlayError as error:
-        raise InputError(str(error), "--env" if env else "") from error
+        raise cannot_be_played(error, env) from error
     finally:
+        status.clear()
         for made in envs:
             made.close()
     protocol = policy.description.get("protocol", {})
@@ -225,6 +241,15 @@ def write_report(report: dict[str, Any], out: str | None) -> None:
         say(f"scores {out}")
 
 
+def _check_files(out: str | None, video: pathlib.Path | None = None, tree_file: pathlib.Path | None = None) -> None:
+    """Before anything is played: scores that cannot be written would have been played for nothing."""
+    if video is not None and video.suffix != ".mp4":
+        raise InputError(f"the video is an .mp4, not {video.suffix!r}", "--video")
+    check_writable(None if out in (None, "-") else pathlib.Path(str(out)), "--out")
+    check_writable(video, "--video")
+    check_writable(tree_file, "--tree")
+
+
 def _say_episode(index: int, episode: Episode) -> None:
     say(f"Episode #{index + 1}: reward: {episode.episode_return:g}  length {episode.length}  seed {episode.seed}")
 
@@ -239,8 +264,6 @@ def _watching(
         return
     from rllib_efficientzero.playing.video import VideoRecorder
 
-    if video is not None and video.suffix != ".mp4":
-        raise InputError(f"the video is an .mp4, not {video.suffix!r}", "--video")
     recorder = None if video is None else VideoRecorder(video, fps)
     drawn = []
 
@@ -277,7 +300,6 @@ def _draw_tree(moment: Moment, file: pathlib.Path) -> None:
     names = names_at(moment.env, moment.result, moment.row)
     draw = tree_svg if file.suffix == ".svg" else tree_html
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(draw(tree, names, f"Search at step {moment.step}"), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", f"--tree {file}") from error
@@ -320,6 +342,7 @@ def _evaluate_with_rllib(
     if meaningless:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in meaningless)
         raise InputError("only for EfficientZero's policies; RLlib plays those of other algorithms", options)
+    _check_files(out)
     from rllib_efficientzero.cli.ray_session import set_verbosity
 
     set_verbosity(0)

@@ -9,9 +9,10 @@ import typer
 
 from rllib_efficientzero.cli.console import say
 from rllib_efficientzero.cli.errors import InputError, exit_codes
+from rllib_efficientzero.cli.options import verbs
 from rllib_efficientzero.config_schema import nearest
 
-app = typer.Typer(no_args_is_help=True, help="List, show and run the tuned examples.")
+app = verbs(help="List, show and run the tuned examples.")
 
 
 @app.callback()

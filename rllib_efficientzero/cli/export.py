@@ -8,16 +8,14 @@ from typing import Annotated
 
 import typer
 
-from rllib_efficientzero.cli.checkpoints import Networks
+from rllib_efficientzero.cli.checkpoints import CHECKPOINT_HELP, Networks, one_trial
 from rllib_efficientzero.cli.console import say
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.evaluate import load_or_explain
 
 
 def export(
-    checkpoint: Annotated[
-        pathlib.Path, typer.Argument(help="A checkpoint of EfficientZero, or the directory of a trial: its newest.")
-    ],
+    checkpoint: Annotated[pathlib.Path, typer.Argument(help=CHECKPOINT_HELP)],
     directory: Annotated[pathlib.Path, typer.Argument(help="Where to; made if needed.")],
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also the three networks as ONNX (needs the extra [onnx]).")
@@ -26,7 +24,7 @@ def export(
 ) -> None:
     """Write policy.json and policy.safetensors, which are all that acting needs; no pickle among them."""
     with exit_codes():
-        policy, path = load_or_explain(checkpoint, networks=networks)
+        policy, path = load_or_explain(one_trial(checkpoint), networks=networks)
         from rllib_efficientzero.checkpoint.policy_files import DESCRIPTION, WEIGHTS, read_description
 
         files = read_description(path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from rllib_efficientzero import __version__
 from rllib_efficientzero.cli import (
     doctor,
     env_check,
@@ -20,10 +22,11 @@ from rllib_efficientzero.cli import (
     train,
     train_decoder,
 )
+from rllib_efficientzero.cli.console import say
+from rllib_efficientzero.cli.options import verbs
 
-app = typer.Typer(
+app = verbs(
     name="rllib",
-    no_args_is_help=True,
     # A bug's traceback is for us to read; rich's version of it hides the chain and prints locals.
     pretty_exceptions_enable=False,
     help="Train RLlib's algorithms, and EfficientZero, from experiment files, and look at what they learned.",
@@ -44,8 +47,18 @@ app.command("rollout", hidden=True, context_settings={"allow_extra_args": True, 
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"rllib_efficientzero {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def rllib() -> None:
+def rllib(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Train RLlib's algorithms, and EfficientZero, from experiment files, and look at what they learned."""
 
 

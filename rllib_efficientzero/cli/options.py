@@ -9,7 +9,15 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+import typer
+
 OPTIONS = "options"
+
+
+def verbs(**settings: Any) -> typer.Typer:
+    """An application of verbs whose help is plain text: as markup, `[serve]` would be a style, and not be shown."""
+    help_names = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=help_names, **settings)
 
 
 def takes_options(options_class: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

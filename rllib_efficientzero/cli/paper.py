@@ -9,12 +9,13 @@ import typer
 
 from rllib_efficientzero.cli.console import say, say_error, say_warning
 from rllib_efficientzero.cli.errors import ExitCode, InputError, exit_codes
+from rllib_efficientzero.cli.options import verbs
 
 if TYPE_CHECKING:
     from rllib_efficientzero.analysis.experiments import Experiment
     from rllib_efficientzero.analysis.running import Setup
 
-app = typer.Typer(no_args_is_help=True, help="The paper's experiments: list them, run them, report on them.")
+app = verbs(help="The paper's experiments: list them, run them, report on them.")
 
 RUNS = pathlib.Path("paper_runs")
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rllib_efficientzero.checkpoint.manifest import CheckpointError
-from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
+from rllib_efficientzero.cli.checkpoints import CHECKPOINT_HELP, Networks, loading_explained, one_trial
 from rllib_efficientzero.cli.console import say, say_warning
+from rllib_efficientzero.cli.environments import cannot_be_played
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 from rllib_efficientzero.cli.overrides import parse_json_option
 
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "RLLIB_SERVE_TOKEN"
 LOCAL = "127.0.0.1"
 
-Checkpoint = Annotated[
-    pathlib.Path, typer.Argument(help="A checkpoint, a policy's directory, or a trial's: its newest checkpoint.")
-]
+Checkpoint = Annotated[pathlib.Path, typer.Argument(help=CHECKPOINT_HELP)]
 Host = Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0: all of this machine's.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0: any that is free.")]
 Device = Annotated[str, typer.Option("--device", help="'cpu' or 'cuda'.")]
@@ -56,10 +55,12 @@ def play(
 ) -> None:
     """Watch a trained policy think: a page that plays its environment, in this process, until Ctrl-C.
 
-    Needs the extra [serve]; neither the checkpoint nor the decoder need be trusted.
+    Needs the extra [serve]; neither the checkpoint nor the decoder need be trusted. One thread computes, unless
+    OMP_NUM_THREADS says otherwise.
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
+        checkpoint = one_trial(checkpoint)
         if decoder is not None and follow:
             raise InputError("a decoder knows one checkpoint; --follow exchanges it", "--decoder")
         service = _service(checkpoint, device, networks, decoder, follow=follow)
@@ -90,10 +91,12 @@ def serve(
 ) -> None:
     """Serve a policy over HTTP with Ray Serve: /v1/act, /v1/act_batch, /v1/metadata, /healthz, OpenAPI and a page.
 
-    Needs the extra [serve-ray], with --local only [serve]; the checkpoint need not be trusted.
+    Needs the extra [serve-ray], with --local only [serve]; the checkpoint need not be trusted. With --local, too,
+    one thread computes, unless OMP_NUM_THREADS says otherwise.
     """
     with exit_codes():
         settings = parse_json_option(env_config, "--env-config")
+        checkpoint = one_trial(checkpoint)
         service = _service(checkpoint, "cpu", networks, follow=follow)
         if env is not None:
             _check_env(service, env, settings)
@@ -168,7 +171,7 @@ def _check_env(service: PolicyService, env: str | None, env_config: dict[str, An
     try:
         make_environment(service.policy, env=env, env_config=env_config).close()
     except PlayError as error:
-        raise InputError(str(error), "--env" if env else "") from error
+        raise cannot_be_played(error, env) from error
 
 
 def _warn_if_open(host: str, token: str | None) -> None:
@@ -179,10 +182,12 @@ def _warn_if_open(host: str, token: str | None) -> None:
 
 def _serve_here(service: PolicyService, host: str, port: int, **settings: Any) -> None:
     from rllib_efficientzero.serve.local import build_local, run_local
+    from rllib_efficientzero.threads import one_thread_unless_told
 
     port = _free_port(host, port)
     _say_address(host, port, settings.get("token"))
-    run_local(build_local(service, **settings), host, port)
+    with one_thread_unless_told():  # as a replica on Ray Serve has, which holds in the threads that search, too
+        run_local(build_local(service, **settings), host, port)
 
 
 def _free_port(host: str, port: int) -> int:

@@ -14,7 +14,7 @@ from rllib_efficientzero.cli.env_check import check_env
 from rllib_efficientzero.cli.errors import ExitCode, InputError, exit_codes
 from rllib_efficientzero.cli.experiment import Experiment, Overrides, load_experiments
 from rllib_efficientzero.cli.inline_source import load_inline_experiment
-from rllib_efficientzero.cli.options import takes_options
+from rllib_efficientzero.cli.options import takes_options, verbs
 from rllib_efficientzero.cli.ray_session import (
     check_resources,
     local_resources,
@@ -28,7 +28,7 @@ from rllib_efficientzero.cli.train_options import TrainOptions
 if TYPE_CHECKING:
     from rllib_efficientzero.cli.algorithms import Prepared
 
-app = typer.Typer(no_args_is_help=True)
+app = verbs()
 
 
 @app.callback(invoke_without_command=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rllib_efficientzero.cli.checkpoints import Networks, loading_explained
+from rllib_efficientzero.cli.checkpoints import Networks, loading_explained, one_trial
 from rllib_efficientzero.cli.console import say, say_warning
 from rllib_efficientzero.cli.errors import InputError, exit_codes
 
@@ -25,7 +25,7 @@ TOLD_EVERY = 100
 
 def train_decoder_command(
     checkpoint: Annotated[
-        pathlib.Path, typer.Argument(help="A checkpoint, or the directory of a trial: its newest checkpoint.")
+        pathlib.Path, typer.Argument(help="A checkpoint, or the directory of a trial (its newest) or its experiment.")
     ],
     file: Annotated[pathlib.Path, typer.Argument(help="Where to; ends in .safetensors.")],
     updates: Annotated[int, typer.Option("--updates", min=1, help="Gradient steps of the decoder.")] = 1000,
@@ -44,7 +44,7 @@ def train_decoder_command(
         if file.suffix != SUFFIX:
             raise InputError(f"must end in {SUFFIX}, not {file.suffix!r}", str(file))
         with loading_explained(device):
-            policy, train, held_out = _load(checkpoint, device, networks, seed)
+            policy, train, held_out = _load(one_trial(checkpoint), device, networks, seed)
         from rllib_efficientzero.playing.imagination import write_decoder
 
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ REPLAYED_STEPS = 20
 FEWEST_STEPS = 5
 """However long they take."""
 LONGEST_EPISODE = 2_000
+RESET = "reset(self, *, seed=None, options=None)"
 LARGEST_IMAGE_FLOAT = 10.0
 """Images of floats are meant to be about 0 to 1."""
 
@@ -143,12 +145,10 @@ class Player:
         spent_before = self._examination.env_seconds
         try:
             result = self._timed(lambda: self._env.reset(seed=seed))
-        except TypeError as error:
-            raise BrokenError(
-                f"reset() raised {describe(error)}", "declare it as reset(self, *, seed=None, options=None)"
-            ) from error
         except Exception as error:
-            raise BrokenError(f"reset() raised {describe(error)}", "reset() must work at any time") from error
+            takes_seed = not isinstance(error, TypeError) or _takes_seed(self._env)
+            cure = "reset() must work at any time" if takes_seed else f"declare it as {RESET}"
+            raise BrokenError(f"reset() raised {describe(error)}", cure) from error
         if seed is not None:
             self._examination.seeded_resets_s += self._examination.env_seconds - spent_before
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
@@ -246,6 +246,21 @@ def _views(env: gym.Env, representation: str) -> tuple[View, View]:
     except UnsupportedSpaceError as error:
         problem, _, cure = str(error).partition(". ")
         raise BrokenError(problem, cure.rstrip("."), in_play=False) from error
+
+
+def _takes_seed(env: gym.Env) -> bool:
+    """Whether `reset` of the environment, and of each that it wraps, takes what it is given."""
+    given = {"seed": None}
+    while True:
+        try:
+            inspect.signature(env.reset).bind(**given)
+        except TypeError:
+            return False
+        except ValueError:
+            pass  # of what is compiled nothing is known
+        if not isinstance(env, gym.Wrapper):
+            return True
+        env, given = env.env, {"seed": None, "options": None}
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
-from rllib_efficientzero import cost
+from rllib_efficientzero import cost, threads
 from rllib_efficientzero.models import ModelConfig, build_network
 from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
@@ -18,6 +20,28 @@ def test_networks_are_timed_on_one_thread_as_ray_gives_it(monkeypatch: pytest.Mo
     try:
         cost.seconds_per_call(build_network((1, 4), 2, ModelConfig(lstm_hidden=8)), (1, 4))
         assert (threads, torch.get_num_threads()) == ([1, 1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("told", "expected"), [(None, 1), ("2", 2)])
+def test_whoever_says_how_many_threads_has_them(
+    told: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    found: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads.one_thread_unless_told():
+            # The threads that answer requests are begun in the block.
+            thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+            found.append(torch.get_num_threads())
+        assert (found, torch.get_num_threads()) == ([expected, expected], 2)
     finally:
         torch.set_num_threads(before)
 

@@ -80,6 +80,26 @@ def test_wrong_input_is_2(arguments: list[str], words: str) -> None:
     assert words in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Pong", "ale_py:ALE/Pong-v5"),
+        ("Pnog", "ale_py:ALE/Pong-v5"),
+        ("ALE/Pong-v5", "ale_py:ALE/Pong-v5"),
+        ("ALE/Pog-v5", "ale_py:ALE/Pong-v5"),
+        ("ale_py:Pong", "ale_py:ALE/Pong-v5"),
+        ("Pong-v5", "ale_py:ALE/Pong-v5"),
+        ("Pong-v4", "ale_py:Pong-v4"),
+        ("CartPol-v1", "CartPole-v1"),
+    ],
+)
+def test_of_atari_the_kind_that_the_protocol_plays_is_suggested(name: str, meant: str) -> None:
+    pytest.importorskip("ale_py")
+    refused = check(name)
+    assert refused.exit_code == 2, refused.output
+    assert refused.stderr == f"error: ENV: unknown environment {name!r}; did you mean {meant!r}?\n"
+
+
 def test_ray_is_not_needed() -> None:
     """Whose import alone would take longer than a check may."""
     code = (

@@ -78,7 +78,7 @@ def test_evaluate_draws_video_and_tree(policy_dir: pathlib.Path, tmp_path: pathl
         (["--env", "Acrobot-v1"], "--env: 'Acrobot-v1' has observations of"),
         (["--env-config", "[1]"], "--env-config: must be a JSON object"),
         (["--device", "toaster"], "--device: no policy can be loaded onto 'toaster'"),
-        (["--out", "/nowhere/at/all.json"], "cannot be written"),
+        (["--out", "/dev/null/all.json"], "cannot be written"),
         (["--config", "{}"], "--config: use --env, --env-config and --num-simulations"),
     ],
 )

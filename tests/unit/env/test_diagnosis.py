@@ -22,6 +22,7 @@ ERRORS = {
     "MaskOfWrongLength": ("does not have one entry for each of 3 actions", "Supported are"),
     "MaskOfContinuousActions": ("an action_mask has one entry for each action, of which Box(", "Supported are"),
     "OldReset": ("reset() raised TypeError", "reset(self, *, seed=None, options=None)"),
+    "RaisesInReset": ("reset() raised TypeError: object of type 'int' has no len()", "must work at any time"),
     "ResetWithoutInfo": ("reset() returned a ndarray", "return observation, {}"),
     "ChangingSpace": ("reset() changed the environment's spaces", "fix both spaces"),
     "FourValues": ("step() returned a tuple of 4", "observation, reward, terminated, truncated, info"),
