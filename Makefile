@@ -43,7 +43,7 @@ bench: $(VENV)/.bench
 $(VENV)/.train: EXTRAS := atari
 $(VENV)/.train-dmc: EXTRAS := atari,dmc
 $(VENV)/.train-minigrid: EXTRAS := atari,minigrid
-$(VENV)/.test: EXTRAS := atari,dmc,test
+$(VENV)/.test: EXTRAS := atari,dmc,minigrid,test
 $(VENV)/.test-long: EXTRAS := atari,dmc,test,test-long
 $(VENV)/.lint: EXTRAS := atari,lint
 $(VENV)/.bench: EXTRAS := atari,test,bench
