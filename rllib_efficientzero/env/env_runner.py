@@ -18,6 +18,7 @@ from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER, NUM_EPISODE
 
 from rllib_efficientzero import interruption
 from rllib_efficientzero import metrics as names
+from rllib_efficientzero.env.evaluating import divided
 from rllib_efficientzero.env.guard import DROPPED, BadEnvStepError, EnvFailedError, GuardCounts, GuardPolicy
 from rllib_efficientzero.env.making import end_vector_env, make_vector_env
 from rllib_efficientzero.mcts import SearchResult
@@ -152,8 +153,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         RLlib takes the episodes that end first, in whichever environment. Short ones are counted too often that way,
         and where a bad player loses fast, the score is wrong.
         """
-        quota = np.full(self.num_envs, num_episodes // self.num_envs)
-        quota[: num_episodes % self.num_envs] += 1
+        quota = np.array(divided(num_episodes, self.num_envs))
         kept: list[Any] = []
         num_before = self._num_episodes_counted()
         self._needs_initial_reset = True

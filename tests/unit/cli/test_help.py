@@ -6,14 +6,10 @@ from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner
+from invoking import rllib
 
 from rllib_efficientzero import __version__
 from rllib_efficientzero.cli.main import app
-
-
-def rllib(*arguments: str) -> Any:
-    return CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

@@ -9,24 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from policy_helpers import write_tiny_policy
+from invoking import rllib
 from rich.console import Console
-from typer.testing import CliRunner
 
 from rllib_efficientzero.cli import console
-from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.policy import Policy
-
-
-@pytest.fixture(scope="module")
-def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    directory = tmp_path_factory.mktemp("policy")
-    write_tiny_policy(directory, num_actions=2, env="CartPole-v1")
-    return directory
-
-
-def rllib(*arguments: Any) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def test_one_thread_plays(policy_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,29 +14,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from invoking import rllib
 from policy_helpers import IMAGES, VECTORS, write_policy_with_other_weights, write_tiny_policy
-from typer.testing import CliRunner
 
 from rllib_efficientzero.checkpoint.manifest import write_manifest
 from rllib_efficientzero.cli import evaluate, plot
-from rllib_efficientzero.cli.main import app
 from rllib_efficientzero.cli.reference import with_reference
 from rllib_efficientzero.models import observation_planes
 from rllib_efficientzero.policy import load_policy
 from rllib_efficientzero.scores import human_normalised
 
 ROOT = pathlib.Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    directory = tmp_path_factory.mktemp("policy")
-    write_tiny_policy(directory, num_actions=2, env="CartPole-v1")
-    return directory
-
-
-def rllib(*arguments: Any) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def test_evaluate_reports_every_episode(policy_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
 
 import pytest
+from invoking import rllib
 from policy_helpers import write_tiny_policy
-from typer.testing import CliRunner
 
 from rllib_efficientzero.checkpoint.manifest import write_manifest
-from rllib_efficientzero.cli.main import app
 
 VERBS = (["evaluate"], ["play"], ["serve", "--local"], ["export", "out"], ["train-decoder", "decoder.safetensors"])
-
-
-def rllib(verb: str, path: pathlib.Path, *arguments: Any) -> Any:
-    return CliRunner().invoke(app, [verb, str(path), *map(str, arguments)], catch_exceptions=False)
 
 
 def write_checkpoint(path: pathlib.Path) -> pathlib.Path:
