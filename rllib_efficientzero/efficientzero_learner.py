@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from torch import Tensor
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.divergence import DivergenceWatch
 from rllib_efficientzero.gradient_step import FINITE, GradientStep, own_state
-from rllib_efficientzero.losses import losses, observe, policy_losses_of, total_loss
+from rllib_efficientzero.losses import PolicyLosses, loss_and_observed, policy_losses_of
 from rllib_efficientzero.memory import reuse_freed_memory
-from rllib_efficientzero.models.compilation import is_worth_compiling
+from rllib_efficientzero.models.compilation import CompiledFunction, is_worth_compiling
 from rllib_efficientzero.models.normalization import fresh_statistics
 from rllib_efficientzero.models.unroll import Unrolled
 from rllib_efficientzero.schedules import warmup_step_decay
@@ -92,31 +92,31 @@ class EfficientZeroLearner(TorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Tensor:
-        return self._loss_and_observed(module_id, config, batch, fwd_out)[0]
+        return loss_and_observed(Unrolled(**fwd_out), batch, *self._losses_of(module_id, config))[0]
 
-    def _loss_and_observed(
-        self, module_id: str, config: Any, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        predicted = Unrolled(**fwd_out)
+    def _losses_of(self, module_id: str, config: Any) -> tuple[dict[str, float], PolicyLosses]:
+        """Coefficients of a module's losses, and those of its policy."""
         distribution = self._unwrapped(module_id).network.distribution
-        terms = losses(predicted, batch, policy_losses_of(distribution))
         coefficients = config.loss_coefficients(sampled_actions=distribution is not None)
-        loss = total_loss(terms, coefficients, batch["weights"], steps=batch["actions"].shape[1])
-        observed = observe(predicted, terms, batch) | {POSITION_IDS: batch[POSITION_IDS]}
-        return loss, observed | {self.TOTAL_LOSS_KEY: loss.detach()}
+        return coefficients, policy_losses_of(distribution)
 
     def _make_gradient_step(self, module_id: str) -> GradientStep:
         """Forward and backward pass of a module, and its step; as one CUDA graph where no other Learner takes part."""
         config = self.config.get_config_for_module(module_id)
+        module, how = self._unwrapped(module_id), self._losses_of(module_id, config)
+        recorded = config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1
+        evaluate: Callable[..., tuple[Tensor, dict[str, Tensor]]] = loss_and_observed
+        if recorded and is_worth_compiling(module.network):
+            module.compile_training()
+            if module.network.distribution is None:  # An entropy by quadrature is beyond the compiler.
+                evaluate = CompiledFunction(evaluate)
 
         def compute(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             fwd_out = self.module.forward_train({module_id: batch})[module_id]
-            return self._loss_and_observed(module_id, config, batch, fwd_out)
+            loss, observed = evaluate(Unrolled(**fwd_out), batch, *how)
+            ids = {POSITION_IDS: batch[POSITION_IDS]}
+            return loss, observed | ids | {self.TOTAL_LOSS_KEY: loss.detach()}
 
-        recorded = config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1
-        module = self._unwrapped(module_id)
-        if recorded and is_worth_compiling(module.network):
-            module.compile_training()
         ((_, optimizer),) = self.get_optimizers_for_module(module_id)
         return GradientStep(compute, optimizer, module, max_norm=config.grad_clip, recorded=recorded)
 

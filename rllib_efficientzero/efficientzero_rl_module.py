@@ -167,7 +167,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
             batch,
             use_augmentation=self.use_augmentation,
             dtype=dtype,
-            plane_multiple=self.network.plane_multiple,
+            layout=self.network.plane_layout,
         )
         with autocast(device, self.mixed_precision):
             predicted = function(

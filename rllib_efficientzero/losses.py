@@ -100,6 +100,15 @@ def total_loss(terms: Mapping[str, Tensor], coefficients: Mapping[str, float], w
     return (weights * per_sample).mean() / steps
 
 
+def loss_and_observed(
+    predicted: Unrolled, batch: Mapping[str, Tensor], coefficients: Mapping[str, float], policy_losses: PolicyLosses
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What an update needs: `total_loss` `[]` of a train batch, and what `observe` says of it."""
+    terms = losses(predicted, batch, policy_losses)
+    loss = total_loss(terms, coefficients, batch["weights"], steps=batch["actions"].shape[1])
+    return loss, observe(predicted, terms, batch)
+
+
 @torch.no_grad()
 def new_priorities(predicted: Unrolled, batch: Mapping[str, Tensor]) -> Tensor:
     """`[B]` |predicted - target value| at the sampled position, in reward units, plus a floor."""

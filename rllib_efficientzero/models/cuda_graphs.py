@@ -160,9 +160,25 @@ class GraphedFunction:
         replay, results = recorded
 
         def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+            pairs = [_in_words(place, given) for place, given in zip(places, inputs, strict=True)]
+            to, given = zip(*pairs, strict=True)
             # One call: after each of several, this thread might have to wait for Python's lock.
-            torch._foreach_copy_(places, inputs, non_blocking=True)
+            torch._foreach_copy_(to, given, non_blocking=True)
             replay()
             return tuple(tensor.clone() for tensor in results) if self._copies else results
 
         return call
+
+
+def _in_words(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of one shape, rows of bytes as numbers of 64 bits where all can be seen so: to copy takes its time per
+    number (35 microseconds for 137, of 256 times 9 of 14 frames)."""
+    if tensors[0].dtype != torch.uint8 or not all(_has_words(tensor) for tensor in tensors):
+        return tensors
+    return tuple(tensor.flatten(1).view(torch.int64) for tensor in tensors)
+
+
+def _has_words(tensor: Tensor) -> bool:
+    if tensor.ndim < 2 or not len(tensor) or not tensor[0].is_contiguous():
+        return False
+    return tensor[0].numel() % 8 == tensor.stride(0) % 8 == tensor.storage_offset() % 8 == 0

@@ -150,7 +150,7 @@ class InferenceNetwork:
 
             def of_stacks(frames: Tensor, rows: Tensor, times: Tensor) -> tuple[Tensor, ...]:
                 made = Stacks(frames, rows, times, stacks.frame_stack)
-                return evaluate(window_planes(made, self.dtype, plane_multiple=self.network.plane_multiple))
+                return evaluate(window_planes(made, self.dtype, layout=self.network.plane_layout))
 
             function = self._functions[key] = GraphedFunction(of_stacks)
         return tuple(tensor[:count] for tensor in function(stacks.frames, rows, times))

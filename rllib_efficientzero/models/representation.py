@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from rllib_efficientzero.models.layers import ALIGNMENT, ResidualBlock, conv3x3, mlp
+from rllib_efficientzero.models.layers import ALIGNMENT, HalvingConv2d, ResidualBlock, conv3x3, mlp
+from rllib_efficientzero.models.plane_layout import PlaneLayout
 
 
 class ImageRepresentation(nn.Module):
@@ -16,16 +17,14 @@ class ImageRepresentation(nn.Module):
     each followed by a residual block. Fewer halvings drop stages from the end (pools first), for smaller images.
     """
 
-    plane_multiple = ALIGNMENT
-    """See `EfficientZeroNetwork.plane_multiple`."""
-
     def __init__(self, in_channels: int, channels: int, num_blocks: int, num_halvings: int) -> None:
         super().__init__()
         half = channels // 2
-        first_stride = 2 if num_halvings >= 1 else 1
+        self.plane_layout = PlaneLayout(ALIGNMENT, paired=num_halvings >= 1)
+        """See `EfficientZeroNetwork.plane_layout`."""
         second_stride = 2 if num_halvings >= 2 else 1
         stages: list[nn.Module] = [
-            conv3x3(in_channels, half, first_stride),
+            HalvingConv2d(in_channels, half) if num_halvings >= 1 else conv3x3(in_channels, half),
             nn.BatchNorm2d(half),
             nn.ReLU(inplace=True),
             ResidualBlock(half),

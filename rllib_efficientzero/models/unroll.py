@@ -18,6 +18,7 @@ from rllib_efficientzero.models.observations import (
     unrolled_stacks,
     window_planes,
 )
+from rllib_efficientzero.models.plane_layout import PLAIN, PlaneLayout
 
 
 class Unrolled(NamedTuple):
@@ -35,7 +36,7 @@ def unroll_planes(
     *,
     use_augmentation: bool,
     dtype: torch.dtype = torch.float32,
-    plane_multiple: int = 1,
+    layout: PlaneLayout = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """From a batch's raw frames to the network input that `unroll` takes.
 
@@ -44,7 +45,7 @@ def unroll_planes(
             `targets.Reanalyzer.train_batch`.
         use_augmentation: shift and scale images.
         dtype: of the result.
-        plane_multiple: see `window_planes`.
+        layout: see `window_planes`.
 
     Returns:
         Root planes `[B, ...]` and target planes `[B, K, ...]`.
@@ -53,7 +54,7 @@ def unroll_planes(
     frame_stack = frames.shape[1] - unroll_steps
     if has_kernel_for(frames):
         augmentation = (batch["shift"], batch["intensity"]) if use_augmentation else None
-        return _planes_by_kernel(frames, frame_stack, unroll_steps, dtype, augmentation, plane_multiple)
+        return _planes_by_kernel(frames, frame_stack, unroll_steps, dtype, augmentation, layout)
     planes = observation_planes(frames, dtype)
     width = planes.shape[1] // frames.shape[1]  # planes, or features, per frame
     # The root's stack and the frames of all targets are augmented apart, each as a whole.
@@ -71,7 +72,7 @@ def _planes_by_kernel(
     unroll_steps: int,
     dtype: torch.dtype,
     augmentation: tuple[Tensor, Tensor] | None,
-    plane_multiple: int,
+    layout: PlaneLayout,
 ) -> tuple[Tensor, Tensor]:
     """The same, stack by stack; `augmentation` has shifts `[B, 2, 2]` and intensities `[B, 2]`."""
     batch = len(frames)
@@ -84,7 +85,7 @@ def _planes_by_kernel(
             shift, intensity = (part[:, branch] for part in augmentation)
             chosen = (shift.repeat(repeats, 1), intensity.repeat(repeats))
         stacks = Stacks(frames, rows.repeat(repeats), steps.repeat_interleave(batch), frame_stack)
-        return window_planes(stacks, dtype, augmentation=chosen, plane_multiple=plane_multiple)
+        return window_planes(stacks, dtype, augmentation=chosen, layout=layout)
 
     # In memory one step lies behind the other, as in `unrolled_stacks`.
     return planes(torch.zeros_like(steps[:1]), 0), planes(steps, 1).unflatten(0, (unroll_steps, batch)).transpose(0, 1)

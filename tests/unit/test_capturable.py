@@ -12,13 +12,13 @@ from policy_helpers import SIZES
 from torch import Tensor, nn
 
 from rllib_efficientzero.gradient_step import GradientStep
-from rllib_efficientzero.losses import losses, observe, policy_losses_of, total_loss
+from rllib_efficientzero.losses import loss_and_observed, policy_losses_of
 from rllib_efficientzero.mcts import SearchConfig
 from rllib_efficientzero.mcts.leaf_evaluator import LeafEvaluator
 from rllib_efficientzero.mcts.parts import _node_actions
 from rllib_efficientzero.models import build_consistency_heads, build_network
 from rllib_efficientzero.models.action_distributions import Actions, IndependentCategoricals, SquashedGaussian
-from rllib_efficientzero.models.unroll import unroll, unroll_planes
+from rllib_efficientzero.models.unroll import Unrolled, unroll, unroll_planes
 
 BATCH, STEPS, SAMPLES = 6, 5, 4
 FROM_HOST = ("as_tensor", "tensor", "from_numpy")
@@ -85,15 +85,28 @@ def test_an_update_stays_on_the_device(shape: str, kind: str, optimizer_class: A
             target_planes=targets,
             value_prefix_horizon=5,
         )
-        terms = losses(predicted, batch, policy_losses_of(network.distribution))
-        loss = total_loss(terms, coefficients, batch["weights"], steps=STEPS)
-        return loss, observe(predicted, terms, batch)
+        return loss_and_observed(predicted, batch, coefficients, policy_losses_of(network.distribution))
 
     step = GradientStep(compute, optimizer_class(module.parameters(), lr=0.1, fused=True), module, max_norm=5.0)
     batch = train_batch(stacked, actions)
     step(batch, 0.1)  # as the calls before a recording
     with without_the_host():
         step._on_device(torch.full((), 0.1, dtype=torch.float64), *(batch[name] for name in sorted(batch)))
+
+
+def test_losses_are_compiled_as_a_whole() -> None:
+    """And stay what they are."""
+    batch = train_batch(SHAPES["vectors"], 3)
+    how = {"policy": 1.0, "value": 0.25, "value_prefix": 1.0}, policy_losses_of(None)
+    policy = torch.randn(BATCH, STEPS + 1, 3)
+    logits = torch.randn(BATCH, STEPS + 1, 2 * SIZES.support_size + 1)
+    predicted = Unrolled(policy.requires_grad_(), logits.requires_grad_(), logits[:, 1:], None, None)
+    found = torch.compile(loss_and_observed, backend="aot_eager", fullgraph=True)(predicted, batch, *how)
+    expected = loss_and_observed(predicted, batch, *how)
+    torch.testing.assert_close(found, expected)
+    assert list(found[1]) == list(expected[1])
+    leaves = policy, logits
+    torch.testing.assert_close(torch.autograd.grad(found[0], leaves), torch.autograd.grad(expected[0], leaves))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -163,3 +163,15 @@ def test_on_a_gpu_a_failed_recording_leaves_the_stream_and_others_can_be_recorde
         x.fill_(5.0)
         replay()
         assert result.tolist() == [6.0, 6.0, 6.0]
+
+
+def test_bytes_are_copied_as_words_where_rows_allow() -> None:
+    windows = torch.randint(0, 256, (3, 5, 4, 2, 3), dtype=torch.uint8)
+    part, place = windows[:, 1:3], torch.empty(3, 2, 4, 2, 3, dtype=torch.uint8)
+    to, given = cuda_graphs._in_words(place, part)
+    assert to.dtype == given.dtype == torch.int64
+    to.copy_(given)
+    assert torch.equal(place, part)
+    odd = windows.flatten()[1:97].view(4, 24)  # does not begin at a word
+    for tensors in ((windows.float(), windows.float()), (odd.clone(), odd), (windows[..., :2], windows[..., 1:])):
+        assert all(found is tensor for found, tensor in zip(cuda_graphs._in_words(*tensors), tensors, strict=True))

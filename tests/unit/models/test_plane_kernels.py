@@ -10,7 +10,9 @@ from torch import Tensor
 from rllib_efficientzero.models import observations as observations_module
 from rllib_efficientzero.models import unroll as unroll_module
 from rllib_efficientzero.models.augmentation import draw_augmentation
+from rllib_efficientzero.models.layers import ALIGNMENT, HalvingConv2d
 from rllib_efficientzero.models.observations import Stacks, has_kernel_for, window_planes
+from rllib_efficientzero.models.plane_layout import PlaneLayout
 from rllib_efficientzero.models.unroll import unroll_planes
 
 pytest.importorskip("triton")
@@ -80,8 +82,41 @@ def test_empty_planes_fill_up_to_a_multiple(monkeypatch: pytest.MonkeyPatch) -> 
     allow_kernel(monkeypatch)
     for multiple, count in ((8, 16), (5, 15), (12, 12)):
         on_device = Stacks(frames.to(DEVICE), rows.to(DEVICE), times.to(DEVICE), 4)
-        found = window_planes(on_device, torch.float32, plane_multiple=multiple)
+        found = window_planes(on_device, torch.float32, layout=PlaneLayout(multiple))
         assert found.shape == (2, count, 6, 5)
         assert found.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(found[:, :12].cpu(), expected, rtol=0.0, atol=0.0)
         assert not found[:, 12:].any()
+
+
+@pytest.mark.parametrize("use_augmentation", [False, True])
+@pytest.mark.parametrize(("size", "frame_stack"), [((12, 10, 3), 4), ((9, 7, 1), 4), ((8, 9, 2), 4)])
+def test_pairs_of_columns_are_convolved_like_planes(
+    monkeypatch: pytest.MonkeyPatch, use_augmentation: bool, size: tuple[int, int, int], frame_stack: int
+) -> None:
+    """And the weights have the same gradient."""
+    conv = HalvingConv2d(frame_stack * size[-1], 6).double()
+    stacks = Stacks(random_frames(2, frame_stack, *size), torch.tensor([1, 0, 1]), torch.zeros(3, dtype=torch.int64), 4)
+    augmentation = draw_augmentation(3, torch.Generator().manual_seed(0)) if use_augmentation else None
+    expected = conv(window_planes(stacks, torch.float32, augmentation=augmentation).double())
+    expected.square().sum().backward()
+    assert conv.weight.grad is not None
+    gradient, conv.weight.grad = conv.weight.grad, None
+    allow_kernel(monkeypatch)
+    on_device = Stacks(*(part.to(DEVICE) for part in stacks[:3]), 4)
+    if augmentation is not None:
+        augmentation = (augmentation[0].to(DEVICE), augmentation[1].to(DEVICE))
+    pairs = window_planes(
+        on_device, torch.float32, augmentation=augmentation, layout=PlaneLayout(ALIGNMENT, paired=True)
+    )
+    assert pairs.is_contiguous(memory_format=torch.channels_last)
+    found = conv(pairs.cpu().double())
+    found.square().sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(conv.weight.grad, gradient)
+
+
+def test_bytes_are_scaled_alike_by_product_and_quotient() -> None:
+    """In bfloat16, for which the kernel does not divide."""
+    values = torch.arange(256, dtype=torch.float32)
+    assert torch.equal((values * (1.0 / 255.0)).bfloat16(), (values / 255.0).bfloat16())
