@@ -26,7 +26,6 @@ QUICK = {
     "loop_paper": ["loop", "--network", "paper"],
     "lightzero_settings": ["lightzero_settings"],
     "serve": ["serve"],
-    "turns": ["turns", "--repetitions", "2"],
 }
 """Result's name -> module and its arguments."""
 FULL = {
@@ -37,7 +36,6 @@ FULL = {
     "loop_paper": ["loop", "--network", "paper", "--updates", "12"],
     "lightzero_settings": ["lightzero_settings", "--updates", "10"],
     "serve": ["serve", "--requests", "5000"],
-    "turns": ["turns"],
 }
 
 

@@ -36,7 +36,7 @@ class EfficientZero(EvaluatedAlgorithm):
 
     def training_step(self) -> None:
         """env -> EnvRunner + search -> episodes -> replay -> windows -> reanalyze + Learner -> priorities, weights."""
-        with self.batches.turn():
+        with self.batches.in_front():
             # Self-play waits while updates are owed: the ratio of updates to steps is exact on any machine.
             num_steps = self._steps_to_sample() if self._updates_owed() < 1 else 0
             if num_steps > 0 or self.self_play.must_collect(self.num_updates):

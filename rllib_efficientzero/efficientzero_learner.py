@@ -22,7 +22,6 @@ from rllib_efficientzero.models.compilation import CompiledFunction, is_worth_co
 from rllib_efficientzero.models.normalization import fresh_statistics
 from rllib_efficientzero.models.unroll import Unrolled
 from rllib_efficientzero.schedules import warmup_step_decay
-from rllib_efficientzero.turns import given_up
 
 logger = logging.getLogger(__name__)
 
@@ -229,8 +228,8 @@ class EfficientZeroLearner(TorchLearner):
             with fresh_statistics(module):
                 module.forward_train_once(batch)
             if self._device.type == "cuda":
-                with given_up():  # The batch's memory may belong to another stream, which would use it again.
-                    torch.cuda.current_stream(self._device).synchronize()
+                # The batch's memory may belong to another stream, which would use it again.
+                torch.cuda.current_stream(self._device).synchronize()
 
     @classmethod
     def rl_module_required_apis(cls) -> list[type]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rllib_efficientzero import metrics as names
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
-from rllib_efficientzero.turns import to_host
 
 Compute = Callable[[Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 """Train batch -> loss `[]`, and what else is to be known of the update."""
@@ -68,7 +67,7 @@ class GradientStep:
         # Neither a fused optimizer nor a CUDA graph counts in the weights' versions, by which others see a change.
         torch.autograd.graph.increment_version(self._parameters[0])
         shapes = self._shapes[len(observed)]
-        parts = to_host(observed).split([shape.numel() for shape in shapes.values()])
+        parts = observed.cpu().split([shape.numel() for shape in shapes.values()])
         told = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         if not told[FINITE]:
             self._statistics.restore()

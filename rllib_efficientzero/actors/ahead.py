@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +20,9 @@ from torch import Tensor
 
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.actors.side_thread import SideThread, Task
+from rllib_efficientzero.actors.switching import switching_often
 from rllib_efficientzero.models.cuda_graphs import own_stream
 from rllib_efficientzero.replay import Windows
-from rllib_efficientzero.turns import Turn, given_up, switching_often
 
 MAX_WORKERS = 2
 """Threads that reanalyze. Two fill a GPU; each takes memory for its searches."""
@@ -46,7 +45,7 @@ class BatchesAhead:
     iteration, so that nothing is lost with a checkpoint.
 
     Windows are drawn in one thread and reanalyzed in one or two others, which on a GPU have streams of their own: while
-    one of them, or the Learner, waits for the host, the others' kernels go on. There they take turns on the host.
+    one of them, or the Learner, waits for the host, the others' kernels go on.
     """
 
     def __init__(self, config: Any, replay: Any, learner: Any) -> None:
@@ -60,12 +59,10 @@ class BatchesAhead:
         self._target_network_update_freq = config.target_network_update_freq
         self._metrics = MetricsLogger()
         device = learner._device
-        # On a CPU the threads themselves are the device.
-        self._turn = Turn() if device.type == "cuda" else None
         self._front = own_stream(device, priority=-1) if device.type == "cuda" else None
-        self._draws = SideThread("draw-windows", device, turn=self._taken)
+        self._draws = SideThread("draw-windows", device)
         num_workers = min(self._num_ahead, MAX_WORKERS)
-        self._workers = [_Reanalysis(config, learner, self._metrics, self._taken) for _ in range(num_workers)]
+        self._workers = [_Reanalysis(config, learner, self._metrics) for _ in range(num_workers)]
         self._queue: collections.deque[_Job] = collections.deque()
         # What is compiled at its first call is compiled by one thread at a time: reanalysis first, then the Learner.
         self._has_begun = self._has_handed_over = False
@@ -76,27 +73,14 @@ class BatchesAhead:
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """See `Batches`. On a GPU kernels of self-play and the Learner go first: both are waited for."""
-        with self._taken(), self._in_front():
-            try:
-                yield
-            except BaseException:
-                self._learner_has_begun.set()  # Python waits for all threads at its end, and one may wait for this.
-                raise
-
-    @contextlib.contextmanager
-    def _in_front(self) -> Iterator[None]:
-        if self._front is None:
-            yield
-            return
-        before = torch.cuda.current_stream(self._front.device)
-        self._front.wait_stream(before)
+    def in_front(self) -> Iterator[None]:
+        """See `Batches`. On a GPU their kernels go first."""
         try:
-            with torch.cuda.stream(self._front):
+            with contextlib.nullcontext() if self._front is None else _on(self._front):
                 yield
-        finally:
-            before.wait_stream(self._front)
+        except BaseException:
+            self._learner_has_begun.set()  # Python waits for all threads at its end, and one may wait for this.
+            raise
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """See `Batches`."""
@@ -144,9 +128,6 @@ class BatchesAhead:
         for worker in self._workers:
             worker.thread.stop()
 
-    def _taken(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._turn is None else self._turn.taken()
-
     def _make_ahead(
         self, batch_size: int, beta: Callable[[int], float], num_updates: int, following: Sequence[int]
     ) -> None:
@@ -163,19 +144,29 @@ class BatchesAhead:
         self._has_begun = True
 
 
+@contextlib.contextmanager
+def _on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Computes on a stream, after what the current one has been told so far, and before what it is told next."""
+    before = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(before)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        before.wait_stream(stream)
+
+
 class _Reanalysis:
     """A thread that makes train batches of windows, with a copy of the target network and buffers of its own.
 
     The copy reads the target network's weights where they are; it holds what is folded and compiled of them.
     """
 
-    def __init__(
-        self, config: Any, learner: Any, metrics: MetricsLogger, turn: Callable[[], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, config: Any, learner: Any, metrics: MetricsLogger) -> None:
         self._learner, self._metrics = learner, metrics
         self._connector = config.build_learner_connector(None, None, learner._device)
         self._network: Any = None
-        self.thread = SideThread("reanalyze", learner._device, turn=turn)
+        self.thread = SideThread("reanalyze", learner._device)
 
     def begin(self, drawn: Task[Windows], num_updates: int, ready: threading.Event | None) -> Task[dict[str, Tensor]]:
         """Make the batch of an update once its windows are drawn, and not before it is `ready`."""
@@ -185,8 +176,7 @@ class _Reanalysis:
     def _make(self, drawn: Task[Windows], num_updates: int, ready: threading.Event | None) -> dict[str, Tensor]:
         windows = drawn.result()
         if ready is not None:
-            with given_up():
-                ready.wait()
+            ready.wait()
         network = self._learner.module[DEFAULT_MODULE_ID].unwrapped().target_inference_network
         if self._network is None or self._network.network is not network.network:
             self._network = copy.copy(network)

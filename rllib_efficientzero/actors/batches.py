@@ -26,8 +26,8 @@ class Batch:
 class Batches(Protocol):
     """A source of batches."""
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Entered by whoever else works in this process; see `Turn`."""
+    def in_front(self) -> AbstractContextManager[None]:
+        """Entered for self-play and the Learner, which are waited for: they come before what is made meanwhile."""
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """Makes batches of the next `num_following` updates meanwhile, if it can; called before steps are sampled, with
@@ -70,7 +70,7 @@ class InlineBatches:
         self._replay = replay
         self._num_learners = num_learners
 
-    def turn(self) -> AbstractContextManager[None]:
+    def in_front(self) -> AbstractContextManager[None]:
         """See `Batches`. Nobody works beside the Learners."""
         return contextlib.nullcontext()
 

@@ -124,7 +124,7 @@ class ReanalyzedBatches:
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
-    def turn(self) -> AbstractContextManager[None]:
+    def in_front(self) -> AbstractContextManager[None]:
         """See `Batches`. Others work in processes of their own."""
         return contextlib.nullcontext()
 

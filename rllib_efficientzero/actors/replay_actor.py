@@ -12,7 +12,6 @@ import ray
 
 from rllib_efficientzero.memory import reuse_freed_memory
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
-from rllib_efficientzero.turns import given_up
 
 
 class ReplayLostError(RuntimeError):
@@ -105,8 +104,7 @@ class RemoteReplay:
         """The result of a call, and the errors of those before it that were not waited for."""
         unchecked, self._unchecked = self._unchecked, []
         try:
-            with given_up():
-                return ray.get([*unchecked, reference])[-1]
+            return ray.get([*unchecked, reference])[-1]
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:

@@ -20,7 +20,6 @@ from rllib_efficientzero.env.sampling import (
     take_sample,
     take_sample_or_error,
 )
-from rllib_efficientzero.turns import given_up
 
 PULLED_VERSION = "_pulled_weights_version"
 """Attribute of an EnvRunner that says which weights it acts with."""
@@ -75,8 +74,7 @@ class SynchronousSelfPlay:
             return [take_sample(self._group.local_env_runner, num_timesteps=num_steps)]
         # Where some are missing, the others do not take over their share: it would be lost with a second failure.
         share = max(1, num_steps // self._config.num_env_runners)
-        with given_up():
-            return sample_remotely(self._group, share, config=self._config, restore=self._restore)
+        return sample_remotely(self._group, share, config=self._config, restore=self._restore)
 
     def must_collect(self, num_updates: int) -> bool:
         """See `SelfPlay`."""
@@ -251,12 +249,11 @@ class AsynchronousSelfPlay:
         by_reference = {self._requests[index].reference: index for index in worker_indices}
         first_sent = min(self._requests[index].sent_at for index in worker_indices)
         limit = self._config.sample_timeout_s
-        with given_up():
-            arrived, _ = ray.wait(
-                list(by_reference),
-                num_returns=len(by_reference) if all_of_them else 1,
-                timeout=None if limit is None else max(0.0, first_sent + limit - time.monotonic()),
-            )
+        arrived, _ = ray.wait(
+            list(by_reference),
+            num_returns=len(by_reference) if all_of_them else 1,
+            timeout=None if limit is None else max(0.0, first_sent + limit - time.monotonic()),
+        )
         if not all_of_them:
             # Ray tells no more than it was asked for, though others may be there, too.
             arrived, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)

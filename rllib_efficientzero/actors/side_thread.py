@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from rllib_efficientzero.models.cuda_graphs import own_stream
-from rllib_efficientzero.turns import given_up
 
 T = TypeVar("T")
 
@@ -28,16 +25,14 @@ class Task(Generic[T]):
         Memory of tensors goes back to the other thread's stream: whoever uses them must wait for the device before
         letting them go.
         """
-        with given_up():
-            value, computed = self._future.result()
+        value, computed = self._future.result()
         if computed is not None:
             torch.cuda.current_stream(computed.device).wait_event(computed)
         return value
 
     def wait(self) -> None:
         """Until the call has returned, or raised."""
-        with given_up():
-            wait([self._future])
+        wait([self._future])
 
 
 class SideThread:
@@ -50,19 +45,12 @@ class SideThread:
         >>> thread.stop()
     """
 
-    def __init__(
-        self,
-        name: str,
-        device: torch.device,
-        *,
-        turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:
+    def __init__(self, name: str, device: torch.device) -> None:
         """Args:
         name: the thread's name begins with it.
         device: on which it computes.
-        turn: `Turn.taken` of the threads beside it; see there.
         """
-        self._device, self._turn = device, turn
+        self._device = device
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._stream = own_stream(device) if device.type == "cuda" else None
 
@@ -78,9 +66,8 @@ class SideThread:
     def _run(
         self, told: torch.cuda.Event | None, function: Callable[..., T], arguments: Any, options: Any
     ) -> tuple[T, torch.cuda.Event | None]:
-        with self._turn():
-            if self._stream is None or told is None:
-                return function(*arguments, **options), None
-            self._stream.wait_event(told)
-            with torch.cuda.stream(self._stream):
-                return function(*arguments, **options), self._stream.record_event()
+        if self._stream is None or told is None:
+            return function(*arguments, **options), None
+        self._stream.wait_event(told)
+        with torch.cuda.stream(self._stream):
+            return function(*arguments, **options), self._stream.record_event()

@@ -26,7 +26,6 @@ from rllib_efficientzero.models import ModelConfig
 from rllib_efficientzero.models.scalar_transform import largest_expressible
 from rllib_efficientzero.schedules import piecewise_constant
 from rllib_efficientzero.targets.reanalyze import entropy
-from rllib_efficientzero.turns import given_up
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +199,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         """As RLlib's, but an environment that broke is its guard's affair. What fails here is the whole vector: a
         process of its own that died, or did not answer in time."""
         try:
-            with self.metrics.log_time(ENV_STEP_TIMER), given_up():  # Emulators are not Python's.
+            with self.metrics.log_time(ENV_STEP_TIMER):
                 results = self.env.step(actions)
             self._log_env_steps(metric=self._metrics_num_try_env_step, num_steps=1)
             return results

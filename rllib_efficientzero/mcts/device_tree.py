@@ -12,7 +12,6 @@ from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.mcts.device_rules import GumbelRules, PuctRules, RootResults, power_of_two
 from rllib_efficientzero.mcts.host_tree import host_tree
 from rllib_efficientzero.models.triton_support import current, succeeds
-from rllib_efficientzero.turns import to_host
 
 MAX_LANES = 1024
 """Actions and simulations that one program of a kernel can look at at once."""
@@ -188,7 +187,7 @@ class DeviceTree:
             value = trees["value_sum"][:, 0] / trees["visits"][:, 0]
             of_actions = [trees[name][:, 0].T for name in ("edge_visits", "edge_q", "row")]  # see `by_columns`
             of_roots = [value, trees["raw_value"][:, 0], trees["is_valid"]]
-            flat = to_host(torch.cat([tensor.float().flatten() for tensor in (*of_actions, *of_roots)])).numpy()
+            flat = torch.cat([tensor.float().flatten() for tensor in (*of_actions, *of_roots)]).cpu().numpy()
             visits, q, row = flat[: -3 * count].reshape(3, -1, count).transpose(0, 2, 1)
             mean_value, raw_value, is_valid = flat[-3 * count :].reshape(3, count)
             if not is_valid.all():

@@ -13,7 +13,6 @@ from rllib_efficientzero.mcts.node_actions import EnumeratedActions, NodeActions
 from rllib_efficientzero.mcts.node_states import Model, NodeStates
 from rllib_efficientzero.models.cuda_graphs import record
 from rllib_efficientzero.models.network import NetworkOutput
-from rllib_efficientzero.turns import given_up
 
 
 class LeafEvaluator:
@@ -86,8 +85,7 @@ class LeafEvaluator:
     def collect(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Value prefix `[B]`, value `[B]`, policy logits `[B, A]` of the leaves; the next `launch` writes over them."""
         if self._done is not None:
-            with given_up():
-                self._done.synchronize()
+            self._done.synchronize()
         return self._results
 
     def _describe(self, slot: int, parent_slot: np.ndarray, action: np.ndarray, depth: np.ndarray) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from rllib_efficientzero.mcts.config import SearchConfig
 from rllib_efficientzero.models.action_distributions import ActionDistribution
-from rllib_efficientzero.turns import given_up
 
 
 class SampledRoots(NamedTuple):
@@ -103,8 +102,7 @@ def sample_roots(
     """
     batch, num_actions = len(policy), config.num_sampled_actions
     num_open = min(config.num_sampled_leaf_actions, num_actions)
-    with given_up():  # ten milliseconds for all roots of a batch that is reanalyzed
-        noise = distribution.draw_noise(rng, (batch, num_actions + config.num_simulations * num_open))
+    noise = distribution.draw_noise(rng, (batch, num_actions + config.num_simulations * num_open))
     if not explore:
         noise[:, 0] = 0.0
     on_device = torch.from_numpy(noise).to(policy.device)

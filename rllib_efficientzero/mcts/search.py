@@ -24,7 +24,6 @@ from rllib_efficientzero.mcts.node_states import Model
 from rllib_efficientzero.mcts.parts import Layout, Part, distribution_of, layout_for
 from rllib_efficientzero.models.action_distributions import ActionDistribution
 from rllib_efficientzero.models.network import NetworkOutput
-from rllib_efficientzero.turns import to_host
 
 NO_LEGAL_ACTIONS = "legal actions cannot be given where actions are sampled"
 
@@ -90,7 +89,7 @@ def _sampled_roots(
     them is noise enough for sequential halving."""
     sampled = sample_roots(distribution, root.policy_logits, config, rng, explore=explore)
     shape = (len(root.value), config.num_sampled_actions)
-    statistics = {"value": to_host(root.value).numpy(), "policy_logits": np.zeros(shape, np.float32)}
+    statistics = {"value": root.value.cpu().numpy(), "policy_logits": np.zeros(shape, np.float32)}
     if explore and config.policy == "puct":
         statistics |= _puct_noise(rng, shape, config)
     return statistics, sampled
@@ -278,7 +277,7 @@ def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | N
 def _among(sampled: SampledRoots | None, result: SearchResult, distribution: ActionDistribution) -> SearchResult:
     """A result with actions in the place of their numbers."""
     assert sampled is not None
-    candidates = to_host(sampled.candidates).numpy()
+    candidates = sampled.candidates.cpu().numpy()
     action = chosen(candidates, result.index, distribution.dtype)
     return dataclasses.replace(result, action=action, candidates=candidates)
 
@@ -292,5 +291,5 @@ def _with_legal_actions(statistics: dict[str, np.ndarray], legal_actions: np.nda
 def _on_host(root: NetworkOutput) -> dict[str, np.ndarray]:
     """Value and policy logits in one copy."""
     batch, num_actions = root.policy_logits.shape
-    scalars = to_host(torch.cat((root.value, root.policy_logits.flatten()))).numpy()
+    scalars = torch.cat((root.value, root.policy_logits.flatten())).cpu().numpy()
     return {"value": scalars[:batch], "policy_logits": scalars[batch:].reshape(batch, num_actions)}

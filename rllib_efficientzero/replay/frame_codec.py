@@ -11,8 +11,6 @@ import lz4.block
 import numpy as np
 import numpy.typing as npt
 
-from rllib_efficientzero.turns import given_up
-
 try:
     from rllib_efficientzero._frames import decode_blocks
 except ImportError:  # an extension that was built before there was this one
@@ -71,8 +69,7 @@ class FrameCodec:
         """
         nbytes = self.nbytes  # once: there are thousands of codes
         if self.compressed:
-            with given_up():
-                first_bad = decode_blocks(codes, out, num_threads)
+            first_bad = decode_blocks(codes, out, num_threads)
         else:
             first_bad = next((row for row, code in enumerate(codes) if len(code) != nbytes), -1)
         if first_bad >= 0:

@@ -27,7 +27,6 @@ from rllib_efficientzero.targets.returns import (
     step_masks,
     value_prefix_targets,
 )
-from rllib_efficientzero.turns import to_host
 
 # Windows may lie in memory that Ray shares between processes. Nothing here writes into them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -224,7 +223,7 @@ class _Evaluated:
             values.append((rows, times, found))
         value = np.zeros(wants_value.shape, dtype=np.float32)
         for rows, times, found in values:
-            value[rows, times] = to_host(found).numpy()
+            value[rows, times] = found.cpu().numpy()
         return cls(roots, value)
 
     def search(

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from scale_helpers import tiny_config, train_until
-from test_scale_reanalyze import fingerprint, run, short
+from test_scale_reanalyze import run, short
 
-from rllib_efficientzero import interruption, scaled_algorithm, turns
+from rllib_efficientzero import interruption, scaled_algorithm
 from rllib_efficientzero.actors import self_play
 from rllib_efficientzero.actors.ahead import BatchesAhead
+from rllib_efficientzero.actors.switching import SWITCH_INTERVAL
 from rllib_efficientzero.replay.frame_codec import FrameCodec
 from rllib_efficientzero.replay.frame_sources import FramesOnDevice, decode_on_host
-from rllib_efficientzero.turns import SWITCH_INTERVAL, Turn
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -158,37 +158,8 @@ def test_the_first_batches_of_an_iteration_are_begun_before_its_self_play() -> N
     algo.stop()
 
 
-def test_threads_that_take_turns_make_the_same_run() -> None:
-    """As on a GPU, where they wait for it. Whoever learns, plays or searches has the turn."""
-    expected, _ = run(short().reanalyze(prefetch=3))
-    algo = short().reanalyze(prefetch=3).build_algo()
-    algo.batches._turn = Turn()
-    runner, replay = algo.env_runner_group.local_env_runner, algo.local_replay_buffer
-    watched = [(algo.learner_group._learner, "update"), (runner, "_log_search"), (replay, "update_priorities")]
-    watched += [(replay, "sample"), *((worker, "_connector") for worker in algo.batches._workers)]
-    had_turn = []
-
-    def watch(owner: Any, name: str) -> None:
-        function = getattr(owner, name)
-
-        def watching(*args: Any, **kwargs: Any) -> Any:
-            had_turn.append(algo.batches._turn._lock is getattr(turns._of_this_thread, "lock", None))
-            return function(*args, **kwargs)
-
-        setattr(owner, name, watching)
-
-    for owner, name in watched:
-        watch(owner, name)
-    train_until(algo, lambda result: result["training_done"])
-    assert all(had_turn)
-    assert len(had_turn) > 100
-    assert fingerprint(algo) == expected
-    algo.stop()
-
-
 def test_batches_are_made_while_remote_runners_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     algo = short().env_runners(num_env_runners=1).reanalyze(prefetch=2).build_algo()
-    algo.batches._turn = Turn()
     train_until(algo, lambda result: result["num_updates_lifetime"] >= 8)
     made = threading.Event()
     worker, play = algo.batches._workers[0], self_play.sample_remotely

@@ -7,7 +7,6 @@ and on another one, but not against a loop that moved into Python.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -218,15 +217,6 @@ def test_a_lightzero_that_fails_costs_only_its_own_figures(
 def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(lightzero_settings.PeerError, match="no_python"):
         lightzero_settings.measure_peer(tmp_path / "no_python", updates=1)
-
-
-@pytest.mark.usefixtures("own_ray")
-def test_turns_benchmark_runs(tmp_path: Path) -> None:
-    arguments = ["--updates", "5", "--repetitions", "1", "--out", str(tmp_path / "turns.json")]
-    subprocess.run([sys.executable, "-m", "benchmarks.turns", *arguments], check=True, cwd=report.ROOT)
-    result = json.loads((tmp_path / "turns.json").read_text())
-    # Of an update, 12 ms are the Learner's work and waiting, whatever the machine.
-    assert min(result["with_turns_ms"]["min"], result["without_ms"]["min"]) > 12
 
 
 def test_gpu_benchmark_runs_on_a_cpu_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import torch
 
 from rllib_efficientzero.actors import side_thread
 from rllib_efficientzero.actors.side_thread import SideThread
-from rllib_efficientzero.turns import Turn
 
 CPU = torch.device("cpu")
 
@@ -45,15 +44,6 @@ def test_calls_come_one_after_the_other_and_errors_come_back() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         failing.result()
     assert thread.submit(lambda: threading.current_thread().name).result().startswith("side")
-    thread.stop()
-
-
-def test_who_waits_for_a_thread_lets_it_have_the_turn() -> None:
-    turn = Turn()
-    thread = SideThread("side", CPU, turn=turn.taken)
-    with turn.taken():
-        assert thread.submit(sum, [1, 2]).result() == 3
-        thread.submit(sum, [1, 2]).wait()
     thread.stop()
 
 
