@@ -27,7 +27,7 @@ OPTIMIZERS = {
 
 def make(kind: str, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer, GradientStep]:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    module = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 1))
     module.unused = nn.Parameter(torch.ones(2))
     optimizer_class, settings = OPTIMIZERS[kind]
     optimizer = optimizer_class(module.parameters(), lr=0.5, fused=True, **settings)
