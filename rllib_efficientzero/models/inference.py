@@ -187,11 +187,22 @@ class InferenceNetwork:
         """What `FoldedCopy` is to put into the copy."""
         if self.device.type == "cpu":
             return arrange
-        if self.fused and self.dtype == torch.bfloat16 and self.device.type == "cuda" and _has_kernels(self.device):
-            from rllib_efficientzero.models.fused_modules import fuse
+        replacements: list[Callable[[EfficientZeroNetwork], None]] = []
+        if self.fused and self.dtype == torch.bfloat16 and self.device.type == "cuda":
+            if _has_convolutions(self.device):
+                from rllib_efficientzero.models.rectified_convolutions import rectify
 
-            return fuse
-        return lambda network: None
+                replacements.append(rectify)
+            if _has_kernels(self.device):
+                from rllib_efficientzero.models.fused_modules import fuse
+
+                replacements.append(fuse)
+
+        def replace(network: EfficientZeroNetwork) -> None:
+            for replacement in replacements:
+                replacement(network)
+
+        return replace
 
     def _call_network(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode(), autocast(self.device, self.mixed_precision):
@@ -203,6 +214,16 @@ class InferenceNetwork:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+@functools.cache
+def _has_convolutions(device: torch.device) -> bool:
+    def attempt() -> None:
+        from rllib_efficientzero.models.rectified_convolutions import try_convolutions
+
+        try_convolutions(device, torch.bfloat16)
+
+    return succeeds(attempt, f"{device} rectifies apart from convolutions, which takes longer")
 
 
 @functools.cache

@@ -15,6 +15,10 @@ ALIGNMENT = 8
 """Channels that tensor cores of a GPU take at a time."""
 
 
+PAIRS = (2, 1), (1, 0)
+"""Stride and padding with which pairs of columns are convolved."""
+
+
 class AlignedConv2d(nn.Conv2d):
     """A convolution that fills its input's channels up with zeros on a GPU, as tensor cores take them, unless they come
     filled up."""
@@ -40,11 +44,13 @@ class HalvingConv2d(AlignedConv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] == self.in_channels:
             return super().forward(x)
-        filled = x.shape[1] // 2
+        return F.conv2d(x, self.weight_of_pairs(x.shape[1] // 2), self.bias, *PAIRS)
+
+    def weight_of_pairs(self, filled: int) -> Tensor:
+        """`[O, 2F, 3, 2]` for planes filled up to F."""
         # Column 2j - 1 + s of the image is column s % 2 of pair j + s // 2; there is none for s = 3.
         weight = F.pad(self.weight, (0, 1, 0, 0, 0, filled - self.in_channels)).unflatten(3, (2, 2))
-        weight = weight.permute(0, 4, 1, 2, 3).flatten(1, 2)
-        return F.conv2d(x, weight, self.bias, stride=(2, 1), padding=(1, 0))
+        return weight.permute(0, 4, 1, 2, 3).flatten(1, 2)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
