@@ -20,6 +20,8 @@ ACTION_MASK = "action_mask"
 ROOT_VALUE = "root_value"
 VISIT_POLICY = "visit_policy"
 SAMPLED_ACTIONS = "sampled_actions"
+MARK = "mark"
+"""Beside the columns: what a frame source noted about a time's frame, 0 at first; see `frame_sources.SampledFrames`."""
 
 
 @dataclass(frozen=True)
@@ -178,19 +180,23 @@ class GrowingArray:
         self._data = np.empty((0, *row_shape), dtype)
         self._length = 0
 
+    def part(self, begin: int, end: int) -> npt.NDArray[Any]:
+        """View of the rows [begin, end), of those so far; valid until the next `extend`."""
+        return self._data[begin:end]
+
     @property
     def array(self) -> npt.NDArray[Any]:
-        """View of the rows so far; valid until the next `append`."""
+        """View of all rows so far, like `part`."""
         return self._data[: self._length]
 
-    def append(self, rows: npt.NDArray[Any]) -> None:
-        """Adds `rows` `[n, *row_shape]` at the end."""
-        end = self._length + len(rows)
+    def extend(self, count: int) -> None:
+        """Adds `count` rows of zeros at the end."""
+        end = self._length + count
         if end > len(self._data):
             grown = np.empty((max(end, 2 * len(self._data)), *self._data.shape[1:]), self._data.dtype)
             grown[: self._length] = self.array
             self._data = grown
-        self._data[self._length : end] = rows
+        self._data[self._length : end] = 0
         self._length = end
 
     def trim(self) -> None:
@@ -205,6 +211,9 @@ class GrowingArray:
 
 class StoredEpisode:
     """One episode: T+1 encoded single frames and the columns of its T steps.
+
+    All that is known about a time lies side by side in one row, that of the last observation being zero but for its
+    action mask: a window takes a slice of rows, not one of each column.
 
     Both `terminated` and `truncated` False means that the episode goes on, or that its runner died before its end: the
     last stored observation is then neither terminal nor a time limit, merely the last one known.
@@ -237,18 +246,25 @@ class StoredEpisode:
         """Positions of this episode that the buffer has not evicted yet; kept by the buffer."""
         self.frames: list[bytes] = [first_frame]
         self._frame_bytes = sys.getsizeof(first_frame)
-        self._columns = {
-            POSITIONS: GrowingArray((), np.int64),
-            ACTIONS: GrowingArray(actions.shape, actions.dtype),
-            REWARDS: GrowingArray((), np.float32),
-            ROOT_VALUE: GrowingArray((), np.float32),
-            VISIT_POLICY: GrowingArray((actions.num_actions,), np.float32),
-        }
+        columns: list[tuple[str, Any, tuple[int, ...]]] = [
+            (POSITIONS, np.int64, ()),
+            (ACTIONS, actions.dtype, actions.shape),
+            (REWARDS, np.float32, ()),
+            (ROOT_VALUE, np.float32, ()),
+            (VISIT_POLICY, np.float32, (actions.num_actions,)),
+        ]
         if actions.size is not None:
-            self._columns[SAMPLED_ACTIONS] = GrowingArray((actions.num_actions, actions.size), np.float32)
+            columns.append((SAMPLED_ACTIONS, np.float32, (actions.num_actions, actions.size)))
         if first_action_mask is not None:
-            self._columns[ACTION_MASK] = GrowingArray((actions.num_actions,), np.uint8)
-            self._columns[ACTION_MASK].append(first_action_mask[None])
+            columns.append((ACTION_MASK, np.uint8, (actions.num_actions,)))
+        self.column_names = [name for name, _, _ in columns]
+        self.row_dtype = np.dtype([(MARK, np.int64), *columns], align=True)
+        """A structure of MARK and the columns."""
+        # As bytes: NumPy joins slices of structures field by field, those of bytes at once.
+        self._rows = GrowingArray((self.row_dtype.itemsize,), np.uint8)
+        self._rows.extend(1)
+        if first_action_mask is not None:
+            self._table[ACTION_MASK] = first_action_mask
 
     def __len__(self) -> int:
         """Steps stored so far, T."""
@@ -262,20 +278,25 @@ class StoredEpisode:
     @property
     def has_action_mask(self) -> bool:
         """Whether observations came with action masks."""
-        return ACTION_MASK in self._columns
+        return ACTION_MASK in self.column_names
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: frames with their Python objects and the list's references, and columns with their reserve."""
-        return self._frame_bytes + 8 * len(self.frames) + sum(column.nbytes for column in self._columns.values())
+        """Bytes held: frames with their Python objects and the list's references, and rows with their reserve."""
+        return self._frame_bytes + 8 * len(self.frames) + self._rows.nbytes
 
-    def frames_between(self, first: int, last: int) -> list[bytes]:
-        """Encoded observations of the times `first` .. `last`; before the episode's beginning the first one is
-        repeated, after its end the last one (so far)."""
-        before = max(0, -first)
-        after = max(0, last + 1 - len(self.frames))
-        inside = self.frames[first + before : last + 1]
-        return self.frames[:1] * before + inside + self.frames[-1:] * after if before or after else inside
+    def rows(self, begin: int, end: int) -> npt.NDArray[np.uint8]:
+        """`[end - begin, row_dtype.itemsize]` the rows of the times begin .. end-1 <= T as bytes; a view."""
+        return self._rows.part(begin, end)
+
+    @property
+    def _table(self) -> npt.NDArray[Any]:
+        """View `[T+1]` of all rows, as structures."""
+        return self._rows.array.view(self.row_dtype)[:, 0]
+
+    def mark(self, t: int, value: int) -> None:
+        """Changes MARK of the time t <= T."""
+        self._table[MARK][t] = value
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """View of a column so far.
@@ -285,7 +306,8 @@ class StoredEpisode:
                 ACTIONS i64`[T]` or `[T, D]`, REWARDS f32`[T]`, ROOT_VALUE f32`[T]`, VISIT_POLICY f32`[T, A]`,
                 ACTION_MASK u8`[T+1, A]` or SAMPLED_ACTIONS f32`[T, A, D]`.
         """
-        return self._columns[name].array
+        column = self._table[name]
+        return column if name == ACTION_MASK else column[:-1]
 
     def follows(self, chunk: Chunk) -> bool:
         """Whether `chunk` begins where this episode ends. False means that chunks in between were lost.
@@ -307,15 +329,16 @@ class StoredEpisode:
 
         The rows of ACTION_MASK belong, like the frames, to the observations after the steps.
         """
+        first = len(self)
         self.frames += frames
         self._frame_bytes += sum(map(sys.getsizeof, frames))
-        for name, column in self._columns.items():
-            column.append(columns[name])
+        self._rows.extend(len(frames))
+        for name in self.column_names:
+            self.column(name)[first + (name == ACTION_MASK) :] = columns[name]
 
     def end(self, *, terminated: bool, truncated: bool) -> None:
         """Notes how the episode ended, if it did."""
         self.terminated = terminated
         self.truncated = truncated
         if self.is_done:
-            for column in self._columns.values():
-                column.trim()
+            self._rows.trim()

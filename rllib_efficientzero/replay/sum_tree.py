@@ -9,6 +9,10 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 
+WHOLE_LEVEL = 1024
+"""Sums of so many nodes side by side are computed about as soon as those of a few that lie anywhere."""
+
+
 class SumTree:
     """Non-negative leaves and the sums over them, as a binary heap in one float64 array.
 
@@ -41,6 +45,11 @@ class SumTree:
         """Sum of all leaves."""
         return float(self._nodes[1])
 
+    @property
+    def _children(self) -> npt.NDArray[np.complex128]:
+        """Of every node left (real) and right (imag), as a view: NumPy looks up two in the time of one."""
+        return self._nodes.view(np.complex128)
+
     def get(self, indices: IntArray) -> FloatArray:
         """Leaf values `[n]` at `indices` `[n]`."""
         return self._nodes[indices + self._first_leaf]
@@ -53,12 +62,16 @@ class SumTree:
             raise IndexError(f"SumTree indices must lie in [0, {self.capacity}).")
         nodes = indices + self._first_leaf
         self._nodes[nodes] = values
-        for _ in range(self._depth):
-            nodes = nodes >> 1
-            if len(nodes) > 1:
-                # Neighbours share parents: without this a bulk update would do the work of each level once per leaf.
-                nodes = nodes[np.append(True, nodes[1:] != nodes[:-1])]
-            self._nodes[nodes] = self._nodes[2 * nodes] + self._nodes[2 * nodes + 1]
+        children_of = self._children
+        most = max(WHOLE_LEVEL, 8 * len(nodes))
+        for depth in reversed(range(self._depth)):
+            if (size := 1 << depth) <= most:
+                children = children_of[size : 2 * size]
+                np.add(children.real, children.imag, out=self._nodes[size : 2 * size])
+            else:
+                nodes = nodes >> 1
+                children = children_of.take(nodes)
+                self._nodes[nodes] = children.real + children.imag
 
     def find(self, prefix_sums: FloatArray) -> IntArray:
         """Leaves `[n]` in which the cumulative sum over the leaves first exceeds `prefix_sums` `[n]`.
@@ -73,11 +86,12 @@ class SumTree:
             raise ValueError("A SumTree whose leaves are all 0 has nothing to find.")
         rest = np.array(prefix_sums, dtype=np.float64)
         nodes = np.ones(len(rest), dtype=np.int64)
+        children_of = self._children
         for _ in range(self._depth):
-            left = 2 * nodes
-            left_sum = self._nodes[left]
+            children = children_of.take(nodes)
             # `rest` may exceed the sums below by a rounding error; an empty right half must not attract it.
-            right = (rest >= left_sum) & (self._nodes[left + 1] > 0)
-            rest -= np.where(right, left_sum, 0.0)
-            nodes = left + right
+            goes_right = (rest >= children.real) & (children.imag > 0)
+            rest -= children.real * goes_right
+            nodes += nodes
+            nodes += goes_right
         return nodes - self._first_leaf

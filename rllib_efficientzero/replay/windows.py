@@ -13,13 +13,15 @@ from torch import Tensor
 from rllib_efficientzero.replay.episode import (
     ACTION_MASK,
     ACTIONS,
+    MARK,
     REWARDS,
     ROOT_VALUE,
     SAMPLED_ACTIONS,
     VISIT_POLICY,
+    ActionFormat,
     StoredEpisode,
 )
-from rllib_efficientzero.replay.frame_sources import FrameSource, decode_on_host
+from rllib_efficientzero.replay.frame_sources import FrameSource, SampledFrames, decode_on_host
 
 
 @dataclass(frozen=True)
@@ -137,58 +139,81 @@ def gather_windows(
         num_added: steps ever added.
         frame_source: makes their frames.
     """
-    batch, first = len(samples), samples[0][0]
-    reach = shape.unroll_steps + shape.td_steps
-    unroll, num_actions, size = shape.unroll_steps, first.actions.num_actions, first.actions.size
-    codes: list[bytes] = []
-    for episode, t in samples:
-        codes += episode.frames_between(t - (shape.frame_stack - 1), t + reach)
+    first, before, reach = samples[0][0], shape.frame_stack - 1, shape.unroll_steps + shape.td_steps
+    times = np.array([t for _, t in samples], np.int64)
+    lengths = np.array([len(episode) for episode, _ in samples], np.int64)
+    # Python does one thing per window, which is to take its rows; what follows picks from all of them at once.
+    begins, ends = np.maximum(times - before, 0), np.minimum(times + reach, lengths) + 1
+    slices = zip(samples, begins.tolist(), ends.tolist(), strict=True)
+    rows = np.concatenate([episode.rows(begin, end) for (episode, _), begin, end in slices]).view(first.row_dtype)[:, 0]
+    beginnings = np.cumsum(ends - begins) - ends  # of a window's episode, as it were, counted in `rows`
+    inside = np.clip(times[:, None] + np.arange(-before, reach + 1), 0, lengths[:, None])  # [B, num_frames] times
+    at = inside + beginnings[:, None]
+    steps = at[:, before:]  # The row of T holds zeros where a step would be.
+    unrolled, states = steps[:, : shape.unroll_steps], steps[:, : shape.unroll_steps + 1]
     # All of the batch in one call: none is decoded twice, those beyond an episode's ends neither.
-    frames = frame_source(first.codec, codes)
+    frames = frame_source(first.codec, _FramesOfWindows(samples, inside, rows[MARK][at]))
     windows = Windows(
         position_ids=position_ids,
         weights=weights,
         num_added=num_added,
-        frames=frames.reshape(batch, shape.num_frames, *first.codec.shape),
-        actions=_random_actions(samples, (batch, unroll), rng),
-        rewards=np.zeros((batch, reach), np.float32),
-        visit_policy=np.zeros((batch, unroll + 1, num_actions), np.float32),
-        root_value=np.zeros((batch, unroll + 1), np.float32),
-        action_mask=np.empty((batch, reach + 1, num_actions), np.uint8) if first.has_action_mask else None,
-        steps_left=np.array([len(episode) - t for episode, t in samples], np.int64),
+        frames=frames.reshape(len(samples), shape.num_frames, *first.codec.shape),
+        actions=_random_actions(rows[ACTIONS][at[:, before]], unrolled.shape, first.actions, rng),
+        rewards=rows[REWARDS][steps[:, :reach]],
+        visit_policy=rows[VISIT_POLICY][states],
+        root_value=rows[ROOT_VALUE][states],
+        action_mask=rows[ACTION_MASK][steps] if first.has_action_mask else None,
+        steps_left=lengths - times,
         terminated=np.array([episode.terminated for episode, _ in samples], np.bool_),
         seed=_draw_seed(rng),
-        sampled_actions=None if size is None else np.zeros((batch, unroll + 1, num_actions, size), np.float32),
+        sampled_actions=None if first.actions.size is None else rows[SAMPLED_ACTIONS][states],
     )
-    columns = [
-        (ACTIONS, windows.actions),
-        (REWARDS, windows.rewards),
-        (VISIT_POLICY, windows.visit_policy),
-        (ROOT_VALUE, windows.root_value),
-    ]
-    if windows.sampled_actions is not None:
-        columns.append((SAMPLED_ACTIONS, windows.sampled_actions))
-    for name, column in columns:
-        steps = column.shape[1]
-        known = np.arange(steps) < windows.steps_left[:, None]
-        column[known] = np.concatenate([episode.column(name)[t : t + steps] for episode, t in samples])
+    known = np.arange(shape.unroll_steps) < windows.steps_left[:, None]
+    windows.actions[known] = rows[ACTIONS][unrolled[known]]
     if windows.action_mask is not None:
-        times = np.arange(reach + 1)
-        for row, (episode, t) in enumerate(samples):
-            windows.action_mask[row] = episode.column(ACTION_MASK)[np.minimum(t + times, len(episode))]
         windows.action_mask[~windows.action_mask.any(axis=-1)] = 1
     return windows
 
 
+class _FramesOfWindows(SampledFrames):
+    """See `SampledFrames`; F frames of each of B windows, one window after the other."""
+
+    def __init__(
+        self,
+        samples: Sequence[tuple[StoredEpisode, int]],
+        times: npt.NDArray[np.int64],
+        marks: npt.NDArray[np.int64],
+    ) -> None:
+        """Args:
+        samples: B episodes, with times that are not read.
+        times: `[B, F]` the frames' times in them.
+        marks: `[B, F]`
+        """
+        self._samples, self._times = samples, times
+        self.marks = marks.reshape(-1)
+
+    def codes(self, rows: npt.NDArray[np.int64] | None = None) -> list[bytes]:
+        if rows is None:
+            windows = zip([episode.frames for episode, _ in self._samples], self._times.tolist(), strict=True)
+            return [frames[t] for frames, times in windows for t in times]
+        return [episode.frames[t] for episode, t in self._at(rows)]
+
+    def note(self, rows: npt.NDArray[np.int64], marks: npt.NDArray[np.int64]) -> None:
+        for (episode, t), mark in zip(self._at(rows), marks.tolist(), strict=True):
+            episode.mark(t, mark)
+
+    def _at(self, rows: npt.NDArray[np.int64]) -> list[tuple[StoredEpisode, int]]:
+        windows, times = rows // self._times.shape[1], self._times.reshape(-1)[rows]
+        return [(self._samples[window][0], t) for window, t in zip(windows.tolist(), times.tolist(), strict=True)]
+
+
 def _random_actions(
-    samples: Sequence[tuple[StoredEpisode, int]], shape: tuple[int, int], rng: np.random.Generator
+    known: npt.NDArray[Any], shape: tuple[int, ...], actions: ActionFormat, rng: np.random.Generator
 ) -> npt.NDArray[Any]:
-    """For the times beyond the ends: `shape` enumerated actions, or as many of the vectors at the sampled times. What
+    """For the times beyond the ends: `shape` enumerated actions, or as many of the vectors `known` `[B, D]`. What
     follows from them is masked in every loss, but it takes part in normalisation."""
-    actions = samples[0][0].actions
     if actions.size is None:
         return rng.integers(actions.num_actions, size=shape)
-    known = np.stack([episode.column(ACTIONS)[t] for episode, t in samples])
     return known[rng.integers(len(known), size=shape)]
 
 

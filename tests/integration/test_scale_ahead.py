@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,8 @@ def test_a_gpu_in_this_process_keeps_frames(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(scaled_algorithm, "get_device", lambda config, num_gpus: torch.device("cpu"))
     source = scaled_algorithm._frame_source(config)
     codec = FrameCodec((4,), np.dtype(np.float32))
-    assert isinstance(source(codec, [bytes(16)]), torch.Tensor)
+    frames = SimpleNamespace(marks=np.zeros(1, np.int64), codes=lambda rows=None: [bytes(16)], note=lambda *args: None)
+    assert isinstance(source(codec, frames), torch.Tensor)
     assert len(source._rows) == 900  # the capacity, and an eighth for steps that stay with their episode
 
 

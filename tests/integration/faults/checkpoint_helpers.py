@@ -94,7 +94,7 @@ def fingerprint(algo: EfficientZero) -> dict[str, str]:
 def _replay(replay: Any) -> dict[str, Any]:
     episodes = [
         [number, episode.t_started, episode.terminated, episode.truncated, episode.num_live, episode.frames]
-        + [episode.column(name) for name in episode._columns]
+        + [episode.column(name) for name in episode.column_names]
         for number, episode in replay._episodes.items()
     ]
     # Ids are random; what matters is which episodes are still going on.

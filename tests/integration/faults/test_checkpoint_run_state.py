@@ -50,7 +50,7 @@ SAVED_BY_US = {
         "_num_added",
         "_priorities",
     },
-    "StoredEpisode": {"t_started", "terminated", "truncated", "frames", "_columns"},
+    "StoredEpisode": {"t_started", "terminated", "truncated", "frames", "_rows"},
 }
 # What follows from the config, or from what is saved, or does not matter to the future of a run.
 DERIVED = {
@@ -107,7 +107,7 @@ DERIVED = {
         "capacity", "priority_exponent", "_frame_source", "_window_shape", "_num_bytes", "_episode_of_slot",
         "_time_of_slot", "_segment_files",
     },
-    "StoredEpisode": {"codec", "actions", "num_live", "_frame_bytes"},
+    "StoredEpisode": {"codec", "actions", "num_live", "_frame_bytes", "column_names", "row_dtype"},
 }  # fmt: skip
 # Of torch's modules, and RLlib's time series for Prometheus.
 IGNORED_PREFIXES = ("_metrics_",)

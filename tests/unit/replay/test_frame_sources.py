@@ -13,7 +13,7 @@ from replay_helpers import interleaved_chunks, random_episode
 
 from rllib_efficientzero.replay import PrioritizedReplay, Windows
 from rllib_efficientzero.replay.frame_codec import FrameCodec
-from rllib_efficientzero.replay.frame_sources import FramesOnDevice, FrameSource, decode_on_host
+from rllib_efficientzero.replay.frame_sources import FramesOnDevice, FrameSource, SampledFrames, decode_on_host
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 IMAGES = FrameCodec((16, 16, 3), np.dtype(np.uint8))
@@ -29,8 +29,28 @@ def some_codes(codec: FrameCodec, count: int, seed: int = 0) -> list[bytes]:
     return [codec.encode(frame.astype(codec.dtype)) for frame in frames]
 
 
-def assert_as_decoded(source: FrameSource, codec: FrameCodec, codes: Sequence[bytes]) -> None:
-    found, expected = source(codec, codes), decode_on_host(codec, codes)
+class Sampled(SampledFrames):
+    """Frames `indices` of `codes`, whose marks are those of `all_marks`."""
+
+    def __init__(self, codes: Sequence[bytes], indices: np.ndarray, all_marks: np.ndarray) -> None:
+        self._codes, self._indices, self._all_marks = codes, indices, all_marks
+        self.marks = all_marks[indices]
+
+    def codes(self, rows: np.ndarray | None = None) -> list[bytes]:
+        return [self._codes[i] for i in (self._indices if rows is None else self._indices[rows])]
+
+    def note(self, rows: np.ndarray, marks: np.ndarray) -> None:
+        self._all_marks[self._indices[rows]] = marks
+
+
+def unmarked(codes: Sequence[bytes]) -> SampledFrames:
+    """Frames that are sampled for the first time."""
+    return Sampled(codes, np.arange(len(codes)), np.zeros(len(codes), np.int64))
+
+
+def assert_as_decoded(source: FrameSource, codec: FrameCodec, codes: Sequence[bytes] | SampledFrames) -> None:
+    frames = unmarked(codes) if isinstance(codes, Sequence) else codes
+    found, expected = source(codec, frames), decode_on_host(codec, frames)
     assert isinstance(found, torch.Tensor)
     assert found.shape == expected.shape
     assert found.cpu().numpy().dtype == expected.dtype
@@ -70,24 +90,61 @@ def test_frames_are_those_that_were_encoded(codec: FrameCodec, max_frames: int, 
         assert_as_decoded(source, codec, [codes[i] for i in rng.integers(100, size=30)])
 
 
+@pytest.mark.parametrize("max_frames", [30, 31, 64, 1000])
+def test_marked_frames_are_those_that_were_encoded(max_frames: int) -> None:
+    """Whatever gives way between two samples, and though frames with the same code share a place."""
+    rng = np.random.default_rng(2)
+    codes = some_codes(IMAGES, 100)
+    codes = [codes[i] for i in rng.integers(100, size=150)]
+    marks = np.zeros(150, np.int64)
+    sources = [kept(max_frames), kept(max_frames)]  # which take each other's marks for no marks
+    for number in range(60):
+        frames = Sampled(codes, rng.integers(150, size=30), marks)
+        assert_as_decoded(sources[number // 3 % 2], IMAGES, frames)
+        assert (marks[frames._indices] > 0).all()
+
+
+def test_codes_of_marked_frames_are_not_looked_at() -> None:
+    source, codes, marks = kept(50), some_codes(IMAGES, 20), np.zeros(20, np.int64)
+    source(IMAGES, Sampled(codes, np.arange(15), marks))
+    seen: list[list[int]] = []
+
+    class Watched(Sampled):
+        def codes(self, rows: np.ndarray | None = None) -> list[bytes]:
+            seen.append([] if rows is None else rows.tolist())
+            return super().codes(rows)
+
+    source(IMAGES, Watched(codes, np.arange(10, 20), marks))
+    source(IMAGES, Watched(codes, np.arange(20), marks))
+    assert seen == [[5, 6, 7, 8, 9]]
+
+
+def test_marks_of_frames_of_another_shape_say_nothing() -> None:
+    source, other = kept(20), FrameCodec((24, 16, 2), np.dtype(np.uint8))
+    frames = Sampled(some_codes(IMAGES, 5), np.arange(5), np.zeros(5, np.int64))
+    for codec in (IMAGES, other, IMAGES):
+        frames = Sampled(frames._codes, frames._indices, frames._all_marks)
+        assert_as_decoded(source, codec, frames)
+
+
 def test_a_frame_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     source, codes = kept(50), some_codes(IMAGES, 50)
     counts = counting_decodes(monkeypatch)
-    source(IMAGES, codes[:30] + codes[:10])
-    source(IMAGES, codes[20:])
-    source(IMAGES, codes[::-1])
+    source(IMAGES, unmarked(codes[:30] + codes[:10]))
+    source(IMAGES, unmarked(codes[20:]))
+    source(IMAGES, unmarked(codes[::-1]))
     assert counts == [30, 20]
 
 
 def test_the_frame_that_came_first_gives_way_but_none_of_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     source, codes = kept(4), some_codes(IMAGES, 6)
     counts = counting_decodes(monkeypatch)
-    source(IMAGES, codes[:4])
-    source(IMAGES, [codes[0], codes[4], codes[5]])  # in the places of 1 and 2
-    source(IMAGES, [codes[0], codes[3], codes[4], codes[5]])
+    source(IMAGES, unmarked(codes[:4]))
+    source(IMAGES, unmarked([codes[0], codes[4], codes[5]]))  # in the places of 1 and 2
+    source(IMAGES, unmarked([codes[0], codes[3], codes[4], codes[5]]))
     assert counts == [4, 2]
-    source(IMAGES, [codes[1]])  # in that of 3
-    source(IMAGES, [codes[0], codes[4], codes[5], codes[1]])
+    source(IMAGES, unmarked([codes[1]]))  # in that of 3
+    source(IMAGES, unmarked([codes[0], codes[4], codes[5], codes[1]]))
     assert counts == [4, 2, 1]
 
 
@@ -98,9 +155,9 @@ def test_codes_of_frames_that_gave_way_are_let_go() -> None:
         return [sys.getrefcount(codes[i]) for i in range(3)]
 
     before = holders()
-    source(IMAGES, codes[:3])
+    source(IMAGES, unmarked(codes[:3]))
     assert all(np.greater(holders(), before))
-    source(IMAGES, codes[3:])
+    source(IMAGES, unmarked(codes[3:]))
     assert holders() == before
 
 
@@ -108,18 +165,18 @@ def test_samples_that_do_not_fit_are_decoded_as_a_whole(monkeypatch: pytest.Monk
     source, codes = kept(1000, max_bytes=10 * IMAGES.nbytes), some_codes(IMAGES, 20)
     counts = counting_decodes(monkeypatch)
     for size in (10, 11, 10):
-        source(IMAGES, codes[:size])
-    source(IMAGES, 3 * codes[:10])
+        source(IMAGES, unmarked(codes[:size]))
+    source(IMAGES, unmarked(3 * codes[:10]))
     assert counts == [10, 11]
 
 
 def test_a_damaged_code_is_an_error_and_changes_nothing() -> None:
     source, codes = kept(20), some_codes(IMAGES, 10)
-    source(IMAGES, codes[:5])
+    source(IMAGES, unmarked(codes[:5]))
     damaged = codes[7][:-3]
     for _ in range(2):
         with pytest.raises(ValueError, match=f"its {len(damaged)} bytes are damaged"):
-            source(IMAGES, [*codes[3:7], damaged, codes[8]])
+            source(IMAGES, unmarked([*codes[3:7], damaged, codes[8]]))
         assert_as_decoded(source, IMAGES, codes)
 
 
