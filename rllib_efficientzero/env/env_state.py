@@ -1,8 +1,9 @@
 """The state of running environments, taken out and put back, so that a resumed run goes on within an episode.
 
 What is taken are the instance attributes of every layer (vector, wrappers, environment), and ALE's own state. That is
-everything for environments written in Python. One whose state is behind an attribute that cannot be pickled, and one
-that runs in another process, give none: `capture` returns None, and its episodes must begin anew.
+everything for environments written in Python. One whose state is behind an attribute that cannot be pickled gives none,
+nor does a vector of its own kind: `capture` returns None, and its episodes must begin anew. Environments in processes
+of their own take their states there, and put them back (`StatefulEnv`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import io
 import logging
 import pickle
+import random
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 from ray import cloudpickle
 
 from rllib_efficientzero.env.guard import GuardPolicy
@@ -44,24 +46,19 @@ _MAX_DEPTH = 8
 
 def capture(env: VectorEnv) -> bytes | None:
     """The state of a vector of environments; None if it cannot be had."""
-    layers = _layers(env)
-    if layers is None:
-        return None
-    emulators = {id(emulator): index for index, emulator in _emulators(layers).items()}
-    buffer = io.BytesIO()
     try:
-        states = {index: emulator.cloneState(include_rng=True) for index, emulator in _emulators(layers).items()}
-        pickler = _Pickler(buffer, {id(layer): index for index, layer in enumerate(layers)}, emulators)
-        pickler.dump(([_attributes(layer) for layer in layers], states))
+        if isinstance(env.unwrapped, AsyncVectorEnv):
+            states = env.unwrapped.get_attr(StatefulEnv.STATE)
+            return None if None in states else pickle.dumps(states)
+        layers = _layers(env)
+        return None if layers is None else _capture_layers(layers)
     except Exception as error:
-        # Whatever an environment's attributes raise when they are pickled; the caller says what follows from it.
-        logger.info("the state of %s cannot be saved: %s: %s", env.spec, type(error).__name__, error)
+        _log_no_state(env, error)
         return None
-    return buffer.getvalue()
 
 
 def restore(env: VectorEnv, state: bytes) -> None:
-    """Puts a state of `capture` into newly made environments of the same kind.
+    """Puts a state of `capture` into environments of the same kind.
 
     Args:
         env: made in the same way as the one whose state was captured.
@@ -70,12 +67,86 @@ def restore(env: VectorEnv, state: bytes) -> None:
     Raises:
         ValueError: the environments are made differently.
     """
+    if isinstance(env.unwrapped, AsyncVectorEnv):
+        env.reset()  # Their processes remember whose episode has ended, and forget it so alone.
+        env.unwrapped.set_attr(StatefulEnv.STATE, pickle.loads(state))
+        for problem in env.unwrapped.get_attr(StatefulEnv.PROBLEM):
+            if problem:
+                raise ValueError(problem)
+        return
     layers = _layers(env)
     if layers is None:
         raise ValueError(f"{env} cannot take a saved state")
+    _restore_layers(layers, state)
+
+
+class StatefulEnv(gym.Wrapper):
+    """An environment in a process of its own, whose state can be asked for and set from outside it."""
+
+    STATE, PROBLEM = "process_state", "restore_problem"
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.restore_problem: str | None = None
+        """Why the last state was not put back; an error would end the process."""
+        self._has_ended = False
+        self._resets_next = False  # The vector has not seen the end: it came before the state was put back.
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the environment's; the step after an end that was restored begins the next episode."""
+        if self._resets_next:
+            observation, info = self.reset()
+            return observation, 0.0, False, False, info
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._has_ended = terminated or truncated
+        return observation, reward, terminated, truncated, info
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """As the environment's."""
+        self._has_ended = self._resets_next = False
+        return self.env.reset(**kwargs)
+
+    @property
+    def process_state(self) -> bytes | None:
+        """The environment's, and that of the generators that a process has once; None if it cannot be had."""
+        try:
+            layers = _capture_layers(_single_layers(self.env))
+        except Exception as error:
+            _log_no_state(self.env, error)
+            return None
+        generators = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the one that libraries share
+        return pickle.dumps((layers, self._has_ended or self._resets_next, generators))
+
+    @process_state.setter
+    def process_state(self, state: bytes) -> None:
+        layers, self._resets_next, (python, numpy) = pickle.loads(state)
+        self._has_ended, self.restore_problem = False, None
+        try:
+            _restore_layers(_single_layers(self.env), layers)
+        except ValueError as error:
+            self.restore_problem = str(error)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _log_no_state(env: Any, error: Exception) -> None:
+    """Whatever an environment's attributes raise when they are pickled; the caller says what follows from it."""
+    logger.info("the state of %s cannot be saved: %s: %s", env.spec, type(error).__name__, error)
+
+
+def _capture_layers(layers: list[Any]) -> bytes:
+    emulators = {id(emulator): index for index, emulator in _emulators(layers).items()}
+    buffer = io.BytesIO()
+    states = {index: emulator.cloneState(include_rng=True) for index, emulator in _emulators(layers).items()}
+    pickler = _Pickler(buffer, {id(layer): index for index, layer in enumerate(layers)}, emulators)
+    pickler.dump(([_attributes(layer) for layer in layers], states))
+    return buffer.getvalue()
+
+
+def _restore_layers(layers: list[Any], state: bytes) -> None:
     attributes, states = _Unpickler(io.BytesIO(state), layers).load()
     if len(attributes) != len(layers):
-        raise ValueError(f"the saved environments have {len(attributes)} layers, {env} has {len(layers)}")
+        raise ValueError(f"the saved environments have {len(attributes)} layers, these have {len(layers)}")
     for layer, values in zip(layers, attributes, strict=True):
         vars(layer).update(values)
     for index, emulator_state in states.items():
@@ -129,13 +200,16 @@ def _layers(env: Any) -> list[Any] | None:
         env = env.env
     if not isinstance(env, SyncVectorEnv):
         return None
-    layers.append(env)
-    for single in env.envs:
-        while isinstance(single, gym.Wrapper):
-            layers.append(single)
-            single = single.env
-        layers.append(single)
-    return layers
+    return [*layers, env, *(layer for single in env.envs for layer in _single_layers(single))]
+
+
+def _single_layers(env: gym.Env) -> list[Any]:
+    """An environment's wrappers from the outside in, and itself."""
+    layers: list[Any] = []
+    while isinstance(env, gym.Wrapper):
+        layers.append(env)
+        env = env.env
+    return [*layers, env]
 
 
 def _attributes(layer: Any) -> dict[str, Any]:
@@ -177,4 +251,6 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: tuple[str, int]) -> Any:
         kind, index = pid
+        if index >= len(self._layers):
+            raise ValueError(f"the saved environments have more layers than these, which have {len(self._layers)}")
         return self._layers[index] if kind == "layer" else vars(self._layers[index])["ale"]

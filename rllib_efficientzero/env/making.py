@@ -12,6 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_efficientzero.env.dm_control import is_dmc_id
+from rllib_efficientzero.env.env_state import StatefulEnv
 from rllib_efficientzero.env.guard import CheckedVectorEnv, GuardedEnv, GuardPolicy
 from rllib_efficientzero.env.named import named_maker
 from rllib_efficientzero.env.spaces import adapt, adapt_vector
@@ -55,6 +56,7 @@ def make_vector_env(
     if mode is gym.VectorizeMode.ASYNC:
         # What OpenGL has begun in this process does not survive in a fork of it: drawing would hang there.
         context = "forkserver" if isinstance(env, str) and is_dmc_id(env) else None
+        makers = [functools.partial(_make_stateful, make) for make in makers]
         return _AsyncVectorEnv(makers, timeout_s=timeout_s, context=context)
     return SyncVectorEnv(makers)
 
@@ -66,6 +68,10 @@ def _make_guarded(make: Callable[[], gym.Env], name: str, policy: GuardPolicy, r
     except ValueError:
         env.close()
         raise
+
+
+def _make_stateful(make: Callable[[], gym.Env]) -> gym.Env:
+    return StatefulEnv(make())
 
 
 def env_maker(env: str | Callable[..., Any], env_config: dict[str, Any]) -> Callable[[], gym.Env]:

@@ -112,8 +112,8 @@ def _runner(runner: EfficientZeroEnvRunner) -> dict[str, Any]:
     state["connectors"] = [runner._env_to_module.get_state(), runner._module_to_env.get_state()]
     if runner._needs_initial_reset:
         return state | {"environment generators": None, "episodes": None}
-    envs = runner.env.unwrapped.envs
-    state["environment generators"] = [env.unwrapped.np_random.bit_generator.state for env in envs]
+    generators = runner.env.unwrapped.get_attr("np_random")
+    state["environment generators"] = [generator.bit_generator.state for generator in generators]
     state["episodes"] = [
         None if episode is None else [episode.t, list(episode.get_observations()), episode.is_done]
         for episode in runner._ongoing_episodes

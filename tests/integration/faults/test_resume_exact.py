@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,11 +27,16 @@ def with_evaluation() -> EfficientZeroConfig:
     return short_config().evaluation(evaluation_interval=9, evaluation_duration=2)
 
 
+def in_processes() -> EfficientZeroConfig:
+    return short_config().env_runners(gym_env_vectorize_mode="async")
+
+
 CONFIGS = {
     "CartPole": lambda: short_config("CartPole-v1"),
     "pixels": short_config,
     "evaluation": with_evaluation,
     "environment without state": lambda: short_config(Unsaveable),
+    "environments in processes": in_processes,
     "two remote runners": lambda: short_config(TinyPixels, num_env_runners=2),
     "batches made ahead": lambda: short_config().reanalyze(prefetch=2),
     "remote reanalyze actor": lambda: short_config().reanalyze(num_actors=1, prefetch=0),
@@ -63,9 +69,10 @@ def test_resumed_equals_straight(name: str, tmp_path: pathlib.Path) -> None:
     resumed.stop()
 
 
-def test_a_run_may_be_rolled_back(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("config", [short_config, in_processes])
+def test_a_run_may_be_rolled_back(config: Callable[[], EfficientZeroConfig], tmp_path: pathlib.Path) -> None:
     """Restoring into the very algorithm that went on: newer weights must not survive."""
-    algo: Any = train(tiny_config().build_algo(), 15)
+    algo: Any = train(config().build_algo(), 15)
     saved = algo.save_to_path(tmp_path / "checkpoint")
     expected = fingerprint(train(algo, 10))
     train(algo, 7)
