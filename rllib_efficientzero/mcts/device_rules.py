@@ -25,6 +25,7 @@ class RootResults:
     q: np.ndarray  # [B, A]; where unvisited 0, or once they are completed what the policy takes for it
     value: np.ndarray  # [B]
     raw_value: np.ndarray  # [B], the network's
+    stretched_q: np.ndarray | None = None  # [B, A], what "gumbel" adds to logits
 
 
 def power_of_two(least: int) -> int:
@@ -62,7 +63,8 @@ class PuctRules:
         seed: int,
     ) -> np.ndarray:
         """Returns the root's rows. `roots` has begun with what the search begins with."""
-        self._random.copy_(torch.from_numpy(_root_streams(seed, first_root, len(policy_logits))))
+        random = torch.from_numpy(_root_streams(seed, first_root, len(policy_logits)))
+        self._random.copy_(random, non_blocking=True)
         return roots.improved_policy()
 
     def select(self, trees: dict[str, Tensor], options: dict[str, Any]) -> None:
@@ -124,14 +126,16 @@ class GumbelRules:
         seed: int,
     ) -> np.ndarray:
         """Returns the root's rows. `roots` has begun with what the search begins with."""
-        shape = policy_logits.shape
-        legal = by_columns(np.ones(shape, bool) if legal_actions is None else legal_actions.astype(bool))
-        given = by_columns(np.zeros(shape, np.float32) if gumbel is None else gumbel)
-        noise = self._noise = np.where(legal, given, np.float32(-np.inf))
-        self._gumbel.copy_(torch.from_numpy(np.ascontiguousarray(noise)))
-        considered = np.minimum(legal.sum(axis=1), self._max_considered).astype(np.int32)
-        self._considered.copy_(torch.from_numpy(considered))
-        logits = np.where(legal, by_columns(policy_logits), -np.inf)
+        noise = by_columns(np.zeros(policy_logits.shape, np.float32) if gumbel is None else gumbel)
+        logits, num_legal = by_columns(policy_logits), np.full(len(policy_logits), policy_logits.shape[1])
+        if legal_actions is not None:
+            legal = by_columns(legal_actions.astype(bool))
+            noise, logits = np.where(legal, noise, np.float32(-np.inf)), np.where(legal, logits, -np.inf)
+            num_legal = legal.sum(axis=1)
+        self._noise = noise
+        self._gumbel.copy_(torch.from_numpy(np.ascontiguousarray(noise)), non_blocking=True)
+        considered = np.minimum(num_legal, self._max_considered).astype(np.int32)
+        self._considered.copy_(torch.from_numpy(considered), non_blocking=True)
         return (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
 
     def select(self, trees: dict[str, Tensor], options: dict[str, Any]) -> None:
@@ -155,13 +159,13 @@ class GumbelRules:
     def completed(self, found: RootResults) -> RootResults:
         """With Q values of all actions, which the other methods take."""
         q = np.where(found.visits > 0, found.q, self._mixed_value(found)[:, None]).astype(np.float32)
-        return dataclasses.replace(found, q=q)
+        return dataclasses.replace(found, q=q, stretched_q=self._stretched(found.visits, q))
 
     def improved_policy(self, found: RootResults) -> np.ndarray:
-        return masked_softmax(found.row + self._scaled(found)).astype(np.float32)
+        return masked_softmax(found.row + found.stretched_q).astype(np.float32)
 
     def selected_actions(self, found: RootResults) -> np.ndarray:
-        scores = np.maximum(self._noise + found.row + self._scaled(found), -1e9)
+        scores = np.maximum(self._noise + found.row + found.stretched_q, -1e9)
         is_finalist = found.visits == found.visits.max(axis=1, keepdims=True)
         return np.where(is_finalist, scores, -np.inf).argmax(axis=1)
 
@@ -172,12 +176,12 @@ class GumbelRules:
         total = found.visits.sum(axis=1)
         return (found.raw_value + total * visited_q) / (total + 1)
 
-    def _scaled(self, found: RootResults) -> np.ndarray:
+    def _stretched(self, visits: np.ndarray, q: np.ndarray) -> np.ndarray:
         """`[B, A]` completed Q values, stretched, by a scale that grows with the visits."""
-        least = found.q.min(axis=1)
-        spread = np.maximum(found.q.max(axis=1) - least, self._config.gumbel_min_q_range)
-        scale = (self._config.gumbel_c_visit + found.visits.max(axis=1)) * self._config.gumbel_c_scale
-        return (found.q - least[:, None]) * (scale / spread)[:, None]
+        least = q.min(axis=1)
+        spread = np.maximum(q.max(axis=1) - least, self._config.gumbel_min_q_range)
+        scale = (self._config.gumbel_c_visit + visits.max(axis=1)) * self._config.gumbel_c_scale
+        return (q - least[:, None]) * (scale / spread)[:, None]
 
 
 def halving_schedule(num_considered: int, num_simulations: int) -> list[int]:

@@ -113,7 +113,8 @@ class DeviceTree:
         self._begin(row, value)
 
     def _begin(self, row: np.ndarray, value: np.ndarray) -> None:
-        given = torch.from_numpy(np.ascontiguousarray(np.column_stack((row, value)))).to(self._device)
+        of_roots = torch.from_numpy(np.ascontiguousarray(np.column_stack((row, value))))
+        given = of_roots.to(self._device, non_blocking=True)
         with current(self._device):
             self._kernels.begin[(self.num_roots,)](
                 *(self._trees[name] for name in _BEGUN), given, **self._sizes, EDGES=EDGES_AT_ONCE, num_warps=1

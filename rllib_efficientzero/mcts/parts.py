@@ -52,8 +52,8 @@ class Part(abc.ABC):
         of the batch."""
         if self.rows != slice(0, len(latent)):
             chosen = np.minimum(np.arange(self.rows.start, self.rows.stop), len(latent) - 1)
-            on_device = torch.from_numpy(chosen).to(latent.device)
-            statistics = {name: array[chosen] for name, array in statistics.items()}
+            on_device = torch.from_numpy(chosen).to(latent.device, non_blocking=True)
+            statistics = {name: array.take(chosen, axis=0) for name, array in statistics.items()}
             latent, sampled = latent[on_device], sampled and sampled.rows(on_device)
         self.tree.reset(**statistics, noise_fraction=noise_fraction, seed=seed)
         self._set_roots(latent, sampled)

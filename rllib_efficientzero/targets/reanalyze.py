@@ -140,7 +140,7 @@ class Reanalyzer:
 
         n_step = n_step_targets(
             windows.rewards,
-            np.take_along_axis(make_value.bootstrap(evaluated, searched), times, axis=1),
+            make_value.bootstrap(evaluated, searched)[np.arange(len(windows))[:, None], times],
             horizon,
             windows.steps_left,
             windows.terminated,
@@ -206,20 +206,21 @@ class _Evaluated:
         wants_root: np.ndarray,
         config: ReanalyzeConfig,
     ) -> _Evaluated:
-        def input_of(rows: np.ndarray, times: np.ndarray) -> Any:
-            device_rows, device_times = _to(rows, frames.device), _to(times, frames.device)
-            return network.input_of(Stacks(frames, device_rows, device_times, config.frame_stack))
+        def input_of(places: np.ndarray) -> Any:
+            rows, times = _to(places, frames.device).unbind()
+            return network.input_of(Stacks(frames, rows, times, config.frame_stack))
 
         size = config.batch_size or (CPU_BATCH_SIZE if frames.device.type == "cpu" else GPU_BATCH_SIZE)
         roots, values = [], []
-        for rows, times, num_roots in _in_chunks(wants_root, wants_value & ~wants_root, size):
+        for places, num_roots in _in_chunks(wants_root, wants_value & ~wants_root, size):
+            rows, times = places
             if num_roots:
-                output = network.initial_inference(input_of(rows, times))
+                output = network.initial_inference(input_of(places))
                 found = output.value
                 of_roots = NetworkOutput(*(tensor[:num_roots] for tensor in output))
                 roots.append(_Roots(rows[:num_roots], times[:num_roots], of_roots))
             else:
-                found = network.value(input_of(rows, times))
+                found = network.value(input_of(places))
             values.append((rows, times, found))
         value = np.zeros(wants_value.shape, dtype=np.float32)
         for rows, times, found in values:
@@ -239,10 +240,10 @@ class _Evaluated:
         sampled = windows.sampled_actions
         candidates = None if sampled is None else zeros(*sampled.shape[2:])
         searched = _Searched(zeros(windows.visit_policy.shape[-1]), zeros(), candidates, [])
+        all_finite = np.isfinite(self.value).all()
         for roots in self.roots:
             rows, times, output = roots.rows, roots.times, roots.output
-            is_finite = np.isfinite(self.value[rows, times])
-            if not is_finite.all():
+            if not all_finite and not (is_finite := np.isfinite(self.value[rows, times])).all():
                 # No search can start from a NaN observation. Its targets are NaN, so that the learner skips the update.
                 bad = rows[~is_finite], times[~is_finite]
                 searched.policy[bad] = searched.root_value[bad] = np.nan
@@ -305,10 +306,8 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
 
 def _replaced(stored: np.ndarray, searched: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """`[B, K+1, ...]` what was stored, with what was searched, `[B, T, ...]`, where `[B, K+1]` it is wanted."""
-    replaced = np.array(stored)
-    rows, columns = np.nonzero(wanted)
-    replaced[rows, columns] = searched[rows, columns]
-    return replaced
+    of_actions = wanted.reshape(*wanted.shape, *[1] * (stored.ndim - 2))
+    return np.where(of_actions, searched[:, : wanted.shape[1]], stored)
 
 
 def _assemble(
@@ -336,12 +335,8 @@ def _assemble(
     }
     generator = torch.Generator().manual_seed(windows.seed)
     shifts, intensities = zip(*(draw_augmentation(len(windows), generator) for _ in range(2)), strict=True)
-    augmentation = {"shift": torch.stack(shifts, dim=1), "intensity": torch.stack(intensities, dim=1)}
-    return (
-        {"frames": frames[:, :num_frames]}
-        | {key: _to(array, frames.device) for key, array in arrays.items()}
-        | {key: tensor.to(frames.device, non_blocking=True) for key, tensor in augmentation.items()}
-    )
+    arrays |= {"shift": torch.stack(shifts, dim=1).numpy(), "intensity": torch.stack(intensities, dim=1).numpy()}
+    return {"frames": frames[:, :num_frames]} | _sent(arrays, frames.device)
 
 
 def _choose_rows(batch: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -351,14 +346,28 @@ def _choose_rows(batch: int, share: float, rng: np.random.Generator) -> np.ndarr
     return chosen
 
 
-def _in_chunks(roots: np.ndarray, others: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """`[B, T]` bool twice -> rows and times of both, at most `size` at a time, and how many are roots: the first."""
-    rows, times = np.concatenate([np.nonzero(roots), np.nonzero(others)], axis=1)
+def _in_chunks(roots: np.ndarray, others: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """`[B, T]` bool twice -> rows and times of both, `[2, M]` with M at most `size`, and how many are roots: the
+    first."""
+    places = np.concatenate([np.nonzero(roots), np.nonzero(others)], axis=1)
     num_roots = int(np.count_nonzero(roots))
-    for start in range(0, len(rows), size):
-        chunk = slice(start, start + size)
-        yield rows[chunk], times[chunk], min(max(0, num_roots - start), size)
+    for start in range(0, places.shape[1], size):
+        yield places[:, start : start + size], min(max(0, num_roots - start), size)
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def _sent(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """Arrays as tensors on the device. To a GPU there is one copy for each type of numbers: it takes the host longer
+    than anything else that it does with arrays of these sizes."""
+    if device.type == "cpu":
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors: dict[str, Tensor] = {}
+    for dtype in dict.fromkeys(array.dtype for array in arrays.values()):
+        alike = {name: array for name, array in arrays.items() if array.dtype == dtype}
+        flat = _to(np.concatenate([array.ravel() for array in alike.values()]), device)
+        parts = flat.split([array.size for array in alike.values()])
+        tensors |= {name: part.view(array.shape) for (name, array), part in zip(alike.items(), parts, strict=True)}
+    return tensors

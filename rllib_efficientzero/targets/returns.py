@@ -60,10 +60,11 @@ def n_step_targets(
     # [B, K+1, K+n]: how many steps after the start of each return every reward lies.
     delay = np.arange(num_rewards) - start[..., None]
     is_counted = (delay >= 0) & (np.arange(num_rewards) < end[..., None])
-    discounted = gamma ** np.maximum(delay, 0) * rewards[:, None]
+    powers = gamma ** np.arange(num_rewards + 1)  # few, and each is wanted thousands of times
+    discounted = powers[np.maximum(delay, 0)] * rewards[:, None]
     returns = np.where(is_counted, discounted, 0.0).sum(axis=-1)
     is_terminal = terminated[:, None] & (end == steps_left[:, None])
-    return (returns + np.where(is_terminal, 0.0, gamma ** (end - start) * bootstrap_value)).astype(np.float32)
+    return (returns + np.where(is_terminal, 0.0, powers[end - start] * bootstrap_value)).astype(np.float32)
 
 
 def value_prefix_targets(rewards: np.ndarray, steps_left: np.ndarray, unroll_steps: int, horizon: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from reanalyze_helpers import (
 
 from rllib_efficientzero.mcts import SearchConfig, Searcher
 from rllib_efficientzero.replay import Windows
-from rllib_efficientzero.targets import ReanalyzeConfig, Reanalyzer, TargetStatistics
+from rllib_efficientzero.targets import ReanalyzeConfig, Reanalyzer, TargetStatistics, reanalyze
 
 SIMULATIONS = 4
 ENDS = [(23, "terminated"), (17, "truncated"), (20, "ongoing"), (1, "terminated"), (2, "truncated"), (7, "terminated")]
@@ -339,3 +339,20 @@ def test_observations_that_are_not_finite_spoil_their_own_targets_only(stored: S
     batch, _ = reanalyzer().train_batch(ReadingNetwork().eval(), dataclasses.replace(windows, frames=frames))
     is_bad = ~torch.isfinite(batch["target_policy"]).all(dim=-1)
     assert is_bad.nonzero().tolist() == [[3, 0]]
+
+
+def test_arrays_come_apart_as_they_were_put_together_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reanalyze, "_to", lambda array, device: torch.from_numpy(array))
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a": rng.random((3, 2, 5)).astype(np.float32),
+        "b": rng.integers(9, size=(3, 2)),
+        "c": np.asfortranarray(rng.random((3, 4)).astype(np.float32)),
+        "d": rng.integers(9, size=3),
+        "e": rng.random(3),
+    }
+    sent = reanalyze._sent(arrays, torch.device("meta"))
+    assert set(sent) == set(arrays)
+    for name, array in arrays.items():
+        assert sent[name].numpy().dtype == array.dtype
+        np.testing.assert_array_equal(sent[name].numpy(), array)
