@@ -39,10 +39,10 @@ class DivergenceWatch:
 
         Args:
             update: updates made before it; one that is skipped is followed by one of the same number.
-            metrics: name -> `[]`.
+            metrics: name -> `[]`, without a graph.
             position_ids: `[B]`, of the positions it learned from.
         """
-        self._updates.append((update, {name: value.detach() for name, value in metrics.items()}))
+        self._updates.append((update, dict(metrics)))
         self._position_ids.append(position_ids)
 
     def last_updates(self) -> list[dict[str, Any]]:
