@@ -76,7 +76,7 @@ class EfficientZeroLearner(TorchLearner):
         self._divergence_watch = DivergenceWatch()
         self._gradient_steps: dict[str, GradientStep] = {}
         self._updates_made: dict[str, int] = {}  # by module: what their buffers say, on the host
-        self._observed: dict[str, list[dict[str, Tensor]]] = {}  # by module, of updates that are still to be logged
+        self._observed: dict[str, list[dict[str, np.ndarray]]] = {}  # by module, of updates that are still to be logged
         self._batch_sizes: dict[str, list[int]] = {}  # by module, of updates that are still to be logged
         self._num_env_steps_trained = 0  # in these
         self._priorities: dict[str, np.ndarray] = {}  # by module: position ids and their new priorities
@@ -188,12 +188,12 @@ class EfficientZeroLearner(TorchLearner):
         for module_id, module_batch in batch.items():
             learning_rate = self._set_learning_rate(module_id)
             observed = self._gradient_steps[module_id](module_batch, learning_rate)
-            observed[names.LEARNING_RATE] = torch.tensor(learning_rate, dtype=torch.float64)
-            loss_on_host[module_id] = observed[self.TOTAL_LOSS_KEY]
+            observed[names.LEARNING_RATE] = np.array(learning_rate)
+            loss_on_host[module_id] = torch.as_tensor(observed[self.TOTAL_LOSS_KEY])
             self._note_step(module_id, module_batch, observed)
         return {}, loss_on_host, {}
 
-    def _note_step(self, module_id: str, batch: dict[str, Tensor], observed: dict[str, Tensor]) -> None:
+    def _note_step(self, module_id: str, batch: dict[str, Tensor], observed: dict[str, np.ndarray]) -> None:
         """Counts a step of the optimizer, or one that was not taken because the loss or a gradient is not finite."""
         update, is_finite = self._num_updates_made(module_id), bool(observed.pop(FINITE))
         scalars = {name: value for name, value in observed.items() if value.ndim == 0}
@@ -243,7 +243,7 @@ class EfficientZeroLearner(TorchLearner):
                     target.load_state_dict(online.state_dict())
                     _average_over_learners(list(target.buffers()))
             if module_id in self._observed:
-                self._observed[module_id][-1][names.TARGET_STALENESS] = torch.tensor(float(staleness))
+                self._observed[module_id][-1][names.TARGET_STALENESS] = np.array(float(staleness))
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As RLlib's; weights leave for EnvRunners and checkpoints with statistics of their own."""
@@ -331,10 +331,10 @@ class EfficientZeroLearner(TorchLearner):
                 self._divergence_watch.last_updates(),
             )
 
-    def _log_update(self, module_id: str, observed: dict[str, Tensor], *, has_stepped: bool) -> None:
+    def _log_update(self, module_id: str, observed: dict[str, np.ndarray], *, has_stepped: bool) -> None:
         """Keeps the priorities, but not those of an update that was skipped, and the rest for `_log_observed`."""
         # Ids travel with the priorities: with several learners no other order could be relied on.
-        pairs = torch.stack((observed.pop(POSITION_IDS), observed.pop(names.PRIORITIES)), dim=1).numpy()
+        pairs = np.stack((observed.pop(POSITION_IDS), observed.pop(names.PRIORITIES)), axis=1)
         if not has_stepped:
             # What was not learned from keeps its priority; the new one may be NaN.
             pairs = pairs[:0]
@@ -373,11 +373,11 @@ class EfficientZeroLearner(TorchLearner):
         self.metrics.log_value(key, value, reduce="mean", window=window)
 
 
-def _means(updates: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+def _means(updates: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Means over updates, whatever is NaN left out: of each number, by name, over those that have one."""
     means = {}
     for name in dict.fromkeys(name for observed in updates for name in observed):
-        values = torch.stack([observed[name] for observed in updates if name in observed]).numpy()
+        values = np.stack([observed[name] for observed in updates if name in observed])
         with np.errstate(invalid="ignore"):
             means[name] = np.nansum(values, axis=0) / (~np.isnan(values)).sum(axis=0)
     return means
