@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 OUTLIER_FACTOR = 30.0
 """A metric stands out where its magnitude is this many times its median before."""
@@ -20,29 +18,29 @@ NUM_DESCRIBED = 20
 
 
 class DivergenceWatch:
-    """Keeps the metrics of the last updates where they are computed; they travel to the host only to explain a failure.
+    """Keeps the metrics of the last updates, to explain a failure.
 
     Example:
         >>> watch = DivergenceWatch()
         >>> for update in range(20):
-        ...     watch.record(update, {"gradient_norm": torch.tensor(1.0 if update < 17 else 1e4)})
+        ...     watch.record(update, {"gradient_norm": np.array(1.0 if update < 17 else 1e4)})
         >>> watch.first_symptom()
         'gradient_norm showed it first: 1e+04 at update 17, where its median had been 1'
     """
 
     def __init__(self, window: int = 500) -> None:
-        self._updates: collections.deque[tuple[int, dict[str, Tensor]]] = collections.deque(maxlen=window)
-        self._position_ids: collections.deque[Tensor | None] = collections.deque(maxlen=min(window, NUM_DESCRIBED))
+        self._updates: collections.deque[tuple[int, dict[str, np.ndarray]]] = collections.deque(maxlen=window)
+        self._position_ids: collections.deque[np.ndarray | None] = collections.deque(maxlen=min(window, NUM_DESCRIBED))
 
-    def record(self, update: int, metrics: Mapping[str, Tensor], position_ids: Tensor | None = None) -> None:
-        """Keep the scalar tensors of one update, in the order in which they were computed.
+    def record(self, update: int, metrics: Mapping[str, np.ndarray], position_ids: np.ndarray | None = None) -> None:
+        """Keep the numbers of one update, in the order in which they were computed.
 
         Args:
             update: updates made before it; one that is skipped is followed by one of the same number.
             metrics: name -> `[]`.
             position_ids: `[B]`, of the positions it learned from.
         """
-        self._updates.append((update, {name: value.detach() for name, value in metrics.items()}))
+        self._updates.append((update, dict(metrics)))
         self._position_ids.append(position_ids)
 
     def last_updates(self) -> list[dict[str, Any]]:
@@ -71,7 +69,8 @@ class DivergenceWatch:
     def _onset(self, name: str) -> tuple[int, str] | None:
         """The update at which a metric began to stand out, and a sentence on it."""
         recorded = [(update, metrics[name]) for update, metrics in self._updates if name in metrics]
-        values = torch.stack([value.float() for _, value in recorded]).cpu().numpy()
+        with np.errstate(over="ignore"):
+            values = np.array([value for _, value in recorded], np.float32)
         for index, ((update, _), value) in enumerate(zip(recorded, values, strict=True)):
             before = values[:index]
             if not np.isfinite(value):

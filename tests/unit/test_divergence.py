@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import torch
+import numpy as np
 
 from rllib_efficientzero.divergence import MIN_HISTORY, NUM_DESCRIBED, DivergenceWatch
 
@@ -12,7 +12,7 @@ from rllib_efficientzero.divergence import MIN_HISTORY, NUM_DESCRIBED, Divergenc
 def watch_of(**series: list[float]) -> DivergenceWatch:
     watch = DivergenceWatch()
     for update in range(max(map(len, series.values()))):
-        watch.record(update, {name: torch.tensor(values[update]) for name, values in series.items()})
+        watch.record(update, {name: np.array(values[update]) for name, values in series.items()})
     return watch
 
 
@@ -41,15 +41,15 @@ def test_large_values_stand_out_only_against_a_history() -> None:
 def test_only_the_last_updates_are_kept() -> None:
     watch = DivergenceWatch(window=3)
     for update, value in enumerate((float("nan"), 1.0, 1.0, 1.0)):
-        watch.record(update, {"loss": torch.tensor(value)})
+        watch.record(update, {"loss": np.array(value)})
     assert "within the last 3 updates" in watch.first_symptom()
 
 
 def test_the_last_updates_can_be_read_elsewhere() -> None:
     watch = DivergenceWatch()
     for update in range(NUM_DESCRIBED + 5):
-        loss = torch.tensor(float("nan") if update > NUM_DESCRIBED else 0.5)
-        watch.record(update, {"loss": loss}, torch.tensor([update, 2**40 + 1], dtype=torch.float64))
+        loss = np.array(float("nan") if update > NUM_DESCRIBED else 0.5)
+        watch.record(update, {"loss": loss}, np.array([update, 2**40 + 1], np.float64))
     described = json.loads(json.dumps(watch.last_updates(), allow_nan=False))
     assert [entry["update"] for entry in described] == list(range(5, NUM_DESCRIBED + 5))
     assert described[0] == {"update": 5, "metrics": {"loss": 0.5}, "position_ids": [5, 2**40 + 1]}

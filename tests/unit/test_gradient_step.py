@@ -67,7 +67,7 @@ def test_steps_are_those_of_the_optimizer(monkeypatch: pytest.MonkeyPatch, kind:
         error.square().mean().backward()
         optimizer.step()
         assert told[FINITE]
-        torch.testing.assert_close(told["error"].float(), error.detach())
+        torch.testing.assert_close(torch.tensor(told["error"]).float(), error.detach())
         for name, value in expected.state_dict().items():
             torch.testing.assert_close(module.state_dict()[name], value, msg=lambda text, name=name: f"{name}: {text}")
 

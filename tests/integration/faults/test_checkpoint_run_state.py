@@ -63,7 +63,7 @@ DERIVED = {
         "_start_time", "_time_since_restore", "_timesteps_since_restore", "_iterations_since_restore", "_last_result",
         "_restored", "_timers", "_counters", "_monitor",
         # empty between iterations, or parts of RLlib that this algorithm does not use
-        "_episode_history", "_episodes_to_be_collected", "remote_requests_in_flight", "offline_data",
+        "_seconds", "_episode_history", "_episodes_to_be_collected", "remote_requests_in_flight", "offline_data",
         "evaluation_dataset", "env_to_module_connector", "module_to_env_connector", "_aggregator_actor_manager",
         "_subject",
         # where batches and samples come from: stateless where runs are exact (inline, synchronous)
@@ -78,7 +78,7 @@ DERIVED = {
         # read again from the module's own counter, and saved anew by every update
         "_updates_made",
         # logged at the end of the iteration, and handed over with every update
-        "_observed", "_priorities",
+        "_observed", "_batch_sizes", "_num_env_steps_trained", "_priorities",
         # recorded anew in every process: the same numbers by other means
         "_gradient_steps",
         # what its statistics are fitted with before weights leave, which saving is
