@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rllib_efficientzero.models.dynamics import ImageDynamics
-from rllib_efficientzero.models.layers import AlignedConv2d, BatchNorm2d, HalvingConv2d, Reduce, ResidualBlock
+from rllib_efficientzero.models.layers import AlignedConv2d, HalvingConv2d, Reduce, ResidualBlock
 from rllib_efficientzero.models.network import EfficientZeroNetwork
 
-NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm2d, nn.SyncBatchNorm)
+NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 FOLDABLE = (nn.Linear, nn.Conv2d, AlignedConv2d, HalvingConv2d)
 """Layers that can do what a normalisation behind them does. A subclass of somebody else's may compute anything."""
 IN_ORDER = (ResidualBlock, Reduce, ImageDynamics)

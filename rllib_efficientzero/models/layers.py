@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,8 +15,6 @@ ALIGNMENT = 8
 """Channels that tensor cores of a GPU take at a time."""
 
 
-FEW_CHANNELS, ROW = 32, 512
-"""Channels up to which a normalisation reduces rows of so many numbers."""
 PAIRS = (2, 1), (1, 0)
 """Stride and padding with which pairs of columns are convolved."""
 
@@ -45,8 +42,7 @@ class HalvingConv2d(AlignedConv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # What is traced is for a CPU, which is given planes; to the tracer, a comparison is something that may change.
-        if torch.jit.is_tracing() or x.shape[1] == self.in_channels:
+        if x.shape[1] == self.in_channels:
             return super().forward(x)
         return F.conv2d(x, self.weight_of_pairs(x.shape[1] // 2), self.bias, *PAIRS)
 
@@ -62,35 +58,6 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return AlignedConv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """As torch's. On a GPU its compiler is slow to reduce to few channels: where there is no gradient, many pixels are
-    reduced at a time (93 microseconds for 199, of 1,280 images 48x48 with 32 channels on an H200)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        is_slow = self.training and not torch.is_grad_enabled() and torch.compiler.is_compiling() and x.is_cuda
-        if not is_slow or self.momentum is None:
-            return super().forward(x)
-        fits = x.shape[1] <= FEW_CHANNELS and x.numel() % ROW == 0 == ROW % x.shape[1]
-        return self.normalised_by_rows(x, self.momentum) if fits else super().forward(x)
-
-    def normalised_by_rows(self, x: Tensor, momentum: float) -> Tensor:
-        """In train mode; `x` has a multiple of `ROW` numbers, and channels that divide it."""
-        channels, pixels = x.shape[1], x.numel() // x.shape[1]
-        rows = x.permute(0, 2, 3, 1).reshape(-1, ROW // channels, channels)
-        variances, means = torch.var_mean(rows.float(), dim=0, correction=0)
-        mean = means.mean(dim=0)
-        variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
-        count, running_mean, running_variance = self.num_batches_tracked, self.running_mean, self.running_var
-        assert count is not None
-        assert running_mean is not None
-        assert running_variance is not None
-        with torch.no_grad():
-            count.add_(1)
-            running_mean.lerp_(mean, momentum)
-            running_variance.lerp_(variance * (pixels / (pixels - 1)), momentum)
-        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
-
-
 class ResidualBlock(nn.Module):
     """conv-BN-ReLU-conv-BN + shortcut, ReLU; `[B, in, H, W] -> [B, out, H / stride, W / stride]`."""
 
@@ -98,9 +65,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         out_channels = out_channels or in_channels
         self.conv1 = conv3x3(in_channels, out_channels, stride)
-        self.norm1 = BatchNorm2d(out_channels)
+        self.norm1 = nn.BatchNorm2d(out_channels)
         self.conv2 = conv3x3(out_channels, out_channels)
-        self.norm2 = BatchNorm2d(out_channels)
+        self.norm2 = nn.BatchNorm2d(out_channels)
         # The paper's down-sampling block projects its shortcut by a plain strided convolution without normalisation.
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut: nn.Module = nn.Identity() if same_shape else conv3x3(in_channels, out_channels, stride)

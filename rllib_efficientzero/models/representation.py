@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from rllib_efficientzero.models.layers import ALIGNMENT, BatchNorm2d, HalvingConv2d, ResidualBlock, conv3x3, mlp
+from rllib_efficientzero.models.layers import ALIGNMENT, HalvingConv2d, ResidualBlock, conv3x3, mlp
 from rllib_efficientzero.models.plane_layout import PlaneLayout
 
 
@@ -25,7 +25,7 @@ class ImageRepresentation(nn.Module):
         second_stride = 2 if num_halvings >= 2 else 1
         stages: list[nn.Module] = [
             HalvingConv2d(in_channels, half) if num_halvings >= 1 else conv3x3(in_channels, half),
-            BatchNorm2d(half),
+            nn.BatchNorm2d(half),
             nn.ReLU(inplace=True),
             ResidualBlock(half),
             ResidualBlock(half, channels, second_stride),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
-from rllib_efficientzero.models.layers import BatchNorm2d
 from rllib_efficientzero.models.normalization import fresh_statistics
 
 
@@ -37,19 +35,3 @@ def test_parts_in_eval_mode_are_left_alone() -> None:
         module["online"](torch.ones(4, 2))
     torch.testing.assert_close(module["target"].running_mean, torch.full((2,), 7.0))
     assert module["target"].num_batches_tracked == 0
-
-
-@pytest.mark.parametrize("channels", [8, 32])
-def test_normalising_by_rows_is_normalising(channels: int) -> None:
-    norms = [BatchNorm2d(channels), nn.BatchNorm2d(channels)]
-    generator = torch.Generator().manual_seed(0)
-    for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 2.0, generator=generator.manual_seed(1))
-        nn.init.normal_(norm.bias, generator=generator.manual_seed(2))
-    for _ in range(2):
-        x = 3.0 + 2.0 * torch.randn(4, channels, 8, 16, generator=generator)
-        x = x.contiguous(memory_format=torch.channels_last)
-        found, expected = norms[0].normalised_by_rows(x, 0.1), norms[1](x)
-        torch.testing.assert_close(found, expected)
-        assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(norms[0].state_dict(), norms[1].state_dict())
