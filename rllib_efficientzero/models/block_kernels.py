@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rllib_efficientzero.models.triton_support import current
 
-PIXELS, STAGES = 128, 2
+PIXELS, STAGES = 128, 3
 """Pixels of one program, images being kept whole, and taps whose inputs are on their way at the same time."""
-FEW_IMAGES, FEW_STAGES = 128, 3
+FEW_IMAGES = 128
 """Up to so many images have a program of their own each, so that more multiprocessors take part."""
 WARPS = 4
 CHANNELS = (16, 32, 64)
@@ -34,7 +34,9 @@ def _convolved(
         down, right = tap // 3 - 1, tap % 3 - 1
         is_row, is_column = (row + down >= 0) & (row + down < HEIGHT), (column + right >= 0) & (column + right < WIDTH)
         near = (pixels + down * WIDTH + right)[:, None] * C + channels[None, :]
-        of_near = tl.load(x + near, mask=(is_pixel & is_row & is_column)[:, None], other=0.0)
+        # Each tap reads nearly the same: ".ca" lets it find them in the multiprocessor's own cache.
+        is_near = (is_pixel & is_row & is_column)[:, None]
+        of_near = tl.load(x + near, mask=is_near, other=0.0, cache_modifier=".ca")
         of_tap = tl.load(weight + (tap * C + channels)[:, None] * C + channels[None, :])
         y = tl.dot(of_near, of_tap, y, input_precision=PRECISION)
     return y
@@ -95,9 +97,7 @@ def residual_blocks(x: Tensor, weights: Tensor, biases: Tensor, number: Tensor, 
         `[B, C, h, w]`, channels last: convolutions, biases, shortcuts and rectifiers of all.
     """
     batch, channels, height, width = x.shape
-    pixels, stages = (PIXELS, STAGES)
-    if batch <= FEW_IMAGES:
-        pixels, stages = triton.next_power_of_2(height * width), FEW_STAGES
+    pixels = triton.next_power_of_2(height * width) if batch <= FEW_IMAGES else PIXELS
     x = x.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     between = x.new_empty(len(weights) - 1, batch * height * width, channels)
@@ -107,7 +107,7 @@ def residual_blocks(x: Tensor, weights: Tensor, biases: Tensor, number: Tensor, 
             x, number, response, weights, biases, between, out, batch * height * width,
             HEIGHT=height, WIDTH=width, C=channels, PIXELS=pixels, NUM=len(weights), HAS_STEM=response.numel() > 0,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-            num_warps=WARPS, num_stages=stages,
+            num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return out
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ALIGNMENT = 8
 """Channels that tensor cores of a GPU take at a time."""
-
-
 PAIRS = (2, 1), (1, 0)
 """Stride and padding with which pairs of columns are convolved."""
 
@@ -42,7 +41,8 @@ class HalvingConv2d(AlignedConv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] == self.in_channels:
+        # What is traced is for a CPU, which is given planes; to the tracer, a comparison is something that may change.
+        if torch.jit.is_tracing() or x.shape[1] == self.in_channels:
             return super().forward(x)
         return F.conv2d(x, self.weight_of_pairs(x.shape[1] // 2), self.bias, *PAIRS)
 

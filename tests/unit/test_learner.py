@@ -511,18 +511,21 @@ def forward_inputs(windows: Windows, **settings: Any) -> dict[str, torch.Tensor]
     learner = build(mixed_precision=False, compiled_learner=False, **settings)
     seen: list[torch.Tensor] = []
     module_of(learner).network.representation.register_forward_pre_hook(
-        lambda _, inputs: seen.append(without_filling(inputs[0]).to("cpu", copy=True))
+        lambda _, inputs: seen.append(as_planes(inputs[0]).to("cpu", copy=True))
     )
     update(learner, windows)
     return dict(zip(("root", "following")[: len(seen)], seen, strict=True))
 
 
-def without_filling(planes: torch.Tensor) -> torch.Tensor:
-    """Behind the planes of an image there are empty ones on a GPU; see `plane_multiple`."""
-    if planes.ndim == 2 or planes.device.type == "cpu":
-        return planes
-    assert not planes[:, FRAME_STACK:].any()
-    return planes[:, :FRAME_STACK]
+def as_planes(given: torch.Tensor) -> torch.Tensor:
+    """`[B, S, H, W]` of what a GPU is given for images: pairs of columns, filled up; see `PlaneLayout`."""
+    if given.ndim == 2 or given.device.type == "cpu":
+        return given
+    columns = given.permute(0, 2, 3, 1).reshape(len(given), given.shape[2], -1, given.shape[1] // 2)
+    planes = columns.permute(0, 3, 1, 2)
+    inside = planes[:, :FRAME_STACK, :, 1 : given.shape[2] + 1]  # images are as wide as high
+    assert inside.abs().sum() == planes.abs().sum()
+    return inside
 
 
 @pytest.mark.parametrize("use_consistency", [True, False])
