@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 
-BATCHES_AHEAD = 5
+BATCHES_AHEAD = 12
 """Made ahead beside a Learner on a GPU: what two threads reanalyze, and windows are drawn for, during self-play."""
 
 Config = TypeVar("Config", bound="ScaleOutConfig")
@@ -53,7 +53,7 @@ class ScaleOutConfig(AlgorithmConfig):
                 equal those without actors; with n, a batch's windows, priorities and target network are up to n updates
                 older. Without actors they are made in threads beside a Learner in the same process, and miss the
                 priorities of up to n updates and, the first n of an iteration, its steps. None: as many as actors, so
-                that none is idle; without actors 5 where that Learner has a GPU, else 0.
+                that none is idle; without actors 12 where that Learner has a GPU, else 0.
             timeout_s: seconds after which an actor that does not answer is started again, and the batch made by the
                 Learners (key `reanalyze_timeout_s`).
         """
