@@ -123,12 +123,12 @@ def device_summary(spans: list[tuple[str, float, float]], wall: float) -> dict[s
     for name, start, end in spans:
         is_tree = any(kernel in name for kernel in TREE_KERNELS)
         kinds["copies_ms" if "memcpy" in name.lower() else "trees_ms" if is_tree else "network_ms"].append((start, end))
-    busy = _covered([span for spans_of_kind in kinds.values() for span in spans_of_kind]) / 1e3
-    parts = {kind: _covered(spans_of_kind) / 1e3 for kind, spans_of_kind in kinds.items()}
+    busy = covered([span for spans_of_kind in kinds.values() for span in spans_of_kind]) / 1e3
+    parts = {kind: covered(spans_of_kind) / 1e3 for kind, spans_of_kind in kinds.items()}
     return {"wall_ms": 1e3 * wall, "busy_ms": busy, **parts, "busy_share": busy / (1e3 * wall)}
 
 
-def _covered(spans: list[tuple[float, float]]) -> float:
+def covered(spans: list[tuple[float, float]]) -> float:
     """Length of the union of intervals."""
     covered, reached = 0.0, -float("inf")
     for start, end in sorted(spans):
@@ -199,13 +199,13 @@ def measure_searches(device: str, quick: bool) -> list[dict[str, Any]]:
 
 def measure_updates(example: str, device: str, updates: int, quick: bool) -> dict[str, Any]:
     """Whole iterations of an example as a run makes them, and what a run of it would take."""
-    plan, batch = _plan(example, device, updates, quick)
+    plan, batch = plan_of(example, device, updates, quick)
     measured = loop.measure_as_it_runs(plan, batch)
     config, ms_per_update = plan.config(batch), measured["ms_per_update"]
     total = config.updates_at_end()
     ms = config.total_env_steps * measured["ms_per_env_step"] + total * ms_per_update
     if example in LATE:
-        late_plan, _ = _plan(example, device, updates, quick, LATE[example])
+        late_plan, _ = plan_of(example, device, updates, quick, LATE[example])
         late = measured["late_ms_per_update"] = loop.measure_as_it_runs(late_plan, batch)["ms_per_update"]
         ms += max(0, total - config.mixed_start_updates) * (late - ms_per_update)
     return {"example": example, "batch": batch, **measured, "minutes_of_a_run_extrapolated": round(ms / 60_000, 2)}
@@ -213,12 +213,12 @@ def measure_updates(example: str, device: str, updates: int, quick: bool) -> dic
 
 def measure_parts(example: str, device: str, updates: int, quick: bool) -> dict[str, dict[str, float]]:
     """Milliseconds of the parts of a step and of an update, one after another."""
-    plan, batch = _plan(example, device, updates, quick)
+    plan, batch = plan_of(example, device, updates, quick)
     figures = loop.figures(plan, [loop.measure(plan, batch)])
     return {key: figures[key] for key in ("ms_per_env_step", "ms_per_update")}
 
 
-def _plan(
+def plan_of(
     example: str, device: str, updates: int, quick: bool, settings: Mapping[str, Any] | None = None
 ) -> tuple[loop.Plan, int]:
     """With the example's own batch size."""

@@ -21,6 +21,7 @@ from rllib_efficientzero import metrics as names
 from rllib_efficientzero.env.evaluating import divided
 from rllib_efficientzero.env.guard import DROPPED, BadEnvStepError, EnvFailedError, GuardCounts, GuardPolicy
 from rllib_efficientzero.env.making import end_vector_env, make_vector_env
+from rllib_efficientzero.env.seeding import without_compiler
 from rllib_efficientzero.mcts import SearchResult
 from rllib_efficientzero.models import ModelConfig
 from rllib_efficientzero.models.scalar_transform import largest_expressible
@@ -48,7 +49,8 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         self._generation = 0
         self._vectors_lost = 0
         self._env_index_of: dict[str, int] = {}
-        super().__init__(config=config, **kwargs)
+        with without_compiler():
+            super().__init__(config=config, **kwargs)
 
     # --- Construction ------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ and on another one, but not against a loop that moved into Python.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import ray
 import torch
 
 from benchmarks import __main__ as benchmarks_main
-from benchmarks import gpu, lightzero_settings, loop, replay, report, search, tree
+from benchmarks import gpu, gpu_profile, lightzero_settings, loop, replay, report, search, tree
 from rllib_efficientzero.mcts import SearchConfig
 from rllib_efficientzero.models import InferenceNetwork, ModelConfig, build_network
 from rllib_efficientzero.models.precision import cpu_has_bfloat16
@@ -264,8 +265,38 @@ def test_a_gpu_is_busy_with_trees_copies_and_the_network() -> None:
 
 
 def test_what_overlaps_is_counted_once() -> None:
-    assert gpu._covered([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6)]) == 5.0
-    assert gpu._covered([]) == 0.0
+    assert gpu.covered([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6)]) == 5.0
+    assert gpu.covered([]) == 0.0
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_profile_is_made_on_a_cpu_too(tmp_path: Path) -> None:
+    """But for the device, of which there is none."""
+    lines = list(gpu_profile.report("pong-ez", {"reanalyze_prefetch": 2}, "cpu", quick=True, out=tmp_path))
+    assert re.match(r"pong-ez: \d+\.\d\d ms of wall time per update", lines[0])
+    for thread, what in (
+        ("MainThread", "gradient step"),
+        ("reanalyze", "make a batch"),
+        ("draw-windows", "draw windows"),
+    ):
+        assert any(line.startswith(thread) and what in line for line in lines)
+    assert [line.split(",")[0] for line in lines[-2:]] == ["batch", "learn"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_gaps_and_kernels_of_a_profile() -> None:
+    works = [gpu_profile.Work(name, 1000.0 * start, 1000.0 * end, stream) for name, start, end, stream in (
+        ("conv", 0, 4, 1), ("gemm", 1, 2, 2), ("conv", 6, 7, 1), ("gemm", 7, 9, 2)
+    )]  # fmt: skip
+    assert gpu_profile.gaps(works) == [2000.0]
+    assert gpu_profile.gaps([]) == []
+    first, *others = gpu_profile.describe_device(works, updates=2)
+    assert first.startswith(
+        "busy 3.50 ms per update, idle 1.00, of it longer than 0.1 ms at a time 1.00; the longest 2.0"
+    )
+    assert "stream 1: 2.50 ms per update, 1 kernels" in others
+    assert "2500.0 us per update,     1.0 times,  2500.0 us each: conv" in others[2]
+    assert [line.split(": ")[-1] for line in gpu_profile.describe_order(works)] == ["conv", "gemm", "conv", "gemm"]
 
 
 @pytest.mark.usefixtures("own_ray")
