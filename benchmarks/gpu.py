@@ -269,6 +269,8 @@ def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], devic
             f"{row['ms_per_update']:.1f} ms{late}, {row['ms_per_env_step']:.1f} ms of self-play per step; a run "
             f"{row['minutes_of_a_run_extrapolated']:.0f} minutes, extrapolated from {row['updates']} updates"
         )
+        if device == "cuda" and not row["training_is_compiled"]:
+            line += "; TRAINING WAS NOT COMPILED, a warning said why"
         if parts := row.get("parts"):
             of_update = parts["ms_per_update"]
             named = ", ".join(f"{name} {ms:.1f}" for name, ms in of_update.items())

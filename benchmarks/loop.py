@@ -147,7 +147,9 @@ def measure_as_it_runs(plan: Plan, batch: int) -> dict[str, Any]:
         self_play += timers[names.SAMPLE_TIMER] + timers[names.REPLAY_ADD_TIMER]
     seconds = time.perf_counter() - started  # every iteration ends with numbers that came from the device
     steps, updates = algo.num_interactions - steps, algo.num_updates - updates
+    training = algo.learner_group._learner.module["default_policy"].unwrapped()._unroll
     measured = {
+        "training_is_compiled": getattr(training, "is_compiled", False),
         "env_steps": steps,
         "updates": updates,
         "ms_per_env_step": round(1000 * self_play / steps, 3),

@@ -36,6 +36,11 @@ class CompiledFunction:
         self._function = function
         self._compiled: Callable[..., Any] | None = torch.compile(function, dynamic=dynamic)
 
+    @property
+    def is_compiled(self) -> bool:
+        """False once it has failed; whether it will is known after the first call."""
+        return self._compiled is not None
+
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if self._compiled is not None:
             try:

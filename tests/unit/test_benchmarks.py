@@ -113,9 +113,9 @@ def test_search_benchmark_runs(network: str) -> None:
     assert search.summary(rows)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_ray() -> Iterator[None]:
-    """What a benchmark starts of Ray is shut down, unless it ran before."""
+    """What benchmarks start of Ray is shut down after the last of them, unless it ran before."""
     was_initialized = ray.is_initialized()
     yield
     if not was_initialized:

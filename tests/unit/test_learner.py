@@ -229,6 +229,7 @@ def test_a_gpu_learns_by_a_graph_what_it_learns_without(
     graphed, graphed_losses, learner = run()
     eager, eager_losses, _ = run(compiled_learner=False)
     assert learner._gradient_steps[DEFAULT_MODULE_ID]._run._graphs
+    assert getattr(module_of(learner)._unroll, "is_compiled", False) == is_fused
     np.testing.assert_allclose(graphed_losses, eager_losses, rtol=2e-2)
     assert graphed.keys() == eager.keys()
     for key, value in eager.items():

@@ -398,7 +398,7 @@ def test_fused_kernels_on_a_gpu_compute_what_the_network_computes_and_follow_its
                 torch.testing.assert_close(one, other, rtol=5e-3, atol=5e-3)  # TF32
         with torch.no_grad():
             last_of(network.prediction.value).bias.add_(0.1)
-    assert inference._functions["recurrent_inference"]._compiled is not None
+    assert inference._functions["recurrent_inference"].is_compiled
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
