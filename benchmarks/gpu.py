@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,17 +98,35 @@ def watch_parts(searcher: Searcher, watch: Stopwatch) -> None:
             watch.wrap_method(part.evaluator, "collect", WAIT)
 
 
+class Work(NamedTuple):
+    """Something that the device did."""
+
+    name: str
+    start: float  # microseconds
+    end: float
+    stream: int
+
+
 def device_times(run: Callable[[], object], device: str) -> dict[str, float]:
     """Of one run, as the profiler saw the device: what `device_summary` says; nothing of a CPU."""
     if device != "cuda":
         return {}
+    works, wall = profiled(run)
+    return device_summary([(work.name, work.start, work.end) for work in works], wall)
+
+
+def profiled(run: Callable[[], object]) -> tuple[list[Work], float]:
+    """What a GPU did meanwhile, in order, and the seconds of the run."""
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         started = time.perf_counter()
         run()
         torch.cuda.synchronize()
         wall = time.perf_counter() - started
     events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    return device_summary([(event.name, event.time_range.start, event.time_range.end) for event in events], wall)
+    works = [
+        Work(event.name, event.time_range.start, event.time_range.end, event.device_resource_id) for event in events
+    ]
+    return sorted(works, key=lambda work: work.start), wall
 
 
 def device_summary(spans: list[tuple[str, float, float]], wall: float) -> dict[str, float]:

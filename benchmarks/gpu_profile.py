@@ -27,14 +27,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import gpu, loop
+from benchmarks.gpu import Work
 from rllib_efficientzero import gradient_step
 from rllib_efficientzero.mcts import Searcher, parts
 from rllib_efficientzero.models import InferenceNetwork
@@ -54,15 +53,6 @@ CLOCKS = {
     (Searcher, "search"): "- search",
     (parts.Part, "begin"): "  - set roots",
 }
-
-
-class Work(NamedTuple):
-    """Something that the device did."""
-
-    name: str
-    start: float  # microseconds
-    end: float
-    stream: int
 
 
 @contextlib.contextmanager
@@ -98,21 +88,6 @@ def describe_calls(calls: dict[tuple[str, str], list[tuple[float, float]]], upda
             f"{thread:16s} {name:26s} {len(wall) / updates:6.2f} per update, mean {wall.mean():7.2f} ms, "
             f"median {np.median(wall):7.2f}, 90 % within {np.quantile(wall, 0.9):7.2f}, CPU {cpu.mean():7.2f}"
         )
-
-
-def profiled(run: Callable[[], object], device: str) -> list[Work]:
-    """What the device did meanwhile, in order; nothing of a CPU."""
-    if device != "cuda":
-        run()
-        return []
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        run()
-        torch.cuda.synchronize()
-    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    return sorted(
-        (Work(event.name, event.time_range.start, event.time_range.end, event.device_resource_id) for event in events),
-        key=lambda work: work.start,
-    )
 
 
 def gaps(works: list[Work]) -> list[float]:
@@ -171,11 +146,11 @@ def alone(algo: Any) -> tuple[Callable[[], object], Callable[[], object]]:
     learner, size = algo.learner_group._learner, algo.config.total_train_batch_size
     (step,) = learner._gradient_steps.values()
     windows = algo.local_replay_buffer.sample(size, beta=1.0)
-    connector = next(piece for piece in learner._learner_connector.connectors if hasattr(piece, "reanalyzer"))
+    reanalyzer = loop.reanalyzer_of(learner)
     network = learner.module["default_policy"].unwrapped().target_inference_network
 
     def make() -> dict[str, torch.Tensor]:
-        return connector.reanalyzer.train_batch(network, windows, num_updates=algo.num_updates)[0]
+        return reanalyzer.train_batch(network, windows, num_updates=algo.num_updates)[0]
 
     for _ in range(4):  # The connector's own network is compiled, and its graphs are recorded.
         batch = make()
@@ -185,6 +160,13 @@ def alone(algo: Any) -> tuple[Callable[[], object], Callable[[], object]]:
 
 def report(example: str, overrides: dict[str, Any], device: str, quick: bool, out: Path) -> Iterator[str]:
     """The lines, as they are found."""
+
+    def look_at(run: Callable[[], object]) -> list[Work]:
+        if device == "cuda":
+            return gpu.profiled(run)[0]
+        run()
+        return []
+
     measured, with_clocks = (1, 1) if quick else (MEASURED, CLOCKED)
     plan, batch = gpu.plan_of(example, device, measured, quick, overrides)
     algo = loop.begin(plan, batch)
@@ -198,13 +180,13 @@ def report(example: str, overrides: dict[str, Any], device: str, quick: bool, ou
         updates = updates_of(algo, with_clocks)
     yield from describe_calls(calls, updates)
     before = algo.num_updates
-    works = profiled(algo.train, device)
+    works = look_at(algo.train)
     yield from describe_device(works, max(1, algo.num_updates - before))
     for name, run in zip(("batch", "learn"), alone(algo), strict=True):
         started = time.perf_counter()
         run()
         yield f"{name}, alone: {500 * (time.perf_counter() - started):.2f} ms"
-        works = profiled(run, device)
+        works = look_at(run)
         yield from describe_device(works, 2)
         if works:
             out.mkdir(parents=True, exist_ok=True)

@@ -76,16 +76,21 @@ class Plan:
 # --- Measuring -------------------------------------------------------------------------------------------------------
 
 
+def reanalyzer_of(learner: Any) -> Any:
+    """That of a Learner's connector."""
+    return next(piece.reanalyzer for piece in learner._learner_connector.connectors if hasattr(piece, "reanalyzer"))
+
+
 def attach_clocks(algo: Any, watch: Stopwatch) -> None:
     """Clocks around every call of this process that searches, computes or emulates; none of them calls another."""
     runner, learner = algo.env_runner_group.local_env_runner, algo.learner_group._learner
-    reanalyzer = next(piece for piece in learner._learner_connector.connectors if hasattr(piece, "reanalyzer"))
+    reanalyzer = reanalyzer_of(learner)
     module = learner.module["default_policy"].unwrapped()
     watch.wrap_method(runner.module, "_act", ACT)
     watch.wrap_method(runner.env, "step", EMULATE)
     for method in ("initial_inference", "value"):
         watch.wrap_method(module.target_inference_network, method, ENCODE)
-    watch.wrap_method(reanalyzer.reanalyzer.searcher, "search", SEARCH)
+    watch.wrap_method(reanalyzer.searcher, "search", SEARCH)
     watch.wrap_method(learner, "_possibly_compiled_update", LEARN)
 
 

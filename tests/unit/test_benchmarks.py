@@ -285,7 +285,7 @@ def test_a_profile_is_made_on_a_cpu_too(tmp_path: Path) -> None:
 
 
 def test_gaps_and_kernels_of_a_profile() -> None:
-    works = [gpu_profile.Work(name, 1000.0 * start, 1000.0 * end, stream) for name, start, end, stream in (
+    works = [gpu.Work(name, 1000.0 * start, 1000.0 * end, stream) for name, start, end, stream in (
         ("conv", 0, 4, 1), ("gemm", 1, 2, 2), ("conv", 6, 7, 1), ("gemm", 7, 9, 2)
     )]  # fmt: skip
     assert gpu_profile.gaps(works) == [2000.0]
