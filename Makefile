@@ -20,7 +20,8 @@ train: $(VENV)/$(TRAIN)
 	$(BIN)/rllib train file tuned_examples/$(EXAMPLE).yaml $(ARGS)
 
 # Two processes: tests of actors wait much of their time. A file is one process's, for what its tests share; in their own
-# order the files that take longest come first.
+# order the files that take longest come first. What is imported is compiled once, not in each of some hundred processes.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -55,8 +55,13 @@ def played(policy: Any, count: int = 512, seed: int = 0, max_game_steps: int = 3
     return sample_positions(policy, Lives, count, **settings, max_game_steps=max_game_steps, rng=rng)
 
 
-def test_every_step_of_a_game_is_as_likely_as_any_other() -> None:
-    found = played(Indifferent())
+@pytest.fixture(scope="module")
+def found() -> Played:
+    """512 positions of 64 whole games."""
+    return played(Indifferent())
+
+
+def test_every_step_of_a_game_is_as_likely_as_any_other(found: Played) -> None:
     assert set(found.game_lengths) == {400}
     starts = np.array([position.start for position in found.positions])
     counts = np.histogram(starts, bins=8, range=(0, 400))[0]
@@ -65,8 +70,8 @@ def test_every_step_of_a_game_is_as_likely_as_any_other() -> None:
     assert len({position.game for position in found.positions}) == 64
 
 
-def test_a_position_ends_with_its_life_and_the_game_goes_on() -> None:
-    for position in played(Indifferent()).positions:
+def test_a_position_ends_with_its_life_and_the_game_goes_on(found: Played) -> None:
+    for position in found.positions:
         end = next(end for end in Lives.ends if end > position.start)
         left = min(15, end - position.start)
         times = np.minimum(position.start + np.arange(16), position.start + left)
