@@ -39,7 +39,7 @@ def _(
 ) -> Tensor:
     sides = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
     size = [(side + 2 * around - kernel) // step + 1 for side, kernel, step, around in sides]
-    return x.new_empty(len(x), len(weight), *size).contiguous(memory_format=torch.channels_last)
+    return x.new_empty(x.shape[0], weight.shape[0], *size).contiguous(memory_format=torch.channels_last)
 
 
 def rectify(network: EfficientZeroNetwork) -> None:

@@ -81,3 +81,14 @@ def test_what_is_told_of_a_result_is_so(has_shortcut: bool) -> None:
 
 def test_a_device_is_asked_whether_it_can() -> None:
     try_convolutions(DEVICE, torch.bfloat16)
+
+
+def test_a_representation_is_compiled_once_for_batches_of_any_size() -> None:
+    network = make((24, 31))
+    represent = FoldedCopy(network, torch.float32, rectify).module.represent
+    compiled = torch.compile(represent, backend="aot_eager", dynamic=True)
+    compiled(in_pairs(planes(3, 6, 24, 31)))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (4, 9):
+            images = in_pairs(planes(batch, 6, 24, 31))
+            torch.testing.assert_close(compiled(images), represent(images))
