@@ -224,7 +224,8 @@ def measure_updates(example: str, device: str, updates: int, quick: bool) -> dic
     ms = config.total_env_steps * measured["ms_per_env_step"] + total * ms_per_update
     if example in LATE:
         late_plan, _ = plan_of(example, device, updates, quick, LATE[example])
-        late = measured["late_ms_per_update"] = loop.measure_as_it_runs(late_plan, batch)["ms_per_update"]
+        measured["late"] = loop.measure_as_it_runs(late_plan, batch)
+        late = measured["late_ms_per_update"] = measured["late"]["ms_per_update"]
         ms += max(0, total - config.mixed_start_updates) * (late - ms_per_update)
     return {"example": example, "batch": batch, **measured, "minutes_of_a_run_extrapolated": round(ms / 60_000, 2)}
 
@@ -239,11 +240,12 @@ def measure_parts(example: str, device: str, updates: int, quick: bool) -> dict[
 def plan_of(
     example: str, device: str, updates: int, quick: bool, settings: Mapping[str, Any] | None = None
 ) -> tuple[loop.Plan, int]:
-    """With the example's own batch size."""
+    """With the example's own batch size, and as much in the replay as when a run begins to learn."""
     overrides: dict[str, Any] = {"num_gpus_per_learner": int(device == "cuda")} | (QUICK if quick else {})
     overrides |= settings or {}
-    batch = loop.load_config(example, overrides).train_batch_size_per_learner
-    return loop.Plan(example, (batch,), updates, overrides), batch
+    config = loop.load_config(example, overrides)
+    batch, filled = config.train_batch_size_per_learner, config.num_steps_sampled_before_learning_starts
+    return loop.Plan(example, (batch,), updates, overrides, 0 if quick else filled), batch
 
 
 # --- Report ----------------------------------------------------------------------------------------------------------
@@ -266,9 +268,11 @@ def goals(updates: list[dict[str, Any]], device: str, quick: bool) -> dict[str, 
     return results
 
 
-def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], device: str) -> dict[str, str]:
-    """A line per search and per example."""
-    lines = {}
+def summary(
+    searches: list[dict[str, Any]], updates: list[dict[str, Any]], device: str, warnings: list[str]
+) -> dict[str, str]:
+    """A line per search and per example, and one per warning: something did not run as it should."""
+    lines = {f"WARNING {number}": warning for number, warning in enumerate(warnings, start=1)}
     for row in searches:
         busy = "no GPU"
         if device_row := row["device"]:
@@ -287,8 +291,8 @@ def summary(searches: list[dict[str, Any]], updates: list[dict[str, Any]], devic
             f"{row['ms_per_update']:.1f} ms{late}, {row['ms_per_env_step']:.1f} ms of self-play per step; a run "
             f"{row['minutes_of_a_run_extrapolated']:.0f} minutes, extrapolated from {row['updates']} updates"
         )
-        if device == "cuda" and not row["training_is_compiled"]:
-            line += "; TRAINING WAS NOT COMPILED, a warning said why"
+        if compiled := row["compiled_meanwhile"] + row.get("late", {}).get("compiled_meanwhile", 0):
+            line += f"; TOO SLOW: {compiled} functions were compiled meanwhile"
         if parts := row.get("parts"):
             of_update = parts["ms_per_update"]
             named = ", ".join(f"{name} {ms:.1f}" for name, ms in of_update.items())
@@ -305,10 +309,11 @@ def run(device: str, *, quick: bool, updates: int) -> Iterator[dict[str, Any]]:
     if device == "cuda":
         conditions["gpu"] = torch.cuda.get_device_name()
     measured: list[dict[str, Any]] = []
+    warnings = reports.Warnings().lines
 
     def report(searches: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            reports.SUMMARY: summary(searches, measured, device),
+            reports.SUMMARY: summary(searches, measured, device, warnings),
             "conditions": conditions,
             "searches": searches,
             "updates": measured,

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 from benchmarks import gpu, loop
+from benchmarks import report as reports
 from benchmarks.gpu import Work
 from rllib_efficientzero import gradient_step
 from rllib_efficientzero.mcts import Searcher, parts
@@ -168,6 +169,7 @@ def report(example: str, overrides: dict[str, Any], device: str, quick: bool, ou
         return []
 
     measured, with_clocks = (1, 1) if quick else (MEASURED, CLOCKED)
+    warnings = reports.Warnings()
     plan, batch = gpu.plan_of(example, device, measured, quick, overrides)
     algo = loop.begin(plan, batch)
     for _ in range(loop.ITERATIONS_BEFORE):
@@ -175,6 +177,7 @@ def report(example: str, overrides: dict[str, Any], device: str, quick: bool, ou
     started = time.perf_counter()
     updates = updates_of(algo, measured)
     yield f"{example}: {1000 * (time.perf_counter() - started) / updates:.2f} ms of wall time per update ({updates})"
+    yield from (f"WARNING: {line}" for line in warnings.lines)
     calls: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     with clocked(calls):
         updates = updates_of(algo, with_clocks)

@@ -28,6 +28,7 @@ from typing import Any
 
 import ray
 import torch
+from torch._dynamo.utils import counters
 
 from benchmarks import report as reports
 from benchmarks.report import Stopwatch
@@ -61,6 +62,8 @@ class Plan:
     batches: tuple[int, ...]
     updates: int
     overrides: dict[str, Any]
+    filled: int = 0
+    """Steps of random play that are in the replay beforehand. With few, windows end where the replay does."""
 
     def config(self, batch: int) -> EfficientZeroConfig:
         whole = load_config(self.example, self.overrides)
@@ -97,6 +100,9 @@ def attach_clocks(algo: Any, watch: Stopwatch) -> None:
 def begin(plan: Plan, batch: int) -> Any:
     """The example at one batch size, once self-play searches and no update is owed."""
     algo = plan.config(batch).build_algo()
+    if plan.filled:
+        for sample in algo.self_play.sample(plan.filled, budget=plan.filled, num_updates=0):
+            algo.local_replay_buffer.add(sample.episodes)
     while algo.num_updates == 0 or algo._updates_owed() >= 1:
         algo.train()
     return algo
@@ -146,15 +152,15 @@ def measure_as_it_runs(plan: Plan, batch: int) -> dict[str, Any]:
     algo = begin(plan, batch)
     for _ in range(ITERATIONS_BEFORE):
         algo.train()
-    steps, updates, started, self_play = algo.num_interactions, algo.num_updates, time.perf_counter(), 0.0
+    compiled, self_play = counters["frames"]["total"], 0.0
+    steps, updates, started = algo.num_interactions, algo.num_updates, time.perf_counter()
     while algo.num_updates - updates < plan.updates:
         timers = algo.train()[names.TIMERS]
         self_play += timers[names.SAMPLE_TIMER] + timers[names.REPLAY_ADD_TIMER]
     seconds = time.perf_counter() - started  # every iteration ends with numbers that came from the device
     steps, updates = algo.num_interactions - steps, algo.num_updates - updates
-    training = algo.learner_group._learner.module["default_policy"].unwrapped()._unroll
     measured = {
-        "training_is_compiled": getattr(training, "is_compiled", False),
+        "compiled_meanwhile": counters["frames"]["total"] - compiled,
         "env_steps": steps,
         "updates": updates,
         "ms_per_env_step": round(1000 * self_play / steps, 3),

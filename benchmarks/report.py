@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import platform
 import statistics
@@ -53,6 +54,20 @@ def _processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+class Warnings(logging.Handler):
+    """Keeps what the package and torch's compiler warn of: on a GPU, each time, something does not run as it should."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        for name in ("rllib_efficientzero", "torch._dynamo", "torch._inductor"):
+            logging.getLogger(name).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """The first line of what it says."""
+        self.lines.append(f"{record.name}: {record.getMessage().splitlines()[0]}")
 
 
 def spread(values: list[float], digits: int = 3) -> dict[str, float]:

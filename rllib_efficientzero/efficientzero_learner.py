@@ -120,7 +120,7 @@ class EfficientZeroLearner(TorchLearner):
         if recorded and is_worth_compiling(module.network):
             module.compile_training()
             if module.network.distribution is None:  # An entropy by quadrature is beyond the compiler.
-                evaluate = CompiledFunction(evaluate)
+                evaluate = CompiledFunction(evaluate, dynamic=False)
 
         def compute(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             fwd_out = self.module.forward_train({module_id: batch})[module_id]

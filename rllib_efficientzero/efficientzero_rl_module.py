@@ -157,7 +157,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
     def compile_training(self) -> None:
         """Let `torch.compile` fuse the kernels of `forward_train`."""
         # Planes are left alone: fused into one kernel, gathering, augmenting and stacking took 4 ms on an H200.
-        self._unroll = CompiledFunction(unroll)
+        self._unroll = CompiledFunction(unroll, dynamic=False)
 
     def _unrolled(self, batch: dict[str, Any], function: Callable[..., Unrolled]) -> dict[str, Any]:
         device = batch["frames"].device

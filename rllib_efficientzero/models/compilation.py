@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rllib_efficientzero.models.cuda_graphs import one_at_a_time
 from rllib_efficientzero.models.network import EfficientZeroNetwork
 from rllib_efficientzero.models.triton_support import reason_of
 
@@ -28,10 +29,10 @@ class CompiledFunction:
     It is compiled when it is called first, which takes from seconds to a minute.
     """
 
-    def __init__(self, function: Callable[..., Any], *, dynamic: bool | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], *, dynamic: bool) -> None:
         """Args:
         function: of tensors, without side effects on anything but tensors.
-        dynamic: whether sizes vary; None: to be found out.
+        dynamic: whether sizes vary; else every combination of them is compiled for itself.
         """
         self._function = function
         self._compiled: Callable[..., Any] | None = torch.compile(function, dynamic=dynamic)
@@ -44,7 +45,8 @@ class CompiledFunction:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if self._compiled is not None:
             try:
-                return self._compiled(*inputs, **options)
+                with one_at_a_time:
+                    return self._compiled(*inputs, **options)
             except RuntimeError as error:
                 if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                     raise  # The recording has failed, not the compiler.

@@ -28,7 +28,10 @@ T = TypeVar("T")
 
 _failed: list[torch.cuda.CUDAGraph] = []
 """Graphs that could not be recorded to their end: torch's allocator may go on asking them."""
-_recording = threading.RLock()  # a recording within one ends with CUDA's error, not with a thread that waits for itself
+one_at_a_time = threading.RLock()
+"""Held while a graph is recorded and while a compiled function is called. Torch's compiler changes settings of the
+process meanwhile, and waits for the device, which a recording in another thread would not survive. Re-entrant, so that
+a recording within a recording ends with CUDA's error, not with a thread that waits for itself."""
 
 
 @dataclasses.dataclass
@@ -59,7 +62,7 @@ def record(
         cannot be recorded; a warning says why.
     """
     # Other threads may go on meanwhile, as long as they record nothing.
-    with _recording, torch.cuda.device(device):
+    with one_at_a_time, torch.cuda.device(device):
         current = torch.cuda.current_stream(device)
         side = _recording_stream(current.device, current.priority)
         side.wait_stream(current)

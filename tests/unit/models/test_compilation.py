@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rllib_efficientzero.models import ModelConfig, build_consistency_heads, build_network
 from rllib_efficientzero.models.compilation import CompiledFunction, is_worth_compiling
+from rllib_efficientzero.models.cuda_graphs import one_at_a_time
 from rllib_efficientzero.models.folding import FoldedCopy
 from rllib_efficientzero.models.unroll import unroll
 
@@ -87,13 +89,25 @@ def test_what_cannot_be_compiled_is_called_and_a_warning_says_why(
         return fail
 
     monkeypatch.setattr(torch, "compile", without_a_compiler)
-    function = CompiledFunction(lambda x, factor: factor * x)
+    function = CompiledFunction(lambda x, factor: factor * x, dynamic=True)
     with caplog.at_level(logging.WARNING):
         assert [function(x, factor=3) for x in (1, 2, 3)] == [3, 6, 9]
     assert len(tried) == 1
     assert [record.getMessage() for record in caplog.records] == [
         "torch.compile failed, which makes learning and searching slower: Cannot find a working triton installation."
     ]
+
+
+def test_no_compiled_function_is_called_while_another_thread_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    function = CompiledFunction(lambda x: x + 1, dynamic=False)
+    with ThreadPoolExecutor() as executor:
+        with one_at_a_time:
+            assert function(1) == 2, "within a recording it is"
+            called = executor.submit(function, 2)
+            with pytest.raises(TimeoutError):
+                called.result(timeout=0.2)
+        assert called.result(timeout=10) == 3
 
 
 def test_an_error_of_the_function_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +117,7 @@ def test_an_error_of_the_function_itself_is_raised(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        CompiledFunction(broken)(torch.zeros(1))
+        CompiledFunction(broken, dynamic=False)(torch.zeros(1))
 
 
 def test_a_recording_that_fails_does_not_speak_against_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +134,7 @@ def test_a_recording_that_fails_does_not_speak_against_the_compiler(monkeypatch:
 
     monkeypatch.setattr(torch, "compile", compiled_that_runs_out_of_memory_once)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    function = CompiledFunction(lambda x: -x)
+    function = CompiledFunction(lambda x: -x, dynamic=False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="out of memory"):
         function(1)
