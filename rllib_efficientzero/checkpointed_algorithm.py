@@ -1,4 +1,4 @@
-"""Saving and restoring an Algorithm: whole, checked, and at the cost of what is new.
+"""Saving and restoring an Algorithm: completely, with checks, and writing only what has changed.
 
 A checkpoint directory:
 
@@ -6,7 +6,7 @@ A checkpoint directory:
     policy/                     policy.json and policy.safetensors, for `policy.load_policy`; no pickle
     replay/                     see `replay.storage`; full segments are hard links to the previous checkpoint's
     algorithm_state.pkl, learner_group/, env_runner/, ...
-                                RLlib's: pickles, to be loaded only if trusted; `run_state` is in algorithm_state.pkl
+                                RLlib's pickles, to be loaded only if trusted; `run_state` is in algorithm_state.pkl
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ NETWORK_PREFIX = "network."
 
 
 class CheckpointedAlgorithm(Algorithm):
-    """What `EfficientZero` inherits to be saved and restored exactly.
+    """The base class that saves and restores `EfficientZero` exactly.
 
-    Episodes in progress are part of the state where their environments' state can be had (see `env.env_state`). Else
-    saving cuts them short, in the run that goes on as in the one that is resumed, so that both stay equal.
+    Episodes in progress are part of the state if their environments' state can be saved (see `env.env_state`). If not,
+    saving cuts them short in the run that goes on as well as in the resumed one, so that both stay equal.
     """
 
     local_replay_buffer: Any
     num_updates: int
     num_interactions: int
     _last_checkpoint: pathlib.Path | None = None
-    """The newest one written or restored: what has not changed since need not be written again."""
+    """The newest checkpoint written or restored: files that have not changed since then are not written again."""
 
     @property
     def run_directory(self) -> pathlib.Path:
-        """Where this run's files are on this machine: beside Tune's `result.json`, or RLlib's log directory outside of
-        Tune. If Tune's storage is elsewhere, this is its working directory, and they are uploaded, too."""
+        """The directory of this run's files on this machine: that of Tune's `result.json`, or without Tune RLlib's log
+        directory. If Tune's storage is remote, it is Tune's working directory, and the files are uploaded as well."""
         if self._has_local_storage():
             return pathlib.Path(self._storage.trial_fs_path)
         return pathlib.Path(self.logdir)
@@ -90,19 +90,21 @@ class CheckpointedAlgorithm(Algorithm):
     # --- State in memory ---------------------------------------------------------------------------------------------
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """As RLlib's, with the `run_state`; the replay is in no state, it would be copied in memory."""
+        """As RLlib's, with the `run_state` added. The replay is never included, since that would copy it in memory."""
         with_run_state = self._check_component(RUN_STATE, components, not_components)
-        # First: it may store what counts in RLlib's, too.
+        # First, because it may store samples that change RLlib's state as well.
         captured = run_state.capture(self) if with_run_state else None
         state = super().get_state(components, not_components=not_components, **kwargs)
         return state if captured is None else state | {RUN_STATE: captured}
 
     def store_arrived(self) -> None:
-        """Stores what EnvRunners have played unasked for since the last iteration; called once a checkpoint has their
-        states, which are those after it."""
+        """Stores the samples that have arrived since the last iteration.
+
+        `run_state.capture` calls it after capturing the EnvRunners' states, which are those after these samples.
+        """
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """As RLlib's; an algorithm that has learned more than the state takes it, too."""
+        """As RLlib's, but takes a state even if the algorithm has newer weights than it."""
         self.learner_group.foreach_learner(_take_any_weights)
         super().set_state(state)
         if RUN_STATE in state:
@@ -113,11 +115,11 @@ class CheckpointedAlgorithm(Algorithm):
     def save_to_path(
         self, path: str | pathlib.Path | None = None, *, state: Any = None, filesystem: Any = None, **kwargs: Any
     ) -> str:
-        """Writes a checkpoint. What was in `path` before stays there until the new one is whole.
+        """Writes a checkpoint. An earlier checkpoint in `path` stays there until the new one is complete.
 
         Args:
             path: a directory, made if needed, or the URI of one; None: a new one in the system's temporary directory.
-            state: write this state instead, in RLlib's form alone.
+            state: write this state instead, in RLlib's format only.
             filesystem: of `path`, if it is not local.
 
         Raises:
@@ -147,7 +149,7 @@ class CheckpointedAlgorithm(Algorithm):
         return str(target)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        """As Tune's, which writes to a temporary directory and copies all of it; a local one is written in place."""
+        """As Tune's, but writes a local checkpoint in place: Tune writes a temporary directory and copies all of it."""
         storage_context = self._storage
         if checkpoint_dir is not None or not self._has_local_storage():
             return super().save(checkpoint_dir)
@@ -155,7 +157,7 @@ class CheckpointedAlgorithm(Algorithm):
         for leftover in trial.glob(staging_path(pathlib.Path("checkpoint_*")).name):
             shutil.rmtree(leftover, ignore_errors=True)
         storage_context._update_checkpoint_index({})
-        # A run that was killed may have written some that Tune took no note of. The newest must have the last name.
+        # A run that was killed may have written checkpoints that Tune did not record. The newest needs the last name.
         while any(path.name >= storage_context.checkpoint_dir_name for path in trial.glob("checkpoint_*")):
             storage_context._update_checkpoint_index({})
         self.save_checkpoint(storage_context.checkpoint_fs_path)
@@ -187,7 +189,7 @@ class CheckpointedAlgorithm(Algorithm):
             "mixed_precision": self.config.mixed_precision,
             "num_updates": self.num_updates,
             "num_interactions": self.num_interactions,
-            # Who plays on from here as self-play did needs it; the search's own settings do not say it.
+            # For playing on as self-play did: the search's own settings do not contain it.
             "temperature_schedule": [list(point) for point in self.config.temperature_schedule],
             "protocol": self.config.describe_protocol(),
             "env_config": _plain(self.config.env_config),
@@ -216,9 +218,9 @@ class CheckpointedAlgorithm(Algorithm):
     def restore_from_path(
         self, path: str | pathlib.Path, *, component: str | None = None, filesystem: Any = None, **kwargs: Any
     ) -> None:
-        """Restores a trusted checkpoint. Whether it is whole and fits is known before any of it is taken over.
+        """Restores a trusted checkpoint, after checking that it is complete and fits this algorithm.
 
-        What the config says of the optimizer's options and of the environment holds, not what it said when saving.
+        The optimizer's options and the environment's settings stay those of the config, not those of the checkpoint.
 
         Args:
             path: a directory, or the URI of one.
@@ -253,7 +255,8 @@ class CheckpointedAlgorithm(Algorithm):
         weights = list(learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
         check_learner(path, weights=weights, optimizer=optimizer, config=self.config)
         self.set_state(state)
-        # Last: what the replay was made of batches ahead is forgotten by now, and a state that cannot be set spares it.
+        # Last: by now, batches made ahead from the old replay have been dropped; and if setting the state fails, the
+        # replay stays as it was.
         self.local_replay_buffer.load(path / REPLAY_DIR)
         self._last_checkpoint = path
         run_files.forget_later_evaluations(
@@ -276,7 +279,7 @@ def _learned_weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _plain(env_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the environment's settings JSON can say: enough to play there again, in most cases."""
+    """The environment's settings that JSON can represent: in most cases, enough to make the environment again."""
     kept = {}
     for key, value in env_config.items():
         with contextlib.suppress(TypeError, ValueError, RecursionError):
@@ -285,7 +288,7 @@ def _plain(env_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_sizes(config: Any) -> dict[str, Any]:
-    """As they look when read from JSON."""
+    """The network's sizes in the form in which JSON returns them."""
     sizes = dataclasses.asdict(ModelConfig.from_dict(config.network_sizes()))
     if (networks := sizes.pop("networks")) is not None:
         sizes["networks"] = path_of(networks)
@@ -293,18 +296,18 @@ def _model_sizes(config: Any) -> dict[str, Any]:
 
 
 def _take_any_weights(learner: Any) -> None:
-    # A Learner would keep its own weights, if they are newer by this number.
+    # By this number, a Learner would keep its own weights if they are newer.
     learner._weights_seq_no = 0
 
 
 def _read_state(directory: pathlib.Path) -> dict[str, Any]:
-    """RLlib's state files of a checkpoint as one state: all are read before any is applied."""
+    """Reads all of RLlib's state files of a checkpoint into one state, so that none is applied before all are read."""
     state: dict[str, Any] = {}
     for file in sorted(directory.glob("*state.pkl")):
         try:
             state |= cloudpickle.loads(file.read_bytes())
         except Exception as error:
-            # Unpickling calls what it finds, so it raises anything.
+            # Unpickling runs arbitrary code, and may raise any error.
             versions = _stated_versions(directory)
             raise CheckpointError(
                 f"{file} cannot be unpickled with ray {ray.__version__} ({type(error).__name__}: {error}); the "
@@ -317,7 +320,7 @@ def _read_state(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _stated_versions(directory: pathlib.Path) -> str:
-    """Versions that the manifest of a checkpoint, or of the checkpoint around a part of it, states."""
+    """The versions in the manifest of a checkpoint; `directory` may also be a part of one."""
     for parent in (directory, *directory.parents):
         try:
             versions = read_manifest(parent)["versions"]
@@ -328,7 +331,7 @@ def _stated_versions(directory: pathlib.Path) -> str:
 
 
 def _local_path(path: Any, filesystem: Any) -> pathlib.Path | None:
-    """A path on this machine; None of anything else."""
+    """The path, if it is on this machine; else None."""
     if filesystem is not None and not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return None
     text = str(path)
@@ -340,7 +343,7 @@ def _local_path(path: Any, filesystem: Any) -> pathlib.Path | None:
 
 
 def _remote_path(path: Any, filesystem: Any) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of a path that is not on this machine, and what the path is called there."""
+    """The file system of a path that is not on this machine, and the path within it."""
     place = str(path)
     if filesystem is None:
         filesystem, place = pyarrow.fs.FileSystem.from_uri(place)

@@ -52,23 +52,23 @@ class EfficientZero(EvaluatedAlgorithm):
                     self.local_replay_buffer.add(episodes)
             self._learn(self._updates_now(self._updates_owed()))
             if self.batches.is_ahead():
-                self.batches.forget()  # Fewer steps came than were asked for.
+                self.batches.forget()  # Fewer steps came than were asked for, and so fewer updates were due.
             self._log_progress()
 
     def _learn(self, num_updates: int) -> None:
-        """So many updates; fewer if the run is to end."""
+        """Makes `num_updates` updates; fewer if the run has been asked to end."""
         num_batches = 0
         for num_following in reversed(range(num_updates)):
             is_interrupted = interruption.requested()
             if is_interrupted and not self.batches.is_ahead():
-                break  # What is owed comes first when the run goes on.
+                break  # A resumed run begins with the updates that are still owed.
             with self._timer(names.REPLAY_SAMPLE_TIMER):
                 batch = self._next_batch(0 if is_interrupted else num_following)
             with self._timer(names.LEARNER_UPDATE_TIMER):
                 position_ids, priorities = self._update(batch)
             num_batches += 1
             if len(position_ids) == 0:
-                continue  # Not finite: the learner left everything as it was, counted it, and will stop a series.
+                continue  # Not finite: the Learner changed nothing, counted it, and raises after too many in a row.
             with self._timer(names.UPDATE_PRIORITIES_TIMER):
                 self.batches.settle()
                 self.local_replay_buffer.update_priorities(position_ids, priorities)
@@ -83,8 +83,8 @@ class EfficientZero(EvaluatedAlgorithm):
     # --- How much to sample and to learn -----------------------------------------------------------------------------
 
     def _updates_owed(self, num_more_steps: int = 0) -> int:
-        """Whole updates that the replay ratio, or the end of the run, demands and that were not made yet, when so many
-        steps more are there."""
+        """Returns how many updates are due and not made yet, by the replay ratio or because the run ends, once
+        `num_more_steps` more steps have been played."""
         if len(self.local_replay_buffer) < self.config.num_steps_sampled_before_learning_starts:
             return 0
         if self._steps_to_sample() == 0:
@@ -92,12 +92,12 @@ class EfficientZero(EvaluatedAlgorithm):
         return self.config.updates_due(self.num_interactions + num_more_steps) - self.num_updates
 
     def _updates_now(self, num_owed: int) -> int:
-        """Those of them that are made in one iteration."""
+        """Returns how many of the updates owed are made in one iteration."""
         return max(0, min(num_owed, self.config.updates_per_sample()))
 
     def _steps_to_sample(self) -> int:
-        """Steps to ask for such that the budget is never exceeded: all environments of a runner step together, so that
-        it may return up to one step less than it has environments too many."""
+        """Returns how many steps to ask for so that the budget is never exceeded: all environments of a runner step
+        together, so that a runner with n of them may return up to n - 1 steps too many."""
         remaining, num_envs = self.config.total_env_steps - self.num_interactions, self.config.num_envs()
         return max(0, min(self.config.rollout_fragment_length * num_envs, remaining - (num_envs - 1)))
 
@@ -106,15 +106,15 @@ class EfficientZero(EvaluatedAlgorithm):
         first, last = beta if isinstance(beta, list | tuple) else (beta, beta)
         return linear(first, last, num_updates / self.config.updates_at_end())
 
-    # --- The steps of the picture ------------------------------------------------------------------------------------
+    # --- The stages of `training_step` -------------------------------------------------------------------------------
 
     def _sample(self, num_steps: int) -> list[Any]:
-        """Episodes, or chunks of them, of together about `num_steps` steps."""
+        """Returns episodes, or chunks of them, with about `num_steps` steps in all."""
         budget = self.config.total_env_steps - self.num_interactions
         return self._count(self.self_play.sample(num_steps, budget=budget, num_updates=self.num_updates))
 
     def _count(self, samples: list[Sample]) -> list[Any]:
-        """Takes their metrics and steps into account; their episodes."""
+        """Adds the samples' metrics and steps to the run's, and returns their episodes."""
         self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
         self._log_staleness([sample.staleness for sample in samples if sample.staleness is not None])
         self.num_interactions += sum(sample.num_steps for sample in samples)
@@ -143,7 +143,7 @@ class EfficientZero(EvaluatedAlgorithm):
                 _no_metrics_reduce=True,
             )
         except DivergedError as error:
-            # From a process of its own it comes wrapped, and its message within that process's traceback.
+            # Ray wraps the error of a remote Learner, and puts the message inside that process's traceback.
             diverged = error.cause if isinstance(error, RayTaskError) else error
             run_files.write_divergence(self._run_files_place(), str(diverged), diverged.last_updates)
             raise diverged from None
@@ -155,7 +155,7 @@ class EfficientZero(EvaluatedAlgorithm):
         return pairs[:, 0].astype(np.int64), pairs[:, 1]
 
     def _report_updates(self) -> None:
-        """Takes over what Learners logged in this iteration."""
+        """Adds what the Learners logged in this iteration to the algorithm's metrics."""
         reports = [answer.get() for answer in self.learner_group.foreach_learner(lambda learner: learner.report())]
         self.metrics.aggregate(reports, key=LEARNER_RESULTS)
 
@@ -174,7 +174,7 @@ class EfficientZero(EvaluatedAlgorithm):
             self.metrics.log_value((names.TIMERS, name), self._seconds.pop(name, 0.0), reduce="sum")
         self.metrics.log_dict(self.local_replay_buffer.get_metrics(), key=REPLAY_BUFFER_RESULTS, reduce="item")
         for name, value in self.batches.get_metrics().items():
-            # RLlib saves its sums with a checkpoint.
+            # RLlib keeps lifetime sums in the checkpoint.
             how = "lifetime_sum" if name.endswith("_lifetime") else "item"
             self.metrics.log_value((names.REANALYZE, name), value, reduce=how)
 
@@ -185,7 +185,7 @@ class EfficientZero(EvaluatedAlgorithm):
 
     @contextlib.contextmanager
     def _timer(self, name: str) -> Iterator[None]:
-        """Adds up an iteration's seconds; RLlib's own timers take longer than some of what is timed by them."""
+        """Adds the block's seconds to this iteration's. RLlib's own timers take longer than some of these blocks."""
         started = time.perf_counter()
         try:
             yield
@@ -201,7 +201,7 @@ class EfficientZero(EvaluatedAlgorithm):
         try:
             super().setup(config)
         except IndexError as error:
-            # RLlib asks the first EnvRunner for its spaces, although it could not be built.
+            # RLlib asks the first EnvRunner for its spaces even if none could be built.
             if not config.num_env_runners:
                 raise
             raise NoEnvRunnersError(f"no EnvRunner could be built: {why_none_was_built(config)}") from error
@@ -210,7 +210,8 @@ class EfficientZero(EvaluatedAlgorithm):
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         restored = super().restore_env_runners(env_runner_group)
         if restored:
-            # RLlib's count begins again with a resume, steps go on; but between two who come back there may be none.
+            # A number that no generation had before: RLlib's count of restored EnvRunners starts again at a resume,
+            # whereas the step count goes on, but may stand still between two restores.
             generation = (self.num_interactions << 20) + self._counters["total_num_restored_workers"]
             env_runner_group.foreach_env_runner(
                 lambda env_runner: env_runner.begin_generation(generation),

@@ -39,7 +39,7 @@ POSITION_IDS = "position_ids"
 LOGGED = (names.GRADIENT_NORM, names.LEARNING_RATE, names.SATURATED_TARGETS, names.TARGET_STALENESS)
 """beside losses and errors"""
 UPDATES_IN_MEANS = 100
-"""Updates over which what is logged is averaged, about."""
+"""About how many updates the logged means are taken over."""
 OPTIMIZER_CLASSES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
@@ -59,17 +59,17 @@ class DivergedError(RuntimeError):
 
 
 class EfficientZeroLearner(TorchLearner):
-    """Takes train batches of `targets.Reanalyzer`, made by the learner connector.
+    """Learns from the train batches of `targets.Reanalyzer`, which the learner connector makes.
 
-    RLlib's handling of non-finite gradients (two host synchronisations per parameter, then a step with zeros in their
-    place) is replaced: one check per update, and an update that is not finite changes nothing.
+    It replaces RLlib's handling of non-finite gradients (two host synchronisations per parameter, then a step with
+    zeros in their place): it checks once per update, and an update that is not finite changes nothing.
     """
 
     def build(self) -> None:
         reuse_freed_memory()
         super().build()
-        # Given a seed, RLlib asks torch for deterministic algorithms, and torch then also fills all new memory: a help
-        # for finding code that reads what it never wrote, at a twentieth of the time of a small network's update.
+        # Given a seed, RLlib asks torch for deterministic algorithms, and torch then also fills all new memory. That
+        # only helps to find reads of uninitialised memory, and costs a twentieth of a small network's update.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._num_non_finite_in_a_row = 0
         self._has_warned_of_saturation = False
@@ -78,7 +78,7 @@ class EfficientZeroLearner(TorchLearner):
         self._updates_made: dict[str, int] = {}  # by module: what their buffers say, on the host
         self._observed: dict[str, list[dict[str, np.ndarray]]] = {}  # by module, of updates that are still to be logged
         self._batch_sizes: dict[str, list[int]] = {}  # by module, of updates that are still to be logged
-        self._num_env_steps_trained = 0  # in these
+        self._num_env_steps_trained = 0  # in updates that are still to be logged
         self._priorities: dict[str, np.ndarray] = {}  # by module: position ids and their new priorities
         self._last_batch: dict[str, dict[str, Tensor]] = {}  # of modules whose statistics are older than their weights
         for module_id in list(self.module.keys()):
@@ -106,20 +106,20 @@ class EfficientZeroLearner(TorchLearner):
         return loss_and_observed(Unrolled(**fwd_out), batch, *self._losses_of(module_id, config))[0]
 
     def _losses_of(self, module_id: str, config: Any) -> tuple[dict[str, float], PolicyLosses]:
-        """Coefficients of a module's losses, and those of its policy."""
+        """The coefficients of a module's losses, and the loss function of its policy."""
         distribution = self._unwrapped(module_id).network.distribution
         coefficients = config.loss_coefficients(sampled_actions=distribution is not None)
         return coefficients, policy_losses_of(distribution)
 
     def _make_gradient_step(self, module_id: str) -> GradientStep:
-        """Forward and backward pass of a module, and its step; as one CUDA graph where no other Learner takes part."""
+        """Makes a module's `GradientStep`: one CUDA graph, given `compiled_learner`, a GPU and no other Learners."""
         config = self.config.get_config_for_module(module_id)
         module, how = self._unwrapped(module_id), self._losses_of(module_id, config)
         recorded = config.compiled_learner and self._device.type == "cuda" and config.num_learners <= 1
         evaluate: Callable[..., tuple[Tensor, dict[str, Tensor]]] = loss_and_observed
         if recorded and is_worth_compiling(module.network):
             module.compile_training()
-            if module.network.distribution is None:  # An entropy by quadrature is beyond the compiler.
+            if module.network.distribution is None:  # The compiler cannot handle an entropy by quadrature.
                 evaluate = CompiledFunction(evaluate, dynamic=False)
 
         def compute(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -132,8 +132,8 @@ class EfficientZeroLearner(TorchLearner):
         return GradientStep(compute, optimizer, module, max_norm=config.grad_clip, recorded=recorded)
 
     def update(self, *args: Any, _no_metrics_reduce: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """As RLlib's, whose flag says not to reduce what was logged, which takes a tenth of an update's time; then
-        priorities are all that is returned, and `report` tells the rest."""
+        """As RLlib's. With RLlib's flag `_no_metrics_reduce` it returns the priorities only, and `report` returns the
+        other metrics: reducing them takes a tenth of an update's time."""
         super().update(*args, _no_metrics_reduce=True, **kwargs)
         results = {} if _no_metrics_reduce else self.report()
         for module_id, pairs in self._priorities.items():
@@ -141,13 +141,13 @@ class EfficientZeroLearner(TorchLearner):
         return results
 
     def report(self) -> dict[str, Any]:
-        """Results of the updates since the last report, priorities left out."""
+        """Returns the metrics of the updates since the last report, without priorities."""
         self._log_observed()
         self._log_steps_trained()
         return self.metrics.reduce()
 
     def _make_batch_if_necessary(self, training_data: TrainingData) -> MultiAgentBatch:
-        """As RLlib's, which walks through a batch three times to find out that it is on the device already."""
+        """As RLlib's, but returns a batch that is on the device already at once: RLlib walks through it three times."""
         batch = training_data.batch
         if isinstance(batch, MultiAgentBatch) and all(
             isinstance(value, Tensor) and value.device == self._device
@@ -158,13 +158,13 @@ class EfficientZeroLearner(TorchLearner):
         return super()._make_batch_if_necessary(training_data)
 
     def _log_steps_trained_metrics(self, batch: MultiAgentBatch) -> None:
-        """Counts what RLlib logs here, for `_log_steps_trained`: eight metrics take a tenth of a millisecond."""
+        """Counts what RLlib would log here; `_log_steps_trained` logs it later. RLlib's eight metrics take 0.1 ms."""
         for module_id, module_batch in batch.policy_batches.items():
             self._batch_sizes.setdefault(module_id, []).append(len(module_batch))
         self._num_env_steps_trained += batch.env_steps()
 
     def _log_steps_trained(self) -> None:
-        """Logs RLlib's metrics of the updates since the last time, all of which it knows to reduce alike."""
+        """Logs RLlib's step metrics for all updates since the last time at once; they reduce to the same values."""
         if not self._batch_sizes:
             return
         log, throughput = self.metrics.log_value, {"with_throughput": True}
@@ -183,7 +183,7 @@ class EfficientZeroLearner(TorchLearner):
         self._num_env_steps_trained = 0
 
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Tensor], dict]:
-        """Forward, losses, gradients; then a step if everything is finite, else none."""
+        """Makes a gradient step with each module's batch, unless its loss or gradient is not finite."""
         loss_on_host = {}
         for module_id, module_batch in batch.items():
             learning_rate = self._set_learning_rate(module_id)
@@ -194,7 +194,7 @@ class EfficientZeroLearner(TorchLearner):
         return {}, loss_on_host, {}
 
     def _note_step(self, module_id: str, batch: dict[str, Tensor], observed: dict[str, np.ndarray]) -> None:
-        """Counts a step of the optimizer, or one that was not taken because the loss or a gradient is not finite."""
+        """Counts an optimizer step that was taken, or skipped because the loss or a gradient is not finite."""
         update, is_finite = self._num_updates_made(module_id), bool(observed.pop(FINITE))
         scalars = {name: value for name, value in observed.items() if value.ndim == 0}
         self._divergence_watch.record(update, scalars, observed[POSITION_IDS])
@@ -208,18 +208,18 @@ class EfficientZeroLearner(TorchLearner):
         self._log_update(module_id, observed, has_stepped=is_finite)
 
     def _num_updates_made(self, module_id: str) -> int:
-        """What the module's buffer says, asked of the device once."""
+        """The value of the module's `num_updates` buffer, which is read from the device only once."""
         if module_id not in self._updates_made:
             self._updates_made[module_id] = int(self._unwrapped(module_id).num_updates)
         return self._updates_made[module_id]
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """As RLlib's, but the optimizer's options stay the config's: a state has those of when it was saved."""
+        """As RLlib's, but the optimizer keeps the config's options instead of those that were saved with the state."""
         groups = {module_id: self._optimizer_options(module_id) for module_id in self._gradient_steps}
         super().set_state(state)
         self._updates_made.clear()
         if COMPONENT_RL_MODULE in state:
-            # Of updates that these weights know nothing of: neither their statistics nor their metrics are wanted.
+            # These belong to updates that the new weights have not seen: drop their batches and metrics.
             self._last_batch.clear()
             self._observed.clear()
         for module_id in self._gradient_steps:
@@ -227,7 +227,7 @@ class EfficientZeroLearner(TorchLearner):
                 for group, options in zip(optimizer.param_groups, groups[module_id], strict=True):
                     group.update(options)
                 own_state(optimizer)
-            # A recorded one goes on with the optimizer's state before.
+            # A recorded CUDA graph would go on using the optimizer's old state tensors.
             self._gradient_steps[module_id] = self._make_gradient_step(module_id)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
@@ -246,15 +246,15 @@ class EfficientZeroLearner(TorchLearner):
                 self._observed[module_id][-1][names.TARGET_STALENESS] = np.array(float(staleness))
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As RLlib's; weights leave for EnvRunners and checkpoints with statistics of their own."""
+        """As RLlib's, after fitting the normalisation statistics to the weights that EnvRunners and checkpoints get."""
         self._refresh_all_statistics()
         return super().get_state(*args, **kwargs)
 
     @torch.no_grad()
     def copy_weights_to(self, env_runner: Any) -> None:
-        """Give an EnvRunner of this process the weights to act with, tensor by tensor.
+        """Copies the weights for acting to an EnvRunner in this process, tensor by tensor.
 
-        What `get_state` here and `set_state` there would do, without NumPy and Ray's object store between them.
+        Same result as passing `get_state` to its `set_state`, but without NumPy and Ray's object store in between.
         """
         self._refresh_all_statistics()
         weights = self._unwrapped(DEFAULT_MODULE_ID).state_dict()
@@ -263,21 +263,21 @@ class EfficientZeroLearner(TorchLearner):
         env_runner._weights_seq_no = self._weights_seq_no
 
     def _refresh_all_statistics(self) -> None:
-        # Normalising over all Learners' batches needs all Learners, and this one is alone here.
+        # A forward pass with synchronised batch normalisation needs all Learners, and here only this one takes part.
         if not self.config.sync_batch_norm:
             for module_id in list(self._last_batch):
                 self._refresh_statistics(module_id)
 
     @torch.no_grad()
     def _refresh_statistics(self, module_id: str) -> None:
-        """Fit the running statistics to the weights, by the batch that was learned from last."""
+        """Fits the running statistics to the current weights, with one forward pass of the last train batch."""
         batch = self._last_batch.pop(module_id, None)
         if batch is not None:
             module = self._unwrapped(module_id)
             with fresh_statistics(module):
                 module.forward_train_once(batch)
             if self._device.type == "cuda":
-                # The batch's memory may belong to another stream, which would use it again.
+                # The batch's memory may belong to another stream, which reuses it once the batch is released.
                 torch.cuda.current_stream(self._device).synchronize()
 
     @classmethod
@@ -291,11 +291,11 @@ class EfficientZeroLearner(TorchLearner):
         return self.module[module_id].unwrapped()
 
     def _trained_parameters(self, module_id: str) -> list[Tensor]:
-        """Those that have gradients; a target network's have none."""
+        """The module's parameters with gradients, which leaves out the target network's."""
         return [parameter for parameter in self.get_parameters(self.module[module_id]) if parameter.requires_grad]
 
     def _optimizer_options(self, module_id: str) -> list[dict[str, Any]]:
-        """Of each group of parameters; the learning rate is set before every update."""
+        """The options of each parameter group, without the learning rate, which is set before every update."""
         ((_, optimizer),) = self.get_optimizers_for_module(module_id)
         return [
             {key: value for key, value in group.items() if key not in ("params", "lr")}
@@ -303,7 +303,7 @@ class EfficientZeroLearner(TorchLearner):
         ]
 
     def _set_learning_rate(self, module_id: str) -> float:
-        """That of the next update."""
+        """Sets the optimizer's learning rate for the next update, and returns it."""
         config = self.config.get_config_for_module(module_id)
         learning_rate = warmup_step_decay(
             self._num_updates_made(module_id),
@@ -332,11 +332,11 @@ class EfficientZeroLearner(TorchLearner):
             )
 
     def _log_update(self, module_id: str, observed: dict[str, np.ndarray], *, has_stepped: bool) -> None:
-        """Keeps the priorities, but not those of an update that was skipped, and the rest for `_log_observed`."""
-        # Ids travel with the priorities: with several learners no other order could be relied on.
+        """Stores an update's priorities, unless it was skipped, and keeps the other numbers for `_log_observed`."""
+        # Position ids go with the priorities: with several Learners the order of the results is not reliable.
         pairs = np.stack((observed.pop(POSITION_IDS), observed.pop(names.PRIORITIES)), axis=1)
         if not has_stepped:
-            # What was not learned from keeps its priority; the new one may be NaN.
+            # Positions that were not learned from keep their priority; the new one may be NaN.
             pairs = pairs[:0]
             del observed[names.GRADIENT_NORM], observed[names.LEARNING_RATE]
         self._priorities[module_id] = pairs
@@ -345,7 +345,7 @@ class EfficientZeroLearner(TorchLearner):
         self._observed.setdefault(module_id, []).append(observed)
 
     def _log_observed(self) -> None:
-        """Logs means of what was observed in the updates since the last time."""
+        """Logs the means over the updates since the last time."""
         for module_id, updates in self._observed.items():
             means = _means(updates)
             self._warn_of_saturation(module_id, float(means[names.SATURATED_TARGETS]))
@@ -374,7 +374,7 @@ class EfficientZeroLearner(TorchLearner):
 
 
 def _means(updates: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Means over updates, whatever is NaN left out: of each number, by name, over those that have one."""
+    """name -> mean over the updates that have this entry, element by element, without NaNs."""
     means = {}
     for name in dict.fromkeys(name for observed in updates for name in observed):
         values = np.stack([observed[name] for observed in updates if name in observed])

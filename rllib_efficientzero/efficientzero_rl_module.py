@@ -45,7 +45,7 @@ from rllib_efficientzero.models.unroll import Unrolled, unroll, unroll_planes
 ROOT_VALUE = "root_value"
 VISIT_POLICY = "visit_policy"
 SAMPLED_ACTIONS = "sampled_actions"
-"""Extra model outputs that acting leaves in the episode: `[]`, `[A]` and, of sampled actions, `[A, D]` per step."""
+"""Keys of the extra model outputs stored in episodes: `[]`, `[A]` and, if actions are sampled, `[A, D]` per step."""
 
 
 class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
@@ -72,7 +72,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
             self.consistency = build_consistency_heads(self.network.latent_shape, model_config)
         self.target_network: EfficientZeroNetwork | None = None
         self._inference_networks: dict[str, InferenceNetwork] = {}
-        # A buffer, so that acting knows how far training is wherever weights travel: EnvRunners, checkpoints, Serve.
+        # A buffer, so that the count goes wherever the weights go: EnvRunners, checkpoints, Ray Serve.
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self._unroll: Callable[..., Unrolled] = unroll
         self.searcher = Searcher(self.search_config)
@@ -86,7 +86,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
     # --- Acting ------------------------------------------------------------------------------------------------------
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        # Weights that were never trained are not worth searching with: the paper's first steps are random.
+        # Searching with untrained weights is of no use: as in the paper, the first steps are random.
         if int(self.num_updates) == 0:
             return self._act_randomly(batch[Columns.OBS])
         return self._act(batch[Columns.OBS], explore=True)
@@ -124,12 +124,12 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
 
     @property
     def inference_network(self) -> InferenceNetwork:
-        """The network to act with; its weights are always those of `network`."""
+        """The inference form of `network`, to act with; it always has that network's current weights."""
         return self._inference_network("network")
 
     @property
     def target_inference_network(self) -> InferenceNetwork:
-        """The target network to make targets with."""
+        """The inference form of the target network, to make targets with."""
         assert self.target_network is not None, "call make_target_networks() first"
         return self._inference_network("target_network")
 
@@ -150,18 +150,18 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         return self._unrolled(batch, self._unroll)
 
     def forward_train_once(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The same, in train mode, for a call that is not worth compiling."""
+        """As `_forward_train`, in train mode and uncompiled: for calls too rare to compile."""
         self.train()
         return self._unrolled(batch, unroll)
 
     def compile_training(self) -> None:
-        """Let `torch.compile` fuse the kernels of `forward_train`."""
-        # Planes are left alone: fused into one kernel, gathering, augmenting and stacking took 4 ms on an H200.
+        """Lets `torch.compile` fuse the kernels of `forward_train`."""
+        # Without `unroll_planes`: compiled into one kernel, gathering, augmenting and stacking took 4 ms on an H200.
         self._unroll = CompiledFunction(unroll, dynamic=False)
 
     def _unrolled(self, batch: dict[str, Any], function: Callable[..., Unrolled]) -> dict[str, Any]:
         device = batch["frames"].device
-        # The first layer would round them all the same; until then half the memory moves.
+        # The first layer would round the planes to this dtype anyway, and smaller ones take half the memory traffic.
         dtype = low_precision(device, self.mixed_precision) or torch.float32
         root, targets = unroll_planes(
             batch,
@@ -189,7 +189,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         return [] if self.target_network is None else [(self.network, self.target_network)]
 
     def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The target network's evaluation of `batch["obs"]`."""
+        """Evaluates `batch["obs"]` with the target network."""
         frames, _ = _split(batch[Columns.OBS])
         return self.target_inference_network.initial_inference(observation_planes(frames))._asdict()
 
@@ -198,7 +198,7 @@ class EfficientZeroRLModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
 
     def train(self, mode: bool = True) -> EfficientZeroRLModule:
         if self.training == self.network.training == mode:
-            # RLlib switches around every forward pass, and telling each of two hundred parts takes its time.
+            # RLlib calls this around every forward pass, and visiting two hundred submodules takes time.
             return self
         super().train(mode)
         # RLlib switches the whole module; a target network in train mode would corrupt its normalisation statistics.

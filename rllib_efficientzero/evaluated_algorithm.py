@@ -1,4 +1,4 @@
-"""Evaluating an Algorithm: what is evaluated is what the Learner had, and is recorded under its own step."""
+"""Evaluation of an Algorithm: every score is recorded under the step and update whose weights were evaluated."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What an evaluation is of."""
+    """The state of training that an evaluation is about."""
 
     num_interactions: int
     num_updates: int
     iteration: int
-    """in whose result it is: a run resumed from before the end of that iteration makes it again"""
+    """the iteration whose result contains the evaluation: a run resumed from before its end evaluates again"""
     weights: dict[str, Any] | None = None
-    """the Learners', as RLlib sends them to EnvRunners; None: as they are when they are asked for"""
+    """the Learners' weights, as RLlib sends them to EnvRunners; None: the Learners' current ones"""
 
 
 class EvaluatedAlgorithm(ScaledAlgorithm):
-    """What `EfficientZero` inherits so that scores are of the weights and the steps that they are filed under."""
+    """The base class that evaluates `EfficientZero`, and records scores under the right weights and steps."""
 
     eval_env_runner_group: EnvRunnerGroup | None
     _subject: Subject | None = None
-    """While an iteration evaluates."""
+    """Set while an iteration evaluates."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As RLlib's, by EnvRunners of its own; the score of every episode goes to `evaluation.json` in the run's
-        directory."""
+        """As RLlib's, but always with separate EnvRunners. The score of every episode is written to `evaluation.json`
+        in the run's directory."""
         subject = self._subject or self._subject_of(self.iteration)
         with contextlib.ExitStack() as stack:
             if self.config.evaluation_num_env_runners == 0:
@@ -62,7 +62,8 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
         return results
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """As RLlib's; beside training none of the evaluation's, which may take the Learners' state."""
+        """As RLlib's, but restores no evaluation EnvRunners while they evaluate beside training: that may read the
+        Learners' state."""
         if self._is_beside_training() and env_runner_group is self.eval_env_runner_group:
             return []
         return super().restore_env_runners(env_runner_group)
@@ -77,10 +78,10 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
             self._subject = None
 
     def _run_one_training_iteration_and_evaluation_in_parallel(self) -> tuple[Any, Any, Any]:
-        """As RLlib's, of the weights that there are before training goes on.
+        """As RLlib's, but evaluates the weights from before the training iteration.
 
-        RLlib asks the Learner for weights while another thread updates them, and the Learner then fits its statistics
-        to the weights, which is a forward pass of its own: both threads' numbers would be wrong.
+        RLlib would ask the Learner for its weights while another thread updates them. The Learner would then fit its
+        normalisation statistics in a forward pass, and both threads would compute wrong numbers.
         """
         group = self.eval_env_runner_group
         restored = self.restore_env_runners(group)
@@ -88,7 +89,7 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
             self._make_on_env_runners_recreated_callbacks(
                 config=self.evaluation_config, env_runner_group=group, restored_env_runner_indices=restored
             )
-        # RLlib copies weights where it makes NumPy arrays of them, so that training does not change these.
+        # RLlib copies the weights when it converts them to NumPy arrays, so that training does not change these.
         state = self.learner_group.get_state(
             components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
         )
@@ -110,8 +111,11 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
         return None, num_steps, num_steps, []
 
     def _make_evaluation_runner(self) -> EnvRunnerGroup:
-        """One in this process. Without `evaluation_interval` there is none, and RLlib would evaluate with the EnvRunner
-        of training: cut its episodes short, seed its environments anew, give it other weights, and explore."""
+        """Makes an evaluation EnvRunner in this process, for configs without `evaluation_interval`.
+
+        RLlib would evaluate with the training EnvRunner: it would cut its episodes short, seed its environments anew,
+        give it other weights, and explore.
+        """
         config = self.evaluation_config
         _, make_env = self._get_env_id_and_creator(config.env, config)
         return EnvRunnerGroup(
@@ -124,7 +128,7 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
         )
 
     def _num_episodes_asked_for(self) -> int:
-        """0 where an evaluation has another measure than episodes."""
+        """The number of episodes of an evaluation; 0 if its length is not given in episodes."""
         config = self.config
         by_episodes = config.evaluation_duration_unit == "episodes" and config.evaluation_duration != "auto"
         return config.evaluation_duration if by_episodes and not config.custom_evaluation_function else 0
@@ -138,7 +142,7 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
     def _record(self, subject: Subject, results: dict[str, Any]) -> None:
         runners = results.get(ENV_RUNNER_RESULTS, {})
         returns, lengths = runners.get(names.EPISODE_RETURNS, []), runners.get(names.EPISODE_LENGTHS, [])
-        # Of an empty series, as an evaluation that is cut short leaves it, RLlib makes NaN.
+        # RLlib reduces an empty series, as an interrupted evaluation leaves it, to NaN.
         num_scores = len(returns) if np.ndim(returns) == 1 else 0
         num_missing = self._num_episodes_asked_for() - num_scores
         if num_missing > 0 and not interruption.requested():
@@ -163,7 +167,7 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
 
 @contextlib.contextmanager
 def _sent_instead(group: EnvRunnerGroup, weights: dict[str, Any]) -> Iterator[None]:
-    """Whichever weights RLlib means to send to a group's EnvRunners within the block, it sends these."""
+    """Within, RLlib sends these weights to the group's EnvRunners, whichever it would send otherwise."""
     source = types.SimpleNamespace(get_state=lambda **_: weights)
 
     def sync_weights(*, from_worker_or_learner_group: Any, **kwargs: Any) -> None:
@@ -177,6 +181,6 @@ def _sent_instead(group: EnvRunnerGroup, weights: dict[str, Any]) -> Iterator[No
 
 
 def _forget_last(metrics: Any) -> None:
-    """Where nobody plays, RLlib would return the results of the evaluation before."""
+    """Drops the results of the last evaluation, which RLlib would return again if no episode is played."""
     for stats in tree.flatten(metrics.stats.get(EVALUATION_RESULTS, {})):
         stats.latest_merged = None

@@ -1,4 +1,4 @@
-"""An update on the device: forward and backward pass, clipping, and the optimizer's step if all of it is finite."""
+"""A gradient step on the device: forward and backward pass, clipping, the optimizer's step if all of it is finite."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rllib_efficientzero import metrics as names
 from rllib_efficientzero.models.cuda_graphs import GraphedFunction
 
 Compute = Callable[[Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
-"""Train batch -> loss `[]`, and what else is to be known of the update."""
+"""Train batch -> loss `[]`, and tensors to report about the update."""
 
 FINITE = "finite"
-"""Whether the loss and all gradients are, and so whether there was a step."""
+"""Key of the flag that says whether the loss and the gradient were finite, and thus whether the step was taken."""
 
 
 class GradientStep:
-    """Steps of an optimizer, by train batches. The device decides alone whether it takes one; the host is told."""
+    """Makes gradient steps on train batches. The device itself skips a step that is not finite, and tells the host."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class GradientStep:
     ) -> None:
         """Args:
         compute: the forward pass.
-        optimizer: a fused one, with the parameters; one that the loss does not depend on gets no gradient.
-        module: whose running statistics the forward pass moves.
-        max_norm: global norm that the gradient is scaled down to; None: as it is.
-        recorded: everything is one CUDA graph, recorded in the first call.
+        optimizer: a fused one, with the parameters; those that the loss does not depend on get no gradient.
+        module: the module whose running statistics the forward pass updates.
+        max_norm: largest global norm of the gradient, which is scaled down to it; None: no clipping.
+        recorded: record the whole step as one CUDA graph in the first call.
         """
         self._compute, self._optimizer = compute, optimizer
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -45,30 +45,31 @@ class GradientStep:
         self._max_norm = max_norm or math.inf
         self._inputs: list[str] = []
         self._shapes: dict[int, dict[str, torch.Size]] = {}
-        """of what is observed, by how many numbers these are"""
+        """total number of values -> name and shape of each reported tensor"""
         self._run: Callable[..., tuple[Tensor, ...]] = self._on_device
         if recorded:
             self._run = GraphedFunction(self._on_device, around=self._undone, copies=False, min_calls=1)
         _begin_at_zero(optimizer)
 
     def __call__(self, batch: Mapping[str, Tensor], learning_rate: float) -> dict[str, np.ndarray]:
-        """One step, unless the loss or the gradient is not finite: then nothing changes.
+        """Makes one step. If the loss or the gradient is not finite, nothing changes.
 
         Returns:
-            What was observed, and GRADIENT_NORM `[]` and FINITE `[]`, on the host, which waits for the device here and
-            nowhere else; as float64, which is exact for position ids too.
+            The reported tensors, GRADIENT_NORM `[]` and FINITE `[]` on the host, as float64, which holds position ids
+            exactly. The host waits for the device here and nowhere else.
         """
         self._inputs = sorted(batch)
         device = self._parameters[0].device
-        # Fused kernels on a GPU read a rate of 32 bits; on a CPU they take any.
+        # Fused kernels read the rate as float32 on a GPU; on a CPU they take any dtype.
         rate = torch.full(
             (), learning_rate, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device
         )
         (observed,) = self._run(rate, *(batch[name] for name in self._inputs))
-        # Neither a fused optimizer nor a CUDA graph counts in the weights' versions, by which others see a change.
+        # Neither a fused optimizer nor a CUDA graph increments the weights' versions, by which `InferenceNetwork`
+        # notices changes.
         torch.autograd.graph.increment_version(self._parameters[0])
         shapes = self._shapes[len(observed)]
-        # Of arrays: two dozen views of a tensor take longer than many a kernel.
+        # Views of NumPy arrays: two dozen views of a tensor take longer than many kernels do.
         numbers, told, end = observed.cpu().numpy(), {}, 0
         for name, shape in shapes.items():
             begin, end = end, end + math.prod(shape)
@@ -79,7 +80,7 @@ class GradientStep:
 
     @contextlib.contextmanager
     def _undone(self) -> Iterator[None]:
-        """Takes back the steps that are made meanwhile."""
+        """Undoes the steps made within the block, such as those of a recording."""
         changed = [*self._parameters, *_state_of(self._optimizer)]
         before = [tensor.detach().clone() for tensor in changed]
         with self._statistics.kept():
@@ -88,7 +89,7 @@ class GradientStep:
             torch._foreach_copy_(changed, before)
 
     def _on_device(self, learning_rate: Tensor, *tensors: Tensor) -> tuple[Tensor]:
-        """All that was observed, in one tensor."""
+        """Makes the step, and returns everything to report in one flat tensor."""
         self._statistics.save()
         loss, observed = self._compute(dict(zip(self._inputs, tensors, strict=True)))
         self._optimizer.zero_grad()
@@ -104,31 +105,31 @@ class GradientStep:
 
 
 class _NormalisationStatistics:
-    """The running statistics of a module's networks, to undo what a forward pass that is not finite did to them.
+    """Saves and restores a module's running statistics, to undo the effect of a forward pass that is not finite.
 
-    The target network's never change in a forward pass.
+    The target network is left out: a forward pass never changes its statistics.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
         named = module.named_buffers()
         own = [buffer for name, buffer in named if not name.startswith("target_network.")]
-        # A GPU copies all of one dtype by one kernel, and each by one of its own where there are several.
+        # Grouped by dtype: a GPU copies a list of one dtype with one kernel, but a mixed list tensor by tensor.
         kinds = {buffer.dtype: [other for other in own if other.dtype == buffer.dtype] for buffer in own}
         self._buffers = list(kinds.values())
         self._saved = self._copies()
 
     def save(self) -> None:
-        """Remembers them as they are now."""
+        """Saves the current statistics."""
         for saved, buffers in zip(self._saved, self._buffers, strict=True):
             torch._foreach_copy_(saved, buffers)
 
     def restore(self) -> None:
-        """Puts them back as they were saved."""
+        """Restores the saved statistics."""
         self._put_back(self._saved)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Puts them back as they were at the beginning, whatever is saved meanwhile."""
+        """Restores the statistics from before the block at its end, whatever is saved within it."""
         before = self._copies()
         yield
         self._put_back(before)
@@ -142,13 +143,13 @@ class _NormalisationStatistics:
 
 
 def _state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Its momenta and counters."""
+    """The optimizer's momenta and counters."""
     return [tensor for state in optimizer.state.values() for tensor in state.values() if isinstance(tensor, Tensor)]
 
 
 def own_state(optimizer: torch.optim.Optimizer) -> None:
-    """Copies an optimizer's state: what it was given may lie in memory that Ray shares among Learners, and steps write
-    into it. Momenta are laid out as their parameters, which fused steps take for granted and a pickle may not keep."""
+    """Replaces an optimizer's state by a copy that it may write into: a loaded one may lie in memory that Ray shares
+    among Learners. Momenta get their parameters' memory layout, which fused steps need and a pickle may lose."""
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -157,9 +158,10 @@ def own_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _begin_at_zero(optimizer: torch.optim.Optimizer) -> None:
-    """Gives a fused optimizer that has made no step the state that it would make in its first one.
+    """Gives a fused optimizer without state its initial one, all zeros, which it would else make at its first step.
 
-    A CUDA graph needs it before; and a first step of SGD that is not taken would leave momentum that was never written.
+    A CUDA graph needs the state before it is recorded; and if SGD's first step were skipped, its momentum would be
+    uninitialised memory.
     """
     if optimizer.state:
         return
@@ -176,12 +178,12 @@ def _begin_at_zero(optimizer: torch.optim.Optimizer) -> None:
 
 @contextlib.contextmanager
 def _told_by_device(optimizer: torch.optim.Optimizer, learning_rate: Tensor, *, is_bad: Tensor) -> Iterator[None]:
-    """For one step of a fused optimizer: its rate, and whether it must change nothing, are read from tensors, so that a
-    CUDA graph of it stays valid."""
+    """Within, a fused optimizer reads its learning rate, and whether to skip the step, from tensors on the device, so
+    that a CUDA graph of the step stays valid."""
     before = [dict(group) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-        if "capturable" in group:  # what torch asks for in a recording, and warns of elsewhere
+        if "capturable" in group:  # torch requires it while a CUDA graph is recorded, and warns about it otherwise
             group["capturable"] = learning_rate.is_cuda and torch.cuda.is_current_stream_capturing()
     optimizer.found_inf = is_bad  # type: ignore[attr-defined]
     try:

@@ -25,14 +25,14 @@ PolicyLosses = Callable[[Tensor, Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 def enumerated_policy_losses(policy_logits: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cross-entropy of the search's policy and the head's, over all actions."""
+    """Cross-entropy between the search's policy and the policy head's, over all actions."""
     return {"policy": cross_entropy(policy_logits, batch["target_policy"])}
 
 
 def sampled_policy_losses(distribution: ActionDistribution) -> PolicyLosses:
-    """The same over the actions that the search chose between (Sampled MuZero, section 4.3), and the negative entropy.
+    """Cross-entropy over the sampled actions of the search (Sampled MuZero, section 4.3), and the negative entropy.
 
-    Where there is no target neither is lost.
+    Both are zero where there is no policy target.
     """
 
     def policy_losses(policy: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,7 +47,7 @@ def sampled_policy_losses(distribution: ActionDistribution) -> PolicyLosses:
 
 
 def policy_losses_of(distribution: ActionDistribution | None) -> PolicyLosses:
-    """Those for a policy head that predicts logits (None) or the parameters of a distribution."""
+    """The policy losses for a head that predicts logits (None), or the parameters of a distribution."""
     return enumerated_policy_losses if distribution is None else sampled_policy_losses(distribution)
 
 
@@ -90,7 +90,7 @@ def total_loss(terms: Mapping[str, Tensor], coefficients: Mapping[str, float], w
 
     Args:
         terms: name -> `[B]`.
-        coefficients: by the same names.
+        coefficients: the coefficient of each term, by the same names.
         weights: `[B]` importance weights; they multiply every term.
         steps: K.
     """
@@ -103,7 +103,7 @@ def total_loss(terms: Mapping[str, Tensor], coefficients: Mapping[str, float], w
 def loss_and_observed(
     predicted: Unrolled, batch: Mapping[str, Tensor], coefficients: Mapping[str, float], policy_losses: PolicyLosses
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What an update needs: `total_loss` `[]` of a train batch, and what `observe` says of it."""
+    """Returns `total_loss` `[]` of a train batch, and what `observe` reports about it."""
     terms = losses(predicted, batch, policy_losses)
     loss = total_loss(terms, coefficients, batch["weights"], steps=batch["actions"].shape[1])
     return loss, observe(predicted, terms, batch)
@@ -136,7 +136,7 @@ def saturated_share(predicted: Unrolled, batch: Mapping[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def observe(predicted: Unrolled, terms: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What an update reports, on the device, in the order in which it was computed.
+    """What an update reports, as tensors on the device, in the order in which they are computed.
 
     Returns:
         `largest <target>` `[]` and `<term>_loss` `[]` for each; SATURATED_TARGETS `[]`, VALUE_ERROR `[K+1]`,

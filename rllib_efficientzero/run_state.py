@@ -1,8 +1,8 @@
-"""Everything that the future of a run depends on, in one place.
+"""The part of a run's state that neither RLlib nor the replay saves.
 
-A checkpoint is RLlib's own state (learners with weights, target networks and optimizers, connectors, metrics), the
-replay, and what is listed here. `tests/integration/faults/test_checkpoint_run_state.py` fails when an attribute appears
-that is neither saved nor known to be derived from what is.
+A checkpoint consists of RLlib's own state (learners with weights, target networks and optimizers, connectors, metrics),
+the replay, and what is listed here. `tests/integration/faults/test_checkpoint_run_state.py` fails when an attribute
+appears that is neither saved nor known to be derived from saved ones.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from rllib_efficientzero.env.runner_state import RunnerState
 logger = logging.getLogger(__name__)
 
 COUNTERS = ("num_updates", "num_interactions")
-"""Attributes of the algorithm that count."""
+"""Counters of the algorithm, by attribute."""
 PROGRESS = ("_iteration", "_time_total", "_timesteps_total", "_episodes_total")
-"""Attributes of the algorithm that Tune keeps and that its own records would say otherwise."""
+"""Progress counters of Tune's `Trainable`, by attribute; Tune's own records may give them other values."""
 LEARNER_COUNTERS = ("_num_non_finite_in_a_row",)
-"""Attributes of every Learner."""
+"""Counters of every Learner, by attribute."""
 SECONDS_TO_ANSWER, SECONDS_TO_ANSWER_WHEN_STOPPING = 300.0, 10.0
-"""For EnvRunners; they answer at once unless they are in the middle of a sample (asynchronous), or hang."""
+"""How long to wait for EnvRunners. They answer at once unless they are playing (asynchronous self-play), or hang."""
 
 
 def capture(algorithm: Any) -> dict[str, Any]:
-    """The state of an algorithm between two training steps; of nothing that RLlib or the replay save."""
+    """Captures an algorithm's state between two training steps, without what RLlib and the replay save."""
     runners = _runner_states(algorithm.env_runner_group)
-    # Who answers has played what was on its way, and goes on from there: it would be missing.
+    # An EnvRunner answers after the sample it was playing, and its state is the one after it. Store these samples, or
+    # their steps would be missing.
     algorithm.store_arrived()
     return {
         "counters": {name: getattr(algorithm, name) for name in COUNTERS},
@@ -47,7 +48,7 @@ def capture(algorithm: Any) -> dict[str, Any]:
 
 
 def restore(algorithm: Any, state: dict[str, Any]) -> None:
-    """Puts an algorithm into a state of `capture`; call it when RLlib's own is in place."""
+    """Puts an algorithm into a state from `capture`; call it after RLlib's own state was set."""
     _set_attributes(algorithm, state["counters"] | state["progress"])
     counters = state["learner_counters"]
     algorithm.learner_group.foreach_learner(functools.partial(_set_attributes, values=counters))
@@ -59,17 +60,20 @@ def restore(algorithm: Any, state: dict[str, Any]) -> None:
         (algorithm.eval_env_runner_group, state["evaluation_env_runners"]),
     ):
         _foreach_runner(group, functools.partial(runner_state.restore, states=states, generation=generation))
-    # Last: building modules and environments draws from them.
+    # Last, because building modules and environments draws from these generators.
     runner_state.restore_generators(state["generators"])
 
 
 def begin_anew_where_needed(algorithm: Any, state: dict[str, Any]) -> None:
-    """Call it once `state` is saved: environments that gave none begin new episodes, here as in the run resumed."""
+    """Lets environments whose state could not be saved begin new episodes, as they will in the resumed run.
+
+    Call it once `state` is saved.
+    """
     states: list[RunnerState] = state["env_runners"]
     begin = functools.partial(
         runner_state.begin_anew_if_not_saved, states=states, generation=algorithm.num_interactions
     )
-    # Who did not answer in time before begins anew as soon as it can; it has cost its time once.
+    # EnvRunners that did not answer in time begin anew as soon as they can; they are not waited for a second time.
     answered = {_worker_index(state) for state in states}
     group = algorithm.env_runner_group
     hung = [index for index in group.healthy_env_runner_ids() if index not in answered]
@@ -84,7 +88,7 @@ def begin_anew_where_needed(algorithm: Any, state: dict[str, Any]) -> None:
 
 
 def _learner_counters(algorithm: Any) -> dict[str, Any]:
-    """Of the first Learner; all of them agree on every update."""
+    """The counters of the first Learner; all Learners agree on every update."""
     results = algorithm.learner_group.foreach_learner(
         lambda learner: {name: getattr(learner, name) for name in LEARNER_COUNTERS}
     )
@@ -97,13 +101,13 @@ def _set_attributes(target: Any, values: dict[str, Any]) -> None:
 
 
 def _acting_weights(algorithm: Any, states: list[RunnerState]) -> dict[str, Any] | None:
-    """The weights that EnvRunners act with; None if they are the Learners', which RLlib saves, or if nobody answers.
+    """The weights that EnvRunners act with; None if they are the Learners', which RLlib saves, or if none answers.
 
-    They are older, except right after `self_play_update_freq` updates. Weights change with every update that is counted
-    in them, and only then.
+    They are older than the Learners' except right after every `self_play_update_freq`-th update. The update count
+    within the weights tells whether they differ: they change with every update counted, and only then.
     """
-    # One for all: where runs are exact, they got the same weights at the same time. One that has just answered: another
-    # may hang, and would be waited for.
+    # One EnvRunner's stand for all: in runs that can be repeated exactly, all got the same weights at the same time.
+    # It is one that has just answered, since another may hang.
     group, answered = algorithm.env_runner_group, [_worker_index(state) for state in states]
     results = _foreach_runner(group, _weights, only=answered[:1])
     if not results:
@@ -134,16 +138,16 @@ def _worker_index(state: RunnerState) -> int:
 def _foreach_runner(
     group: Any, function: Any, *, only: list[int] | None = None, timeout: float | None = None
 ) -> list[Any]:
-    """Calls a function with every EnvRunner that plays.
+    """Calls a function with every EnvRunner of a group and returns the answers.
 
-    Arguments are sent once, however many runners there are. One that does not answer in time is passed over, as one
-    that is lost.
+    Arguments are sent once, however many EnvRunners there are. EnvRunners that are lost, or do not answer in time, are
+    left out.
 
     Args:
         group: the EnvRunnerGroup, or None.
         function: called in the EnvRunners' processes.
         only: worker indices; 0 is the algorithm's own process.
-        timeout: seconds; 0 does not wait; None: as long as is reasonable.
+        timeout: seconds; 0 does not wait; None: see `SECONDS_TO_ANSWER`.
     """
     if group is None or only == []:
         return []

@@ -1,4 +1,4 @@
-"""What of an algorithm runs in which process: the replay, reanalysis, and what the cluster must have for them."""
+"""Which parts of an algorithm run in which process (replay, reanalysis, self-play), and the resources they need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rllib_efficientzero.replay.frame_sources import FramesOnDevice, FrameSource
 
 
 class ScaledAlgorithm(CheckpointedAlgorithm):
-    """What `EfficientZero` inherits so that its `training_step` is the same on a laptop as on a cluster."""
+    """The base class that makes `EfficientZero.training_step` the same on a laptop as on a cluster."""
 
     local_replay_buffer: PrioritizedReplay | RemoteReplay
     self_play: SelfPlay
@@ -33,25 +33,26 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
     def setup(self, config: Any) -> None:
         """As RLlib's. Raises InsufficientResourcesError if the cluster can never run what the config asks for."""
         if ray.util.get_current_placement_group() is None and not config.wait_for_resources:
-            # Tune reserves what a trial needs. Without it, this process takes what it needs without asking.
+            # Within Tune, the trial's resources are reserved. Without Tune, this process runs without a reservation, so
+            # its own role is not checked.
             resources.check_cluster(resources.roles(config)[1:])
         actors = start_actors(config) if config.num_reanalyze_actors else None
         try:
             super().setup(config)
             self._set_up_sources(config, actors)
         except BaseException:
-            # Whoever holds the error, as a notebook does, holds on to what was built, too.
+            # Stop them explicitly: a notebook that keeps the error also keeps references to what was built.
             if actors is not None:
                 actors.clear()
             self._stop_replay()
             raise
 
     def _set_up_sources(self, config: Any, actors: Any) -> None:
-        """Where episodes and batches come from.
+        """Sets up the sources of episodes and batches.
 
         Args:
             config: the algorithm's.
-            actors: those of `start_actors`; None if there are to be none.
+            actors: the pool from `start_actors`; None without reanalyze actors.
         """
         replay = self.local_replay_buffer
         if actors is not None:
@@ -68,7 +69,7 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
             self.self_play = SynchronousSelfPlay(group, config, restore)
 
     def cleanup(self) -> None:
-        """As RLlib's, for the processes that it knows nothing of, too."""
+        """As RLlib's; also stops the processes that RLlib does not know about."""
         if hasattr(self, "self_play"):
             self.self_play.stop()
         super().cleanup()
@@ -82,17 +83,17 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
             replay.stop()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """As RLlib's; what was played and made before it is not learned from."""
+        """As RLlib's; also drops samples and batches that were made before the state was set."""
         super().set_state(state)
         self.self_play.forget()
         self.batches.forget()
 
     @classmethod
     def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
-        """As RLlib's, for the processes that it knows nothing of, too.
+        """As RLlib's, with the processes that RLlib does not know about.
 
         Raises:
-            InsufficientResourcesError: Ray runs, and the cluster can never have what is asked for.
+            InsufficientResourcesError: Ray is running, and the cluster can never have the resources asked for.
         """
         resolved = cls.get_default_config().update_from_dict(config)
         if ray.is_initialized() and not resolved.wait_for_resources:
@@ -100,7 +101,7 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
         return resources.append_own_bundles(super().default_resource_request(config), resolved)
 
     def _create_local_replay_buffer_if_necessary(self, config: Any) -> PrioritizedReplay | RemoteReplay:
-        # RLlib's own would look for the word "EpisodeReplayBuffer" in a class path; ours is always this one.
+        # RLlib's version looks for the word "EpisodeReplayBuffer" in a class path; this algorithm has one replay only.
         settings = config.replay_buffer_config
         arguments = {
             "capacity": settings["capacity"],
@@ -117,13 +118,13 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
 
 
 def _frame_source(config: Any) -> FrameSource:
-    """Samples are put together where the Learner of this process can read them."""
+    """The frame source that puts samples where this process's Learner reads them: on its GPU, or on the host."""
     if not config.has_gpu_in_this_process():
         return decode_on_host
     settings = config.replay_buffer_config
     steps, gigabytes = min(settings["capacity"], config.total_env_steps), settings.get("gpu_cache_gb")
     return FramesOnDevice(
         get_device(config, config.num_gpus_per_learner),
-        max_frames=steps + steps // 8,  # first frames of episodes, and steps that stay until all of their episode go
+        max_frames=steps + steps // 8,  # more than steps: first frames, and evicted steps of episodes still stored
         max_bytes=None if gigabytes is None else int(1e9 * gigabytes),
     )

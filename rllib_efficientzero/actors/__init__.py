@@ -1,5 +1,4 @@
-"""What runs in processes of its own when one is not enough: reanalysis, the replay, and self-play that does not wait.
+"""Parts that can run outside the driver's process or its main thread: reanalysis, replay, asynchronous self-play.
 
-Each has the interface of what it takes the place of in one process, so that `EfficientZero.training_step` reads the
-same.
+Each has the same interface as the part that it replaces, so that `EfficientZero.training_step` stays the same.
 """

@@ -1,4 +1,4 @@
-"""Reanalysis in threads beside the Learner of this process: the next batches are made while it learns."""
+"""Reanalysis in threads beside this process's Learner: they make the next batches while it learns."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from rllib_efficientzero.models.cuda_graphs import own_stream
 from rllib_efficientzero.replay import Windows
 
 MAX_WORKERS = 2
-"""Threads that reanalyze. Two fill a GPU; each takes memory for its searches."""
+"""The most threads that reanalyze. Two keep a GPU busy; each needs memory for its searches."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """A batch in the making: its windows, and the tensors that are made of them."""
+    """A batch that is being made: the draw of its windows, and their reanalysis into tensors."""
 
     drawn: Task[Windows]
     made: Task[dict[str, Tensor]]
 
 
 class BatchesAhead:
-    """Train batches for the Learner of this process, made while it is at those before, by the same connector.
+    """Makes train batches for this process's Learner ahead of time, with the connector that the Learner would run.
 
-    A batch that is made n updates ahead misses the priorities of n updates; the first ones of an iteration, which are
-    begun before its self-play, miss the steps of that. This is all, and so a run repeats itself: no batch is made
-    across a copy of the target network, so that it is made by that of its own update; and none across the end of an
-    iteration, so that nothing is lost with a checkpoint.
+    A batch made n updates ahead does not know the priorities of the last n updates. The first batches of an iteration,
+    started before its self-play, do not contain the steps of that self-play. Nothing else differs, so that runs with
+    the same seed stay equal: each batch is made by the target network of its own update, never across a copy of it. Nor
+    is a batch made across the end of an iteration, so that a checkpoint loses none.
 
-    Windows are drawn in one thread and reanalyzed in one or two others, which on a GPU have streams of their own: while
-    one of them, or the Learner, waits for the host, the others' kernels go on.
+    One thread draws the windows and one or two others reanalyze them. On a GPU each thread has its own stream: while
+    one of them, or the Learner, waits for the host, the kernels of the others run.
     """
 
     def __init__(self, config: Any, replay: Any, learner: Any) -> None:
@@ -64,7 +64,8 @@ class BatchesAhead:
         num_workers = min(self._num_ahead, MAX_WORKERS)
         self._workers = [_Reanalysis(config, learner, self._metrics) for _ in range(num_workers)]
         self._queue: collections.deque[_Job] = collections.deque()
-        # What is compiled at its first call is compiled by one thread at a time: reanalysis first, then the Learner.
+        # Functions compile at their first call, which must happen in one thread at a time: the first batch is
+        # reanalyzed alone, and the next ones wait until the Learner has made its first update.
         self._has_begun = self._has_handed_over = False
         self._learner_has_begun = threading.Event()
         self._until_stopped = contextlib.ExitStack()
@@ -74,12 +75,12 @@ class BatchesAhead:
 
     @contextlib.contextmanager
     def in_front(self) -> Iterator[None]:
-        """See `Batches`. On a GPU their kernels go first."""
+        """See `Batches`. On a GPU the block's kernels run on a stream of high priority."""
         try:
             with contextlib.nullcontext() if self._front is None else _on(self._front):
                 yield
         except BaseException:
-            self._learner_has_begun.set()  # Python waits for all threads at its end, and one may wait for this.
+            self._learner_has_begun.set()  # A worker may wait for it, and Python joins all threads when it exits.
             raise
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
@@ -97,7 +98,7 @@ class BatchesAhead:
         self._has_handed_over = True
         self._make_ahead(batch_size, beta, num_updates, range(num_updates + 1, num_updates + 1 + num_following))
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(tensors)}, env_steps=batch_size)
-        # To reduce metrics takes milliseconds, and they are looked at once in an iteration.
+        # Reducing metrics takes milliseconds, and they are read once per iteration.
         return Batch(TrainingData(batch=batch), [] if num_following else [self._metrics.reduce()])
 
     def is_ahead(self) -> bool:
@@ -131,7 +132,7 @@ class BatchesAhead:
     def _make_ahead(
         self, batch_size: int, beta: Callable[[int], float], num_updates: int, following: Sequence[int]
     ) -> None:
-        """Begin with batches of the updates that follow, as far as the target network after `num_updates` is theirs."""
+        """Starts the batches of the `following` updates, except those that need a later copy of the target network."""
         for update in following[len(self._queue) : self._num_ahead]:
             if update // self._target_network_update_freq == num_updates // self._target_network_update_freq:
                 self._make(batch_size, beta, update)
@@ -146,7 +147,7 @@ class BatchesAhead:
 
 @contextlib.contextmanager
 def _on(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Computes on a stream, after what the current one has been told so far, and before what it is told next."""
+    """Runs the block on a stream, after the work queued on the current stream so far and before its later work."""
     before = torch.cuda.current_stream(stream.device)
     stream.wait_stream(before)
     try:
@@ -157,9 +158,9 @@ def _on(stream: torch.cuda.Stream) -> Iterator[None]:
 
 
 class _Reanalysis:
-    """A thread that makes train batches of windows, with a copy of the target network and buffers of its own.
+    """A thread that makes train batches from windows, with its own inference copy of the target network and buffers.
 
-    The copy reads the target network's weights where they are; it holds what is folded and compiled of them.
+    The copy shares the target network's weights; the folded weights and compiled functions are its own.
     """
 
     def __init__(self, config: Any, learner: Any, metrics: MetricsLogger) -> None:
@@ -169,8 +170,8 @@ class _Reanalysis:
         self.thread = SideThread("reanalyze", learner._device)
 
     def begin(self, drawn: Task[Windows], num_updates: int, ready: threading.Event | None) -> Task[dict[str, Tensor]]:
-        """Make the batch of an update once its windows are drawn, and not before it is `ready`."""
-        # What the Learner's stream has been told to do to the target network comes first.
+        """Starts making an update's batch; the thread waits for its windows, and for `ready` if given."""
+        # `submit` orders it after the work that the Learner's stream has queued, such as a copy of the target network.
         return self.thread.submit(self._make, drawn, num_updates, ready)
 
     def _make(self, drawn: Task[Windows], num_updates: int, ready: threading.Event | None) -> dict[str, Tensor]:
@@ -180,7 +181,7 @@ class _Reanalysis:
         network = self._learner.module[DEFAULT_MODULE_ID].unwrapped().target_inference_network
         if self._network is None or self._network.network is not network.network:
             self._network = copy.copy(network)
-        # The module's own counter of updates moves on meanwhile.
+        # Not the module itself: the Learner increments its counter of updates in the meantime.
         target = SimpleNamespace(target_inference_network=self._network, num_updates=num_updates)
         target.unwrapped = lambda: target
         made = self._connector(

@@ -1,4 +1,4 @@
-"""Where the next update's batch comes from: here, windows that every Learner reanalyzes itself."""
+"""Sources of train batches: their interface, and the simplest one, whose windows the Learners reanalyze themselves."""
 
 from __future__ import annotations
 
@@ -16,51 +16,53 @@ from rllib_efficientzero.actors.replay_actor import RemoteReplay
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one update learns from."""
+    """The data of one update."""
 
     training_data: TrainingData
     results: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Metrics of those who made it elsewhere, as a Learner's results."""
+    """Metrics of reanalysis outside the Learners, in the form of a Learner's results."""
 
 
 class Batches(Protocol):
     """A source of batches."""
 
     def in_front(self) -> AbstractContextManager[None]:
-        """Entered for self-play and the Learner, which are waited for: they come before what is made meanwhile."""
+        """Returns a context for self-play and gradient steps, whose work is to run before batches made in advance."""
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
-        """Makes batches of the next `num_following` updates meanwhile, if it can; called before steps are sampled, with
-        the arguments of `next`."""
+        """Starts making the batches for the next `num_following` updates, if this source makes batches in advance.
+
+        Called before self-play, with the arguments of `next`.
+        """
 
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
-        """The batch of the update after `num_updates`.
+        """Returns the batch for the next update, and may start making those of the updates that follow.
 
         Args:
             batch_size: see `PrioritizedReplay.sample`.
-            beta: by the number of updates made; see there.
+            beta: the exponent of the importance weights as a function of the number of updates made.
             num_updates: updates made so far.
-            num_following: updates that follow in this iteration.
+            num_following: updates of this iteration after the next one.
         """
 
     def is_ahead(self) -> bool:
-        """Whether a batch was begun that would be lost with this iteration."""
+        """Whether batches have been started that must be used within this iteration."""
 
     def settle(self) -> None:
-        """Waits until nothing reads of the replay what is about to change."""
+        """Waits until no started draw still reads the replay; called before the replay changes."""
 
     def forget(self) -> None:
-        """Drops what was made of a state that no longer holds, after a restore."""
+        """Drops the batches that have been started: after a restore, and when an iteration leaves some unused."""
 
     def get_metrics(self) -> dict[str, float]:
-        """What is logged under `reanalyze/`; of names that end in `lifetime`, what has come since the last call."""
+        """Returns what is logged under `reanalyze/`; names ending in `lifetime` count since the last call."""
 
     def stop(self) -> None:
-        """Ends the processes that it started."""
+        """Ends the processes and threads that it started."""
 
 
 class InlineBatches:
-    """Windows of the replay, as they are: the Learners' connector reanalyzes them before each update."""
+    """Hands out windows of the replay as they are: the Learners' connector reanalyzes them before each update."""
 
     def __init__(self, replay: Any, num_learners: int) -> None:
         """Args:
@@ -71,18 +73,18 @@ class InlineBatches:
         self._num_learners = num_learners
 
     def in_front(self) -> AbstractContextManager[None]:
-        """See `Batches`. Nobody works beside the Learners."""
+        """See `Batches`. Nothing runs beside the Learners here, so there is nothing to put first."""
         return contextlib.nullcontext()
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
-        """See `Batches`. Windows are drawn when they are asked for."""
+        """See `Batches`. Does nothing: windows are drawn when `next` is called."""
 
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """See `Batches`."""
         exponent = beta(num_updates)
         if self._num_learners == 0:
             return Batch(TrainingData(episodes=[self._replay.sample(batch_size, beta=exponent)]))
-        # RLlib would sort and cut episodes to shard them, so the shards are ours.
+        # Sharded here: RLlib would sort and cut the episodes to make shards.
         return Batch(TrainingData(episodes_refs=draw_shards(self._replay, batch_size, exponent, self._num_learners)))
 
     def is_ahead(self) -> bool:
@@ -104,7 +106,7 @@ class InlineBatches:
 
 
 def draw_shards(replay: Any, batch_size: int, beta: float, num_shards: int) -> list[ray.ObjectRef]:
-    """References to the shards of a sample."""
+    """Draws a sample and returns references to its shards."""
     if isinstance(replay, RemoteReplay):
         return replay.sample_references(batch_size, beta=beta, num_shards=num_shards)
     return [ray.put(shard) for shard in replay.sample(batch_size, beta=beta).split(num_shards)]

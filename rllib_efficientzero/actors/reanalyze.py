@@ -33,7 +33,7 @@ PING = "ping"
 
 @dataclasses.dataclass(frozen=True)
 class TargetWeights:
-    """A copy of the target network. Small: what it refers to is fetched by the actors that do not have it yet."""
+    """A reference to a copy of the target network, which only actors that lack this version fetch."""
 
     version: int
     reference: ray.ObjectRef
@@ -41,9 +41,9 @@ class TargetWeights:
 
 
 class ReanalyzeActor(FaultAwareApply):
-    """Makes train batches of windows by the connector that a Learner would run (`connectors/reanalyze.py`).
+    """Makes train batches from windows with the connector that a Learner would run (`connectors/reanalyze.py`).
 
-    Everything it needs comes with each request. One that was restarted is as good as the one before.
+    Each request brings everything that the actor needs, so that a restarted actor needs no state from before.
     """
 
     def __init__(self, config: Any) -> None:
@@ -58,11 +58,11 @@ class ReanalyzeActor(FaultAwareApply):
     def make_batch(
         self, windows: Windows, weights: TargetWeights, num_updates: int
     ) -> tuple[dict[str, Any], MultiAgentBatch]:
-        """Metrics, and the train batch of B windows on the host.
+        """Returns the metrics, and the train batch of B windows on the host.
 
         Args:
             windows: B windows.
-            weights: what to search with.
+            weights: of the target network, to search with.
             num_updates: updates made when the windows were drawn.
         """
         if weights.version != self._version:
@@ -76,7 +76,7 @@ class ReanalyzeActor(FaultAwareApply):
     def _load(self, weights: TargetWeights) -> None:
         spec, state = ray.get(weights.reference)
         if self._module is None:
-            # As the Learner builds its own: in another layout the same weights give other last bits.
+            # Built like the Learner's: in another memory layout the same weights give results with other last bits.
             self._module = spec.build().to(self._device, memory_format=torch.channels_last)
             self._module.make_target_networks()
         self._module.target_network.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
@@ -85,30 +85,30 @@ class ReanalyzeActor(FaultAwareApply):
 
 @dataclasses.dataclass
 class _Request:
-    """A batch on its way."""
+    """A batch that actors are making."""
 
     windows: list[ray.ObjectRef]
-    """shards of the sample, kept for the case that no actor makes a batch of them"""
+    """shards of the sample, kept in case their actors fail"""
     answers: list[tuple[int, ray.ObjectRef, ray.ObjectRef]]
-    """per shard: who makes it, its metrics, its train batch"""
+    """per shard: the id of its actor, its metrics, its train batch"""
     num_updates: int
     """updates made when the windows were drawn"""
 
 
 class ReanalyzedBatches:
-    """Train batches made by a pool of `ReanalyzeActor`s, up to `prefetch` of them before they are asked for.
+    """Train batches made by a pool of `ReanalyzeActor`s, up to `reanalyze_prefetch` of them ahead of their update.
 
-    Batches come in the order in which their windows were drawn, so that a run without failures repeats itself, and all
-    parts of one are made with the same weights. One whose actor died or hangs is not waited for: its windows go to the
-    Learners, whose connector does the same work; the actor is started again meanwhile.
+    Batches come in the order in which their windows were drawn, so that runs without failures are repeatable, and all
+    shards of a batch are made with the same weights. If an actor dies or hangs, the Learners get the windows instead,
+    and their connector does the same work; meanwhile Ray restarts the actor.
     """
 
     def __init__(self, config: Any, replay: Any, learner_group: Any, actors: FaultTolerantActorManager) -> None:
         """Args:
         config: the algorithm's.
         replay: a `PrioritizedReplay` or `RemoteReplay`.
-        learner_group: the target network is its Learners'.
-        actors: of `start_actors`.
+        learner_group: its Learners hold the target network.
+        actors: the pool from `start_actors`.
         """
         self._config = config
         self._replay = replay
@@ -116,20 +116,20 @@ class ReanalyzedBatches:
         self._manager = actors
         self._queue: collections.deque[_Request] = collections.deque()
         self._weights: TargetWeights | None = None
-        self._num_copies: int | None = None  # copies of the target network that the published weights stand for
-        self._num_inline = 0  # since it was last told
+        self._num_copies: int | None = None  # copies of the target network made before the weights were published
+        self._num_inline = 0  # batches reanalyzed by the Learners since the last `get_metrics`
         self._lag = 0
-        # One that is still starting would be taken for one that hangs.
+        # Wait for all actors to start: one that is still starting would look like one that hangs.
         actors.foreach_actor(PING, timeout_seconds=config.env_runner_restore_timeout_s)
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
     def in_front(self) -> AbstractContextManager[None]:
-        """See `Batches`. Others work in processes of their own."""
+        """See `Batches`. The actors are separate processes, so there is nothing to put first in this one."""
         return contextlib.nullcontext()
 
     def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
-        """See `Batches`. What is on its way stays on it."""
+        """See `Batches`. Does nothing: `next` keeps the queue full across iterations."""
 
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """See `Batches`."""
@@ -151,11 +151,11 @@ class ReanalyzedBatches:
         return Batch(TrainingData(batch_refs=references), results)
 
     def is_ahead(self) -> bool:
-        """See `Batches`. Batches on their way serve the next iteration as well."""
+        """See `Batches`. False: batches that are still being made serve the next iteration as well."""
         return False
 
     def settle(self) -> None:
-        """See `Batches`. Windows are drawn when they are asked for."""
+        """See `Batches`. Nothing to wait for: windows are drawn within `next`."""
 
     def forget(self) -> None:
         """See `Batches`."""
@@ -195,10 +195,10 @@ class ReanalyzedBatches:
         return request
 
     def _await(self, request: _Request) -> list[dict[str, Any]] | None:
-        """The metrics of a batch that was made; None if it was lost."""
+        """Waits for a batch and returns its metrics; None if the batch was lost."""
         timeout = self._config.reanalyze_timeout_s
         waited_for = [reference for _, *references in request.answers for reference in references]
-        # Fetched, so that it is safe from whatever happens to the node on which it was made.
+        # Fetched to this node, so that the batch survives a failure of the node that made it.
         _, missing = ray.wait(waited_for, num_returns=len(waited_for), timeout=timeout, fetch_local=True)
         results = []
         for actor_id, metrics, batch in request.answers:
@@ -215,7 +215,7 @@ class ReanalyzedBatches:
         return results if len(results) == len(request.answers) else None
 
     def _inline(self, windows: list[ray.ObjectRef]) -> Batch:
-        """The windows themselves: their Learners reanalyze them."""
+        """A batch of plain windows, which the Learners reanalyze themselves."""
         self._num_inline += 1
         if self._learner_group.is_local:
             return Batch(TrainingData(episodes=[ray.get(windows[0])]))
@@ -224,7 +224,7 @@ class ReanalyzedBatches:
     # --- Weights -----------------------------------------------------------------------------------------------------
 
     def _publish_weights(self, num_updates: int) -> None:
-        """Makes the target network known if it was copied since. Requests on their way keep those they were given."""
+        """Publishes the target network if it was updated since the last time; earlier requests keep their weights."""
         num_copies = num_updates // self._config.target_network_update_freq
         if num_copies == self._num_copies:
             return
@@ -238,7 +238,7 @@ class ReanalyzedBatches:
     # --- Failures ----------------------------------------------------------------------------------------------------
 
     def _give_up(self, actor_id: int, reason: str) -> bool:
-        """Takes an actor out of service, until the process that Ray starts in its place answers. Whether it was in."""
+        """Takes an actor out of service until its restarted process answers. Returns whether it was in service."""
         was_in_service = self._manager.is_actor_healthy(actor_id)
         if was_in_service:
             logger.warning("reanalyze actor %d is started again: %s", actor_id, reason)
@@ -246,16 +246,16 @@ class ReanalyzedBatches:
         return was_in_service
 
     def _welcome_restarted(self) -> None:
-        """Puts actors back into service that answer again, without waiting for those that do not."""
+        """Puts actors that answer again back into service, without waiting for the others."""
         self._manager.fetch_ready_async_reqs(tags=PING, timeout_seconds=0.0, mark_healthy=True)
         missing = set(self._manager.actor_ids()) - set(self._manager.healthy_actor_ids())
         if missing:
-            # The manager sends nothing to those that have not answered the last one.
+            # The manager sends no ping to actors that have not answered the last one.
             self._manager.foreach_actor_async(PING, tag=PING, remote_actor_ids=sorted(missing), healthy_only=False)
 
 
 def start_actors(config: Any) -> FaultTolerantActorManager:
-    """The pool that `config` asks for. Call it before the Learners are built."""
+    """Starts the pool that `config` asks for. Call it before the Learners are built."""
     actor_class = ray.remote(
         num_cpus=config.num_cpus_per_reanalyze_actor,
         num_gpus=config.num_gpus_per_reanalyze_actor,
@@ -270,13 +270,13 @@ def start_actors(config: Any) -> FaultTolerantActorManager:
     ]
     manager = FaultTolerantActorManager(actors, max_remote_requests_in_flight_per_actor=1)
     if ray.util.get_current_placement_group() is not None:
-        # Ray puts Learners into any bundle that has room: ours must be taken by then.
+        # Ray puts Learners into any bundle with room: the actors must occupy theirs before the Learners start.
         manager.foreach_actor(PING)
     return manager
 
 
 def _spec_and_target_state(learner: Any) -> tuple[Any, dict[str, Any]]:
-    """What an actor needs to search as this Learner would."""
+    """The module spec and target network state with which an actor searches as this Learner would."""
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
     return learner._module_spec.rl_module_specs[DEFAULT_MODULE_ID], _on_host(module.target_network.state_dict())
 

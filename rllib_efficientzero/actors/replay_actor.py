@@ -15,7 +15,7 @@ from rllib_efficientzero.replay import PrioritizedReplay, Windows
 
 
 class ReplayLostError(RuntimeError):
-    """The process of the replay ended, and what it held with it."""
+    """The replay's process ended, and its contents are lost."""
 
 
 class _ReplayProcess:
@@ -33,7 +33,7 @@ class _ReplayProcess:
         return len(self._replay), self._replay.num_added
 
     def sample(self, batch_size: int, beta: float, num_shards: int) -> tuple[Any, ...]:
-        """Nothing, so that whether it worked can be asked without fetching anything; then the shards."""
+        """Returns None and then the shards. The None tells the caller that it worked, without fetching a shard."""
         return None, *self._replay.sample(batch_size, beta=beta).split(num_shards)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +48,7 @@ class RemoteReplay:
         settings: arguments of `PrioritizedReplay`.
         scheduling_strategy: where Ray starts the process.
         """
-        # Without restarts: an empty replay in its place would be taken for the full one.
+        # No restarts: the restarted process would hold an empty replay, and nobody would notice.
         actor_class = ray.remote(num_cpus=1, max_restarts=0)(_ReplayProcess)
         self._actor = actor_class.options(scheduling_strategy=scheduling_strategy).remote(settings)
         self._size, self._num_added = 0, 0
@@ -73,13 +73,13 @@ class RemoteReplay:
         return self._get(reference)
 
     def sample_references(self, batch_size: int, *, beta: float, num_shards: int) -> list[ray.ObjectRef]:
-        """References to the shards of a sample (`Windows.split`), which stay where they are until they are read."""
+        """Draws a sample and returns references to its shards (`Windows.split`), which only their readers fetch."""
         sampling = self._actor.sample.options(num_returns=1 + num_shards).remote(batch_size, beta, num_shards)
         self._get(sampling[0])
         return list(sampling[1:])
 
     def update_priorities(self, position_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.floating[Any]]) -> None:
-        """As `PrioritizedReplay.update_priorities`, but not waited for: errors come with the next call."""
+        """As `PrioritizedReplay.update_priorities`, but without waiting: the next call raises its errors."""
         self._unchecked.append(self._actor.call.remote("update_priorities", position_ids, priorities))
 
     def get_metrics(self) -> dict[str, float]:
@@ -101,7 +101,7 @@ class RemoteReplay:
         ray.kill(self._actor)
 
     def _get(self, reference: Any) -> Any:
-        """The result of a call, and the errors of those before it that were not waited for."""
+        """Waits for a call and returns its result; raises its error, or one of earlier calls not waited for."""
         unchecked, self._unchecked = self._unchecked, []
         try:
             return ray.get([*unchecked, reference])[-1]

@@ -1,4 +1,4 @@
-"""What a run asks of a Ray cluster, by role, and whether the cluster has it."""
+"""The resources that a run asks of a Ray cluster, by role of process, and whether the cluster has them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS_OF_ROLE = {
     REPLAY_ACTOR: "replay_buffer_config's placement",
     REANALYZE_ACTOR: "num_reanalyze_actors",
 }
-"""The key that says how many there are of each role."""
+"""The config key that sets the number of processes of each role."""
 ROUNDING = 1e-6
 
 
@@ -43,19 +43,19 @@ def own_bundles(config: Any) -> list[tuple[str, Bundle]]:
 
 
 def append_own_bundles(request: PlacementGroupFactory, config: Any) -> PlacementGroupFactory:
-    """RLlib's request for a trial, and our processes' bundles after it: EnvRunners find theirs by its place."""
+    """RLlib's request for a trial with our processes' bundles at its end: EnvRunners find theirs by their index."""
     bundles = ([{}] if request.head_bundle_is_empty else []) + request.bundles
     own = [bundle for _, bundle in own_bundles(config)]
     return PlacementGroupFactory(bundles + own, strategy=request.strategy)
 
 
 def scheduling(config: Any, index: int, *, beside_driver: bool = False) -> Any:
-    """Where Ray starts process `index` of `own_bundles`: in its bundle if this is a trial of Tune's, else anywhere.
+    """Scheduling strategy of process `index` of `own_bundles`: in its bundle within a Tune trial, else anywhere.
 
     Args:
         config: the algorithm's.
         index: of the process.
-        beside_driver: outside of a trial, on this node.
+        beside_driver: outside of a trial, prefer the driver's node.
     """
     group: PlacementGroup | None = ray.util.get_current_placement_group()
     if group is not None:
@@ -77,7 +77,7 @@ def roles(config: Any) -> list[tuple[str, Bundle]]:
 
 
 def check_cluster(asked: Iterable[tuple[str, Bundle]]) -> None:
-    """Refuses what the nodes that are alive could not run even if they ran nothing else.
+    """Raises if the nodes that are alive could not run these processes even if they ran nothing else.
 
     Raises:
         InsufficientResourcesError: in one sentence, with what is missing.
@@ -88,7 +88,7 @@ def check_cluster(asked: Iterable[tuple[str, Bundle]]) -> None:
 
 
 def missing_resources(asked: Sequence[tuple[str, Bundle]], nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """What nodes with these resources lack for processes of these roles; None if they lack nothing."""
+    """Says in a sentence which resources the nodes lack for these processes; None if they lack nothing."""
     for role, bundle in asked:
         for resource, amount in bundle.items():
             largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)

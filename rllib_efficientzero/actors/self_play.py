@@ -1,4 +1,4 @@
-"""Who plays, and whether the Learners wait for it."""
+"""Self-play by the EnvRunners: in turns with the Learners, or at the same time."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from rllib_efficientzero.env.sampling import (
 PULLED_VERSION = "_pulled_weights_version"
 """Attribute of an EnvRunner that says which weights it acts with."""
 SECONDS_TO_STOP = 5.0
-"""That a sample on its way is given to end, before its EnvRunner is ended."""
+"""How long `stop` waits for an EnvRunner that is still playing, before it kills it."""
 
 
 class SelfPlay(Protocol):
     """A source of samples."""
 
     def sample(self, num_steps: int, *, budget: int, num_updates: int) -> list[Sample]:
-        """Samples of together about `num_steps` steps, at most `budget` if nothing is hidden in resets.
+        """Returns samples of about `num_steps` steps in all, at most `budget` unless resets take hidden steps.
 
         Args:
             num_steps: for all EnvRunners together; 0 while updates are owed.
@@ -43,20 +43,20 @@ class SelfPlay(Protocol):
         """Whether `sample` is to be called even though updates are owed."""
 
     def take_arrived(self, num_updates: int) -> list[Sample]:
-        """Samples that are there already, without waiting for any; nothing is begun, and no failure is looked into."""
+        """Returns samples that have arrived already. Does not wait, ask for new samples or handle failures."""
 
     def update_weights(self, learner_group: Any, num_updates: int) -> None:
         """Gives the EnvRunners the Learners' weights."""
 
     def forget(self) -> None:
-        """Drops what was played or published before a restore."""
+        """Drops samples and weights from before a restore."""
 
     def stop(self) -> None:
-        """Leaves no EnvRunner at work."""
+        """Makes sure that no EnvRunner is still playing."""
 
 
 class SynchronousSelfPlay:
-    """Everybody plays, then everybody learns: a run depends on its seed alone, not on the speed of its machines."""
+    """Self-play and learning take turns: a run depends on its seed alone, not on the speed of its machines."""
 
     def __init__(self, group: Any, config: Any, restore: Callable[[], Any]) -> None:
         """Args:
@@ -72,7 +72,7 @@ class SynchronousSelfPlay:
         """See `SelfPlay`."""
         if self._config.num_env_runners == 0:
             return [take_sample(self._group.local_env_runner, num_timesteps=num_steps)]
-        # Where some are missing, the others do not take over their share: it would be lost with a second failure.
+        # If some EnvRunners are missing, the others do not take over their share: a second failure would lose it again.
         share = max(1, num_steps // self._config.num_env_runners)
         return sample_remotely(self._group, share, config=self._config, restore=self._restore)
 
@@ -89,8 +89,8 @@ class SynchronousSelfPlay:
         if self._config.num_env_runners == 0 and learner_group.is_local:
             learner_group._learner.copy_weights_to(self._group.local_env_runner)
             return
-        # Without a timeout, RLlib leaves out whoever has not confirmed the weights before these: on a busy machine some
-        # EnvRunners would act with old ones.
+        # Without a timeout, RLlib skips EnvRunners that have not yet confirmed the previous weights: on a busy machine
+        # some would act with old ones.
         self._group.sync_weights(
             from_worker_or_learner_group=learner_group,
             timeout_seconds=self._config.env_runner_restore_timeout_s,
@@ -106,7 +106,7 @@ class SynchronousSelfPlay:
 
 @dataclasses.dataclass(frozen=True)
 class _Weights:
-    """Weights for acting, fetched by the EnvRunners that do not have them yet."""
+    """A reference to weights for acting, which only EnvRunners that lack this version fetch."""
 
     version: int
     num_updates: int
@@ -115,7 +115,7 @@ class _Weights:
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """A sample on its way."""
+    """A sample that an EnvRunner is playing."""
 
     reference: ray.ObjectRef
     weights: _Weights
@@ -124,18 +124,18 @@ class _Request:
 
 
 class AsynchronousSelfPlay:
-    """EnvRunners play on while the Learners learn, each with one sample on its way.
+    """EnvRunners go on playing while the Learners learn; each has at most one request at a time.
 
-    Every request carries the newest weights that were published. How old they may be when the sample arrives is
-    bounded: before more updates are made than `max_sample_staleness` allows, the samples they would make too old are
-    waited for. What is on its way never exceeds the budget.
+    Every request carries the newest published weights. `max_sample_staleness` bounds how many updates old these may be
+    when the sample arrives: samples that the next updates would make too old are waited for first. The steps requested
+    never exceed the budget.
     """
 
     def __init__(self, group: Any, config: Any, learner_group: Any, restore: Callable[[], Any]) -> None:
         """Args:
         group: the EnvRunnerGroup.
         config: the algorithm's.
-        learner_group: acting begins with its weights.
+        learner_group: its weights are the first to act with.
         restore: brings EnvRunners that were replaced back into service.
         """
         self._manager = group._worker_manager
@@ -149,7 +149,7 @@ class AsynchronousSelfPlay:
     # --- The interface of `SelfPlay` ---------------------------------------------------------------------------------
 
     def sample(self, num_steps: int, *, budget: int, num_updates: int) -> list[Sample]:
-        """See `SelfPlay`. With `num_steps` 0, what is overdue, and nothing is begun."""
+        """See `SelfPlay`. With `num_steps` 0, returns the overdue samples only and sends no requests."""
         if num_steps == 0:
             return self._collect(self._overdue(num_updates), num_updates, wait_for_all=True)
         if self._weights is None:
@@ -160,7 +160,7 @@ class AsynchronousSelfPlay:
             overdue = self._overdue(num_updates)
             samples = self._collect(overdue or list(self._requests), num_updates, bool(overdue), patience)
             if samples:
-                # Who has answered plays on at once.
+                # The EnvRunners that have answered go on playing at once.
                 self._send(budget - sum(sample.num_steps for sample in samples))
                 return samples
             if not self._requests:
@@ -197,7 +197,7 @@ class AsynchronousSelfPlay:
         self._weights = None
 
     def stop(self) -> None:
-        """See `SelfPlay`. RLlib asks EnvRunners to stop, and would wait for ever for one that hangs."""
+        """See `SelfPlay`. Kills EnvRunners that do not answer: RLlib would wait for ever for them to stop."""
         by_reference = {request.reference: index for index, request in self._requests.items()}
         self._requests.clear()
         if not by_reference:
@@ -211,14 +211,14 @@ class AsynchronousSelfPlay:
     # --- Requests ----------------------------------------------------------------------------------------------------
 
     def _send(self, budget: int) -> None:
-        """Asks every EnvRunner in service that has nothing to do, within the budget."""
+        """Sends a request to every idle EnvRunner in service, as far as the budget allows."""
         num_envs = self._config.num_envs_per_env_runner
         assert self._weights is not None  # `sample` has published some
         for worker_index in self._manager.healthy_actor_ids():
             if worker_index in self._requests:
                 continue
             left = budget - sum(request.most_steps for request in self._requests.values())
-            # All environments of a runner step together: it may return a step too many of all but one.
+            # All environments of a runner step together: it may return up to `num_envs` - 1 steps too many.
             num_steps = min(self._config.rollout_fragment_length * num_envs, left - (num_envs - 1))
             if num_steps < 1:
                 return
@@ -228,15 +228,17 @@ class AsynchronousSelfPlay:
             self._requests[worker_index] = request
 
     def _overdue(self, num_updates: int) -> list[int]:
-        """Worker indices of the samples that would be too old once a round of updates more is made."""
+        """Worker indices of the samples that would be too old after another iteration's updates."""
         latest = num_updates + self._config.updates_per_sample() - self._config.sample_staleness_bound()
         return [index for index, request in self._requests.items() if request.weights.num_updates < latest]
 
     def _collect(
         self, worker_indices: list[int], num_updates: int, wait_for_all: bool, patience: Patience | None = None
     ) -> list[Sample]:
-        """The samples of some EnvRunners that have arrived, once the first has, or all have. Those of lost EnvRunners
-        are never heard of again."""
+        """Waits for the first sample of some EnvRunners, or for all, and returns those that have arrived.
+
+        The samples of EnvRunners that were lost are dropped.
+        """
         if not worker_indices:
             return []
         samples, failures = self._take(self._wait_for(worker_indices, wait_for_all), num_updates)
@@ -245,7 +247,7 @@ class AsynchronousSelfPlay:
         return samples
 
     def _wait_for(self, worker_indices: list[int], all_of_them: bool) -> list[int]:
-        """Those of some EnvRunners whose answers are there, once the first is, or all are, or one is taken to hang."""
+        """Waits until one of some EnvRunners has answered, or all have, or one hangs; returns those that answered."""
         by_reference = {self._requests[index].reference: index for index in worker_indices}
         first_sent = min(self._requests[index].sent_at for index in worker_indices)
         limit = self._config.sample_timeout_s
@@ -255,12 +257,12 @@ class AsynchronousSelfPlay:
             timeout=None if limit is None else max(0.0, first_sent + limit - time.monotonic()),
         )
         if not all_of_them:
-            # Ray tells no more than it was asked for, though others may be there, too.
+            # `ray.wait` reports only as many as it was asked for, although more may have arrived.
             arrived, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
         return [by_reference[reference] for reference in arrived]
 
     def _take(self, worker_indices: list[int], num_updates: int) -> tuple[list[Sample], dict[int, Exception]]:
-        """The samples that are there, in a fixed order, and why there are no others."""
+        """Takes the answers of some EnvRunners in a fixed order: returns the samples, and the errors of the others."""
         samples: list[Sample] = []
         failures: dict[int, Exception] = {}
         for worker_index in sorted(worker_indices):
@@ -274,7 +276,7 @@ class AsynchronousSelfPlay:
         return samples, failures
 
     def _end_hung(self) -> dict[int, Exception]:
-        """Ends the EnvRunners that have not answered for too long, whoever is waited for; why."""
+        """Ends all EnvRunners that have not answered within `sample_timeout_s`, and returns an error for each."""
         limit = self._config.sample_timeout_s
         if limit is None:
             return {}
@@ -286,7 +288,7 @@ class AsynchronousSelfPlay:
         return {index: TimeoutError(f"it did not answer within sample_timeout_s={limit:g}") for index in hung}
 
     def _read(self, worker_index: int, reference: ray.ObjectRef) -> Sample | Exception:
-        """The answer of an EnvRunner, or why there is none; then it is out of service."""
+        """Returns the answer of an EnvRunner, or its error; on an error the EnvRunner is out of service."""
         try:
             answer: Sample = ray.get(reference)
         except ray.exceptions.RayError as error:
@@ -299,7 +301,7 @@ class AsynchronousSelfPlay:
 
 
 def _play_with(env_runner: Any, *, weights: _Weights, num_timesteps: int) -> Sample:
-    """Pulls the weights, if the EnvRunner acts with others, and plays; called in its process."""
+    """Plays, after loading the weights if the EnvRunner has another version; called in its process."""
     if getattr(env_runner, PULLED_VERSION, None) != weights.version:
         env_runner.set_state({COMPONENT_RL_MODULE: ray.get(weights.reference)})
         setattr(env_runner, PULLED_VERSION, weights.version)

@@ -1,4 +1,4 @@
-"""A thread beside the Learner of this process, with a stream of its own where that has a GPU."""
+"""A thread beside this process's Learner, with its own CUDA stream if the Learner is on a GPU."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class Task(Generic[T]):
         self._future = future
 
     def result(self) -> T:
-        """What it returned, or raised. The caller's stream will wait for what it computed, and for nothing after that.
+        """Returns what the call returned, or raises its error. The caller's stream waits for the call's kernels, and
+        for none that the thread launches later.
 
-        Memory of tensors goes back to the other thread's stream: whoever uses them must wait for the device before
-        letting them go.
+        The tensors' memory belongs to the thread's stream, which reuses it once they are released: wait for the device
+        before releasing them.
         """
         value, computed = self._future.result()
         if computed is not None:
@@ -31,12 +32,12 @@ class Task(Generic[T]):
         return value
 
     def wait(self) -> None:
-        """Until the call has returned, or raised."""
+        """Waits until the call has returned or raised."""
         wait([self._future])
 
 
 class SideThread:
-    """Runs one call after the other. On a GPU their kernels go on while other threads, or the device, wait.
+    """Runs calls one after the other. On a GPU their kernels run on its own stream, beside those of other threads.
 
     Example:
         >>> thread = SideThread("adder", torch.device("cpu"))
@@ -55,7 +56,7 @@ class SideThread:
         self._stream = own_stream(device) if device.type == "cuda" else None
 
     def submit(self, function: Callable[..., T], *arguments: Any, **options: Any) -> Task[T]:
-        """Calls it there, after what the caller's stream has been told to do so far."""
+        """Calls a function in the thread; its kernels run after those queued on the caller's stream so far."""
         told = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
         return Task(self._thread.submit(self._run, told, function, arguments, options))
 

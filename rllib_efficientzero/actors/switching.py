@@ -8,17 +8,19 @@ import threading
 from collections.abc import Iterator
 
 SWITCH_INTERVAL = 2e-4
-"""Seconds for which a thread should keep Python's lock while others wait for it. By Python's own 5 ms, what takes
-microseconds, such as to start a kernel, takes milliseconds."""
+"""Seconds after which a thread gives up Python's lock if others wait for it. With Python's default of 5 ms, work of
+microseconds, such as launching a kernel, takes milliseconds."""
 
-_switching = threading.RLock()  # what is forgotten within leaves when it is collected, which may be anywhere
-_intervals_before: list[float] = []  # as many as there are within `switching_often`; the first is that of before
+_switching = threading.RLock()  # reentrant: garbage collection may leave a context at any point, even while it is held
+_intervals_before: list[float] = []  # one per context entered and not left; the first is the interval before all
 
 
 @contextlib.contextmanager
 def switching_often() -> Iterator[None]:
-    """Lets Python switch between threads every `SWITCH_INTERVAL`, until the last of those within it leaves, in whatever
-    order they do: the interval is the process's, and every algorithm in it asks for it."""
+    """Lets Python switch between threads every `SWITCH_INTERVAL`, until the last such context is left.
+
+    The interval belongs to the process, in which several algorithms may ask for it and stop in any order.
+    """
     with _switching:
         _intervals_before.append(sys.getswitchinterval())
         sys.setswitchinterval(min(SWITCH_INTERVAL, _intervals_before[0]))

@@ -16,7 +16,7 @@ from rllib_efficientzero.targets import ReanalyzeConfig, Reanalyzer, TargetStati
 class Reanalyze(ConnectorV2):
     """Searches replayed positions again with the target network (`targets.Reanalyzer`).
 
-    Stateless: equal windows (they carry their seed) and weights give equal targets, in a learner as in an actor.
+    Stateless: equal windows (which carry their seed) and weights give equal targets, in a Learner or a ReanalyzeActor.
     """
 
     def __init__(self, *args: Any, config: ReanalyzeConfig, **kwargs: Any) -> None:
@@ -34,7 +34,7 @@ class Reanalyze(ConnectorV2):
     ) -> dict[str, Any]:
         """`episodes` is a list of exactly one `Windows`; see `EfficientZero.training_step`."""
         (windows,) = episodes
-        # A learner among several wraps its module for gradient synchronisation, which a search must not trigger.
+        # With several Learners, modules are wrapped for gradient synchronisation, which a search must not trigger.
         module = rl_module[DEFAULT_MODULE_ID].unwrapped()
         train_batch, statistics = self.reanalyzer.train_batch(
             module.target_inference_network, windows, num_updates=int(module.num_updates)
@@ -45,7 +45,7 @@ class Reanalyze(ConnectorV2):
 
 
 def log_statistics(metrics: MetricsLogger, statistics: TargetStatistics, td_steps: int) -> None:
-    """Log what reanalysis saw under `<module>/reanalyze/`; the names are explained in `metrics.py`."""
+    """Logs the statistics of a reanalysis under `<module>/reanalyze/`; the names are explained in `metrics.py`."""
     shares = np.bincount(statistics.horizon, minlength=td_steps + 1)[1:] / len(statistics.horizon)
     values: dict[Any, float] = {
         names.SEARCH_SECONDS: statistics.search_seconds,

@@ -15,8 +15,8 @@ from rllib_efficientzero.env.checks import OBSERVATIONS
 class StackFrames(ConnectorV2):
     """`[...]` observations -> `[S, ...]`, oldest first; before an episode's start its first frame is repeated.
 
-    RLlib's own stacker takes images of one channel only and pads with zeros. Of dict observations (RLlib's convention
-    for action masks) only the observation itself is stacked.
+    RLlib's own stacker takes images of one channel only and pads with zeros. In dict observations (RLlib's convention
+    for action masks) only the observation itself is stacked, not the mask.
     """
 
     def __init__(
@@ -62,5 +62,5 @@ class StackFrames(ConnectorV2):
 
 
 def _remembered(episode: Any) -> int:
-    """Observations an episode chunk can still give, those of its lookback buffer included."""
+    """Number of observations that an episode chunk holds, including those in its lookback buffer."""
     return len(episode.observations.data)

@@ -1,4 +1,4 @@
-"""The EnvRunner: RLlib's, with a temperature schedule, seeds of its own, fair evaluation and metrics of the search."""
+"""The EnvRunner: RLlib's, with a temperature schedule, independent seeds, fair evaluation and metrics of the search."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 RNG_STATE = "rng"
 STEPS_PER_CHUNK = 16
-"""Vector steps between looks at who has finished, when evaluating."""
+"""In evaluation, vector steps between checks for finished episodes."""
 MAX_VECTORS_LOST = 10
-"""Vectors of environments that may fail as a whole in one call of `sample`."""
+"""How often all environments may fail together in one call of `sample`."""
 
 
 class EfficientZeroEnvRunner(SingleAgentEnvRunner):
@@ -112,10 +112,10 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         self.module.on_search = self._count_search
 
     def _seed_sequence(self, purpose: str) -> np.random.SeedSequence:
-        """Independent streams per run, runner, evaluation or training, and purpose; fresh entropy without a seed."""
+        """An independent seed for each run, EnvRunner, training or evaluation, and purpose; random without a seed."""
         if self.config.seed is None:
             return np.random.SeedSequence()
-        # A first generation's seeds are those of runs without failures.
+        # Generation 0, before any failure, is left out of the seed.
         generation = [self._generation] if self._generation else []
         return np.random.SeedSequence([self.config.seed, *self._identity(), *generation, *purpose.encode()])
 
@@ -123,8 +123,8 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         return [self.worker_index or 0, int(self.config.in_evaluation)]
 
     def begin_generation(self, generation: int) -> None:
-        """Seeds this runner, or its environments, apart from those before it: after a failure, what was played at the
-        start of the run would otherwise be played again."""
+        """Seeds the search and the environments differently from all generations before: otherwise the EnvRunner would
+        play the same episodes after a failure as at the start of the run."""
         self._generation = generation
         self._set_env_seed()
         self.module.rng = np.random.default_rng(self._seed_sequence("search"))
@@ -132,10 +132,10 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
     # --- Sampling ----------------------------------------------------------------------------------------------------
 
     def sample(self, *, num_episodes: int | None = None, evaluation_round: int = 0, **kwargs: Any) -> list[Any]:
-        """See RLlib. The temperature follows the number of updates behind the current weights.
+        """See RLlib. The temperature follows the number of updates of the current weights.
 
-        Whole episodes begin from the same seeds every time, but those of a later `evaluation_round`, which make up for
-        what another EnvRunner did not play: they would be repeats.
+        Whole episodes begin from the same seeds every time. Only a later `evaluation_round`, which replaces episodes
+        that another EnvRunner failed to play, has other seeds: it would repeat this EnvRunner's own episodes.
         """
         self.module.temperature = piecewise_constant(self.config.temperature_schedule, int(self.module.num_updates))
         if num_episodes is None:
@@ -149,10 +149,10 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         return episodes
 
     def _sample_fairly(self, num_episodes: int, *, explore: bool | None) -> list[Any]:
-        """`num_episodes` whole episodes, equally many (but for one) of each environment, begun from its first seed.
+        """Plays `num_episodes` whole episodes, divided evenly between the environments, which start from their seeds.
 
-        RLlib takes the episodes that end first, in whichever environment. Short ones are counted too often that way,
-        and where a bad player loses fast, the score is wrong.
+        RLlib takes the episodes that end first, in whichever environment. Short episodes are then counted too often,
+        and the score is wrong in games where a bad player loses fast.
         """
         quota = np.array(divided(num_episodes, self.num_envs))
         kept: list[Any] = []
@@ -160,7 +160,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         self._needs_initial_reset = True
         while quota.any():
             if not self.worker_index and interruption.requested():
-                kept.clear()  # The episodes that ended so far are the short ones.
+                kept.clear()  # Too few to be fair: the episodes that have ended first are the short ones.
                 break
             episodes = self._sample_chunks(num_timesteps=STEPS_PER_CHUNK * self.num_envs, explore=explore)
             for episode, env_index in self._pop_environments(episodes):
@@ -169,17 +169,17 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
                     kept.append(episode)
         self._needs_initial_reset = True
         self._done_episodes_for_metrics = list(kept)
-        # Not all that ended are scores: the others do not count.
+        # Correct RLlib's count: episodes beyond an environment's share ended, too, but are not scores.
         self._increase_sampled_metrics(0, len(kept) - (self._num_episodes_counted() - num_before))
         return kept
 
     def _num_episodes_counted(self) -> int:
-        """Episodes that ended since metrics were collected."""
+        """Number of episodes that ended since metrics were last collected."""
         counted = self.metrics.peek(NUM_EPISODES, default=0)
-        return 0 if np.isnan(counted) else int(counted)  # RLlib's sum of nothing
+        return 0 if np.isnan(counted) else int(counted)  # RLlib's sum of no values is NaN
 
     def _sample_chunks(self, **kwargs: Any) -> list[Any]:
-        """Episodes and chunks as RLlib samples them, without those that a broken environment cut off."""
+        """Samples episodes and chunks as RLlib does, without those that a broken environment cut off."""
         self._vectors_lost = 0
         if self._needs_initial_reset or kwargs.get("force_reset"):
             self._env_index_of.clear()
@@ -191,15 +191,15 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
             self._ongoing_episodes_for_metrics.pop(episode.id_, None)
             self._env_index_of.pop(episode.id_, None)
         if self._vectors_lost and "num_timesteps" in kwargs:
-            # RLlib begins to count anew after such a failure; more than was asked for could exceed the run's budget.
+            # After such a failure RLlib counts from 0 again. More steps than asked for could exceed the run's budget.
             while sum(map(len, episodes)) >= kwargs["num_timesteps"] + self.num_envs:
                 dropped.append(episodes.pop(0))
         self._log_guards(sum(map(len, dropped)))
         return episodes
 
     def _try_env_step(self, actions: Any) -> Any:
-        """As RLlib's, but an environment that broke is its guard's affair. What fails here is the whole vector: a
-        process of its own that died, or did not answer in time."""
+        """As RLlib's, but without its handling of broken environments, which their guards do. An error here concerns
+        the whole vector: an environment's process died, or did not answer in time."""
         try:
             with self.metrics.log_time(ENV_STEP_TIMER):
                 results = self.env.step(actions)
@@ -212,7 +212,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
             return ENV_STEP_FAILURE
 
     def _try_env_reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
-        """As RLlib's, but not for ever; see `_try_env_step`."""
+        """As RLlib's, but gives up after `MAX_VECTORS_LOST` failures; see `_try_env_step`."""
         while True:
             try:
                 with self.metrics.log_time(ENV_RESET_TIMER):
@@ -239,7 +239,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
         self.make_env()
 
     def _pop_environments(self, episodes: list[Any]) -> list[tuple[Any, int]]:
-        """The finished ones of some episodes, with the index of the environment that each was played in."""
+        """Returns the finished episodes, each with the index of its environment, and forgets that index."""
         return [(episode, self._env_index_of.pop(episode.id_)) for episode in episodes if episode.is_done]
 
     def _new_episode(self, env_index: int, episodes: Any = None) -> None:
@@ -254,7 +254,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
             self.metrics.log_value(names.EPISODE_LENGTHS, length, reduce="item_series")
 
     def pop_hidden_steps(self) -> int:
-        """Environment steps taken inside resets since the last call; they count as interactions."""
+        """Returns the environment steps taken inside resets since the last call, which count as interactions."""
         hidden_steps, self._hidden_steps = self._hidden_steps, 0
         return hidden_steps
 
@@ -273,7 +273,7 @@ class EfficientZeroEnvRunner(SingleAgentEnvRunner):
     # --- Metrics -----------------------------------------------------------------------------------------------------
 
     def _log_guards(self, num_dropped_steps: int) -> None:
-        """What the environments' guards have met since the last sample."""
+        """Logs what the environments' guards have counted since the last sample."""
         vector = self.env.unwrapped
         if gym.VectorizeMode(self.config.gym_env_vectorize_mode) is gym.VectorizeMode.VECTOR_ENTRY_POINT:
             counts = GuardCounts(hidden_steps=getattr(vector, "hidden_steps", 0))

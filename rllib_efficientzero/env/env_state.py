@@ -1,9 +1,9 @@
-"""The state of running environments, taken out and put back, so that a resumed run goes on within an episode.
+"""Saving and restoring the state of running environments, so that a resumed run goes on within an episode.
 
-What is taken are the instance attributes of every layer (vector, wrappers, environment), and ALE's own state. That is
-everything for environments written in Python. One whose state is behind an attribute that cannot be pickled gives none,
-nor does a vector of its own kind: `capture` returns None, and its episodes must begin anew. Environments in processes
-of their own take their states there, and put them back (`StatefulEnv`).
+The state consists of the instance attributes of every layer (vector, wrappers, environment), and of ALE's own state.
+For environments written in Python that is everything. If an attribute cannot be pickled, or the vector is neither
+gymnasium's sync nor its async one, `capture` returns None, and the episodes must begin anew. Environments in separate
+processes save and restore their states there (`StatefulEnv`).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _NOT_STATE = (
     functools.partial,
     type,
 )
-"""How an environment was made, and what it does: a new one has them already."""
+"""Types of attributes that say how an environment was made and what it does: a new one has the same."""
 _ENV_FUNCTIONS = "env_fns"
 _MAX_DEPTH = 8
-"""Of settings within settings; objects may refer to each other in circles."""
+"""How deep nested settings are described; objects may refer to each other in circles."""
 
 
 def capture(env: VectorEnv) -> bytes | None:
-    """The state of a vector of environments; None if it cannot be had."""
+    """Returns the state of a vector of environments; None if it cannot be saved."""
     try:
         if isinstance(env.unwrapped, AsyncVectorEnv):
             states = env.unwrapped.get_attr(StatefulEnv.STATE)
@@ -68,7 +68,7 @@ def restore(env: VectorEnv, state: bytes) -> None:
         ValueError: the environments are made differently.
     """
     if isinstance(env.unwrapped, AsyncVectorEnv):
-        env.reset()  # Their processes remember whose episode has ended, and forget it so alone.
+        env.reset()  # The processes remember whether an episode has ended, and only a reset makes them forget it.
         env.unwrapped.set_attr(StatefulEnv.STATE, pickle.loads(state))
         for problem in env.unwrapped.get_attr(StatefulEnv.PROBLEM):
             if problem:
@@ -81,19 +81,19 @@ def restore(env: VectorEnv, state: bytes) -> None:
 
 
 class StatefulEnv(gym.Wrapper):
-    """An environment in a process of its own, whose state can be asked for and set from outside it."""
+    """An environment in a separate process, whose state other processes can get and set as an attribute."""
 
     STATE, PROBLEM = "process_state", "restore_problem"
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         self.restore_problem: str | None = None
-        """Why the last state was not put back; an error would end the process."""
+        """Why the last state could not be restored; raising an error would end the process."""
         self._has_ended = False
-        self._resets_next = False  # The vector has not seen the end: it came before the state was put back.
+        self._resets_next = False  # A restored episode has ended already, which this vector does not know.
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the environment's; the step after an end that was restored begins the next episode."""
+        """As the environment's; but if the restored episode had ended already, the next step begins a new one."""
         if self._resets_next:
             observation, info = self.reset()
             return observation, 0.0, False, False, info
@@ -108,7 +108,7 @@ class StatefulEnv(gym.Wrapper):
 
     @property
     def process_state(self) -> bytes | None:
-        """The environment's, and that of the generators that a process has once; None if it cannot be had."""
+        """The state of the environment and of the process's global generators; None if it cannot be saved."""
         try:
             layers = _capture_layers(_single_layers(self.env))
         except Exception as error:
@@ -130,7 +130,7 @@ class StatefulEnv(gym.Wrapper):
 
 
 def _log_no_state(env: Any, error: Exception) -> None:
-    """Whatever an environment's attributes raise when they are pickled; the caller says what follows from it."""
+    """Logs the error of an attribute that cannot be pickled; the caller tells the user what follows from it."""
     logger.info("the state of %s cannot be saved: %s: %s", env.spec, type(error).__name__, error)
 
 
@@ -154,9 +154,9 @@ def _restore_layers(layers: list[Any], state: bytes) -> None:
 
 
 def settings_of(config: Any) -> dict[str, str]:
-    """Name -> value, as text, of every setting that decides which environments a vector is made of.
+    """Name -> value as text, for every setting that decides which environments a vector has.
 
-    A state belongs to environments that are made alike: put into others, it would undo their settings.
+    A state fits only environments with the same settings: put into others, it would undo their settings.
 
     Args:
         config: of the EnvRunner.
@@ -170,7 +170,7 @@ def settings_of(config: Any) -> dict[str, str]:
 
 
 def _described(value: Any, depth: int = 0) -> str:
-    """Text that is equal for equal values, in another process too, where an object's own may have its address."""
+    """Text that is the same for equal values in every process; an object's own `repr` may contain its address."""
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, enum.Enum | np.generic):
@@ -192,8 +192,8 @@ def _described(value: Any, depth: int = 0) -> str:
 
 
 def _layers(env: Any) -> list[Any] | None:
-    """Vector wrappers, the vector, and each environment with its wrappers, from the outside in; None if some of them
-    are out of reach."""
+    """Vector wrappers, the vector, and each environment with its wrappers, from the outside in; None if the vector is
+    not one whose environments can be reached."""
     layers: list[Any] = []
     while isinstance(env, VectorWrapper):
         layers.append(env)
@@ -230,7 +230,7 @@ def _is_emulator(value: Any) -> bool:
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Writes environments and emulators as references, to be found again among the new ones."""
+    """Pickles environments and emulators as references, which `_Unpickler` resolves to the new ones."""
 
     def __init__(self, file: io.BytesIO, layers: dict[int, int], emulators: dict[int, int]) -> None:
         super().__init__(file)

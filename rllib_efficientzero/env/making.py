@@ -1,4 +1,4 @@
-"""Environments as the EnvRunner plays them: made from a config, guarded, and vectorised."""
+"""Makes the EnvRunner's environments from a config: guarded, and vectorised."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def make_vector_env(
     """A guarded vector of environments.
 
     Args:
-        env: a gymnasium id, a name registered with Tune, an Atari id, or what is called with `env_config`.
-        env_config: RLlib's `EnvContext`; of a gymnasium id, its keyword arguments.
+        env: a gymnasium id, a name registered with Tune, an Atari id, or a function of `env_config`.
+        env_config: RLlib's `EnvContext`; for a gymnasium id, its keyword arguments.
         num_envs: environments in the vector.
-        mode: in this process one after the other, in a process each, or a vector that `env` makes by itself.
-        policy: what is done about broken environments.
-        runner: what messages call the one who plays, "EnvRunner 1".
-        timeout_s: of a step of environments in processes of their own.
+        mode: one after the other in this process, one process for each, or a vector that `env` makes by itself.
+        policy: how to handle broken environments.
+        runner: the EnvRunner's name in messages, such as "EnvRunner 1".
+        timeout_s: of a step and of a reset, for environments in separate processes.
         representation: of actions; see `spaces.action_view`.
 
     Raises:
-        ValueError: the spaces are not supported (`UnsupportedSpaceError`), or what was made is no environment.
+        ValueError: the spaces are not supported (`UnsupportedSpaceError`), or `env` did not make an environment.
     """
     if mode is gym.VectorizeMode.VECTOR_ENTRY_POINT:
         return adapt_vector(_make_native_vector(env, env_config, num_envs, runner), representation)
@@ -54,7 +54,7 @@ def make_vector_env(
         for index in range(num_envs)
     ]
     if mode is gym.VectorizeMode.ASYNC:
-        # What OpenGL has begun in this process does not survive in a fork of it: drawing would hang there.
+        # OpenGL, once initialised in this process, does not work in a fork of it: rendering would hang there.
         context = "forkserver" if isinstance(env, str) and is_dmc_id(env) else None
         makers = [functools.partial(_make_stateful, make) for make in makers]
         return _AsyncVectorEnv(makers, timeout_s=timeout_s, context=context)
@@ -90,7 +90,7 @@ def env_maker(env: str | Callable[..., Any], env_config: dict[str, Any]) -> Call
 
 
 def _creator(env: str | Callable[..., Any]) -> Callable[[dict[str, Any]], Any] | None:
-    """What makes an environment from its env_config; None for gymnasium's own ids."""
+    """Returns the function that makes an environment from its env_config; None for gymnasium's own ids."""
     if not isinstance(env, str):
         return env
     if _global_registry.contains(ENV_CREATOR, env):

@@ -1,6 +1,6 @@
 """The state of an EnvRunner: its generators, its environments, and the episodes that are being played.
 
-RLlib saves one runner's connectors and counters, and hands them to all others; everything else about a runner is here.
+RLlib saves the connectors and counters of one EnvRunner, and gives them to all others. The rest is saved here.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ PLAYING = (
     "_vectors_lost",
     "_search_totals",
 )
-"""Attributes of an EnvRunner that belong to its environments as they are; without these they begin anew."""
+"""Attributes of an EnvRunner that describe its running environments; saved and restored only together with them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunnerState:
-    """What `capture` takes of one EnvRunner."""
+    """The state of one EnvRunner, as `capture` takes it."""
 
     identity: tuple[int, ...]
     search_rng: dict[str, Any]
     num_env_steps_sampled: int
     global_generators: dict[str, Any] | None
-    """Of the runner's process; None if it is the algorithm's, which saves them itself."""
+    """Generators of the EnvRunner's process; None if it is the algorithm's process, which saves them itself."""
     environments: bytes | None
-    """None if they cannot be saved, or need not be (evaluation begins anew every time)."""
+    """None if the environments cannot be saved, or need not be (evaluation begins anew every time)."""
     playing: bytes | None
     """Pickled attributes `PLAYING`, the observations to act on next, and metrics of chunks already delivered."""
     settings: dict[str, str] | None = None
-    """Of the environments, see `env_state.settings_of`; None in states of versions that did not keep them."""
+    """Settings of the environments, see `env_state.settings_of`; None in states of versions that did not keep them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DeliveredChunk:
-    """What an episode's metrics need of a chunk that was delivered before; its observations are not kept."""
+    """The numbers of a delivered chunk that its episode's metrics need later; observations are not kept."""
 
     length: int
     episode_return: float
@@ -90,10 +90,10 @@ def capture(runner: Any) -> RunnerState:
 
 
 def restore(runner: Any, *, states: Sequence[RunnerState], generation: int) -> None:
-    """Puts a runner into its own one of `states`; called in its process.
+    """Puts an EnvRunner into the one of `states` that is its own; called in its process.
 
-    Without one, or where the environments could not be saved or are made otherwise now, its environments begin anew,
-    seeded by `generation`.
+    If there is none, or if its environments could not be saved or are now made with other settings, its environments
+    begin anew, seeded by `generation`.
     """
     own = next((state for state in states if state.identity == tuple(runner._identity())), None)
     if own is None:
@@ -124,9 +124,9 @@ def restore(runner: Any, *, states: Sequence[RunnerState], generation: int) -> N
 
 
 def begin_anew(runner: Any, *, generation: int) -> int:
-    """Lets a runner's environments begin new episodes at its next sample, if their state cannot be saved.
+    """Lets an EnvRunner's environments begin new episodes at its next sample.
 
-    What is left of the episodes that were being played stays in the replay, without an end.
+    The delivered part of the episodes in progress stays in the replay, without an end.
 
     Returns:
         Episodes cut short.
@@ -140,7 +140,7 @@ def begin_anew(runner: Any, *, generation: int) -> int:
 
 
 def begin_anew_if_not_saved(runner: Any, *, states: Sequence[RunnerState], generation: int) -> int:
-    """`begin_anew` where `capture` found no state: a run goes on just as the one resumed from its checkpoint will."""
+    """Calls `begin_anew` if `capture` got no state of the environments, so that this run goes on as a resumed one."""
     own = next((state for state in states if state.identity == tuple(runner._identity())), None)
     if own is not None and own.environments is not None:
         return 0
@@ -179,7 +179,7 @@ def _restore_playing(runner: Any, playing: bytes) -> None:
 
 
 def capture_generators() -> dict[str, Any]:
-    """State of the generators that a process has once: Python's, numpy's and torch's."""
+    """State of the process's global generators: Python's, numpy's and torch's."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002 - it is the one that libraries share
@@ -189,7 +189,7 @@ def capture_generators() -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any]) -> None:
-    """Puts back what `capture_generators` took; without the GPUs that this machine does not have."""
+    """Restores a state from `capture_generators`, except for GPUs that this machine does not have."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
@@ -200,7 +200,7 @@ def restore_generators(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def generators_kept() -> Iterator[None]:
-    """Leaves this process's generators as they were before the block."""
+    """Restores this process's global generators after the block."""
     state = capture_generators()
     try:
         yield

@@ -1,8 +1,8 @@
 """Sampling with all EnvRunners of a group, whatever happens to them.
 
 Ray restarts the process of an EnvRunner that died, and `Algorithm.restore_env_runners` brings its state up to date.
-RLlib does nothing about one that hangs: its answer is dropped, and it is asked again next time. Of one that raised it
-loses the message, and lets it sleep before it ends. Both are dealt with here.
+This module handles two cases that RLlib does not. If an EnvRunner hangs, RLlib drops its answer and asks it again next
+time. If one raises an error, RLlib loses the message, and lets the process sleep before it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_ATTEMPTS = 0.5
 MAX_FAILED_ROUNDS = 5
-"""So many times in a row may all EnvRunners be asked and fail."""
+"""How many times in a row all EnvRunners may fail before the run ends."""
 
 
 class NoEnvRunnersError(RuntimeError):
@@ -38,7 +38,7 @@ class Sample:
     metrics: Any = None
     hidden_steps: int = 0
     staleness: int | None = None
-    """updates by which the weights were older than the Learners' when the sample arrived, where that was recorded"""
+    """how many updates older than the Learners' weights its weights were when it arrived; None if not recorded"""
     error: Exception | None = None
 
     @property
@@ -71,7 +71,7 @@ def as_answer(error: Exception) -> Exception:
 
 
 def sample_remotely(group: Any, num_timesteps: int, *, config: Any, restore: Callable[[], Any]) -> list[Sample]:
-    """Samples of all remote EnvRunners that answer; at least one.
+    """Plays with all remote EnvRunners and returns the samples of those that answer, at least one.
 
     An EnvRunner that does not answer within `sample_timeout_s`, or whose environment failed, is replaced, within
     `max_num_env_runner_restarts`. If none answers, this waits for replacements up to `env_runner_restore_timeout_s`,
@@ -81,10 +81,10 @@ def sample_remotely(group: Any, num_timesteps: int, *, config: Any, restore: Cal
         group: the EnvRunnerGroup.
         num_timesteps: steps asked of each.
         config: the algorithm's.
-        restore: brings EnvRunners back into service that were replaced (`Algorithm.restore_env_runners`).
+        restore: brings replaced EnvRunners back into service (`Algorithm.restore_env_runners`).
 
     Raises:
-        BadEnvStepError: an environment returned what cannot be learned from, and the config says to raise.
+        BadEnvStepError: an environment returned values that cannot be learned from, and the config says to raise.
         NoEnvRunnersError: none answered for too long.
     """
     patience = Patience(config, restore)
@@ -104,7 +104,7 @@ def sample_remotely(group: Any, num_timesteps: int, *, config: Any, restore: Cal
 
 
 def judge(failures: Mapping[int, Exception], config: Any, what: str = "EnvRunner") -> None:
-    """Logs failures, by worker index, unless one of them ends the run: then it raises as `sample_remotely` does."""
+    """Logs failures, given by worker index; raises as `sample_remotely` does if one of them must end the run."""
     for worker_index, failure in failures.items():
         if isinstance(failure, BadEnvStepError):
             raise failure
@@ -115,14 +115,14 @@ def judge(failures: Mapping[int, Exception], config: Any, what: str = "EnvRunner
 
 
 class Patience:
-    """What failures of EnvRunners mean for the run, and how long it may be without any."""
+    """Decides whether failures of EnvRunners end the run, and how long it waits while none is in service."""
 
     def __init__(self, config: Any, restore: Callable[[], Any]) -> None:
         self._config = config
         self._restore = restore
         self._deadline: float | None = None
         self._failed_rounds = 0
-        self._has_failed = False  # somebody, in this round
+        self._has_failed = False  # whether any EnvRunner has failed in this round
         self._reason = "all of them were out of service"
 
     def judge(self, failures: dict[int, Exception]) -> None:
@@ -133,11 +133,11 @@ class Patience:
         judge(failures, self._config)
 
     def wait(self) -> None:
-        """Call it as long as there is no EnvRunner to ask; it brings back those that can be."""
+        """Waits a moment and restores EnvRunners; called repeatedly while none is in service. Raises after too long."""
         config = self._config
         now = time.monotonic()
         self._deadline = self._deadline or now + config.env_runner_restore_timeout_s
-        # However far apart they failed, it was one round: the first of them was not asked again before the last.
+        # All failures between two calls are one round, however far apart: no EnvRunner was asked twice in it.
         self._failed_rounds += self._has_failed
         self._has_failed = False
         if self._failed_rounds >= MAX_FAILED_ROUNDS:
@@ -155,13 +155,15 @@ class Patience:
 def ask(
     manager: Any, plays: Mapping[int, Callable[[Any], Any]], *, timeout_s: float | None, timeout_name: str
 ) -> tuple[list[Any], dict[int, Exception]]:
-    """What EnvRunners in service answer, and why others did not; those that live on without use are ended.
+    """Calls functions with EnvRunners; returns the answers, and the errors by worker index.
+
+    EnvRunners that answer with an error, or not in time, are ended.
 
     Args:
         manager: RLlib's, of their group.
-        plays: worker index -> what to call with that EnvRunner; its answer has an `error`.
-        timeout_s: seconds to answer in; None: for ever.
-        timeout_name: the setting that says so.
+        plays: worker index -> function to call with that EnvRunner, whose result has an `error`.
+        timeout_s: seconds to wait for answers; None: for ever.
+        timeout_name: name of the setting for `timeout_s`, for messages.
     """
     if not plays:
         return [], {}

@@ -31,7 +31,7 @@ def sample_action(visit_counts: np.ndarray, temperature: float, rng: np.random.G
 
 
 def masked_softmax(logits: np.ndarray, legal_actions: np.ndarray | None = None) -> np.ndarray:
-    """`[..., A]` logits -> probabilities over the legal actions; None: over all. In whatever order of memory."""
+    """`[..., A]` logits -> probabilities over the legal actions (None: all). Inputs may have any memory order."""
     logits = by_columns(logits)
     if legal_actions is not None:
         logits = np.where(by_columns(legal_actions), logits, -np.inf)
@@ -40,6 +40,8 @@ def masked_softmax(logits: np.ndarray, legal_actions: np.ndarray | None = None) 
 
 
 def by_columns(of_actions: np.ndarray) -> np.ndarray:
-    """The same array with all roots of an action side by side: NumPy reduces over rows as short as these, action by
-    action, in a fifth of the time then. What is computed from such arrays is like them."""
+    """Returns an array of actions in Fortran order, where the numbers of one action for all roots lie side by side.
+
+    NumPy then reduces rows as short as these in a fifth of the time. Results computed from such arrays keep the order.
+    """
     return np.asfortranarray(of_actions)

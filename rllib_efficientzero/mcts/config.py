@@ -32,12 +32,12 @@ class SearchConfig:
     gumbel_min_q_range: float = 0.01
     """Floor of the range by which "gumbel" normalises Q values, as `value_delta_max` is in "puct"."""
     num_sampled_actions: int = 16
-    """A, actions of a root where they are sampled; sequential halving starts with all of them."""
+    """A where actions are sampled: the number sampled at a root; sequential halving starts with all of them."""
     num_sampled_leaf_actions: int = 2
-    """Sampled actions of every other node."""
+    """Number of actions sampled at every other node."""
     widened_action_share: float = 0.5
     """Share of a root's sampled actions that come from a wider policy."""
     widened_action_scale: float = 3.0
-    """Factor of its standard deviation, or temperature of a choice."""
+    """How much wider: the factor of its standard deviation, or its temperature if actions are discrete choices."""
     num_threads: int = 1
-    """Threads of the tree, for batches of at least 256 roots; does not change results."""
+    """Threads of the tree on the host, for batches of at least 256 roots; does not change results."""

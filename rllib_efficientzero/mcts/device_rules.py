@@ -1,4 +1,4 @@
-"""What differs between the policies of a `DeviceTree`: which kernel descends, and what its results mean (NumPy)."""
+"""The search policies of a `DeviceTree`: each has a kernel that selects leaves, and computes its results in NumPy."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ TINY = np.finfo(np.float32).tiny
 
 @dataclasses.dataclass(frozen=True)
 class RootResults:
-    """What a search has gathered at its B roots; arrays of actions are `by_columns`."""
+    """The statistics of a search at its B roots; arrays `[B, A]` are in the order of `by_columns`."""
 
     row: np.ndarray  # [B, A]; see `tree_kernels`
-    visits: np.ndarray  # [B, A] int32, of their children
-    q: np.ndarray  # [B, A]; where unvisited 0, or once they are completed what the policy takes for it
-    value: np.ndarray  # [B]
-    raw_value: np.ndarray  # [B], the network's
+    visits: np.ndarray  # [B, A] int32, visits of the children
+    q: np.ndarray  # [B, A]; of unvisited actions 0, or after `completed` the policy's estimate
+    value: np.ndarray  # [B], mean of the search
+    raw_value: np.ndarray  # [B], of the network
     stretched_q: np.ndarray | None = None  # [B, A], what "gumbel" adds to logits
 
 
 def power_of_two(least: int) -> int:
-    """The least power of two that is not less."""
+    """The smallest power of two that is at least `least`."""
     return 1 << max(0, least - 1).bit_length()
 
 
 class PuctRules:
-    """See `ctree/puct.hpp`."""
+    """The policy "puct"; see `ctree/puct.hpp`."""
 
     rows_are_priors = True
 
@@ -62,7 +62,7 @@ class PuctRules:
         first_root: int,
         seed: int,
     ) -> np.ndarray:
-        """Returns the root's rows. `roots` has begun with what the search begins with."""
+        """Starts a search, and returns the roots' rows `[B, A]`. `roots` has been reset with the same arguments."""
         random = torch.from_numpy(_root_streams(seed, first_root, len(policy_logits)))
         self._random.copy_(random, non_blocking=True)
         return roots.improved_policy()
@@ -85,7 +85,7 @@ class PuctRules:
         return rows
 
     def completed(self, found: RootResults) -> RootResults:
-        """With Q values of all actions, which the other methods take."""
+        """The results with Q values for all actions, as the other methods need them; "puct" needs no others."""
         return found
 
     def improved_policy(self, found: RootResults) -> np.ndarray:
@@ -96,7 +96,7 @@ class PuctRules:
 
 
 class GumbelRules:
-    """See `ctree/gumbel.hpp`."""
+    """The policy "gumbel"; see `ctree/gumbel.hpp`."""
 
     rows_are_priors = False
 
@@ -125,7 +125,7 @@ class GumbelRules:
         first_root: int,
         seed: int,
     ) -> np.ndarray:
-        """Returns the root's rows. `roots` has begun with what the search begins with."""
+        """Starts a search, and returns the roots' rows `[B, A]`. `roots` has been reset with the same arguments."""
         noise = by_columns(np.zeros(policy_logits.shape, np.float32) if gumbel is None else gumbel)
         logits, num_legal = by_columns(policy_logits), np.full(len(policy_logits), policy_logits.shape[1])
         if legal_actions is not None:
@@ -157,7 +157,7 @@ class GumbelRules:
         return masked_softmax(rows)
 
     def completed(self, found: RootResults) -> RootResults:
-        """With Q values of all actions, which the other methods take."""
+        """The results with Q values for all actions, as the other methods need them."""
         q = np.where(found.visits > 0, found.q, self._mixed_value(found)[:, None]).astype(np.float32)
         return dataclasses.replace(found, q=q, stretched_q=self._stretched(found.visits, q))
 
@@ -170,14 +170,14 @@ class GumbelRules:
         return np.where(is_finalist, scores, -np.inf).argmax(axis=1)
 
     def _mixed_value(self, found: RootResults) -> np.ndarray:
-        """`[B]`: Danihelka et al. 2022, appendix D."""
+        """`[B]`: the value given to unvisited actions (Danihelka et al. 2022, appendix D)."""
         weights = np.where(found.visits > 0, np.maximum(np.exp(found.row), TINY), 0.0).astype(np.float64)
         visited_q = (weights * found.q).sum(axis=1) / np.maximum(weights.sum(axis=1), TINY)
         total = found.visits.sum(axis=1)
         return (found.raw_value + total * visited_q) / (total + 1)
 
     def _stretched(self, visits: np.ndarray, q: np.ndarray) -> np.ndarray:
-        """`[B, A]` completed Q values, stretched, by a scale that grows with the visits."""
+        """`[B, A]` completed Q values -> normalised, times a scale that grows with the visits."""
         least = q.min(axis=1)
         spread = np.maximum(q.max(axis=1) - least, self._config.gumbel_min_q_range)
         scale = (self._config.gumbel_c_visit + visits.max(axis=1)) * self._config.gumbel_c_scale
@@ -185,8 +185,8 @@ class GumbelRules:
 
 
 def halving_schedule(num_considered: int, num_simulations: int) -> list[int]:
-    """Sequential halving (Danihelka et al. 2022, figure 1): the visits that the action opened by each of N simulations
-    has had."""
+    """Sequential halving (Danihelka et al. 2022, figure 1): for each of N simulations, the number of visits that
+    the root action which it selects has had before."""
     phases, visits, schedule = max(1, (num_considered - 1).bit_length()), 0, list[int]()
     while len(schedule) < num_simulations:
         for _ in range(max(1, num_simulations // (phases * num_considered))):
@@ -201,7 +201,7 @@ def _chosen(trees: dict[str, Tensor], *names: str) -> list[Tensor]:
 
 
 def _root_streams(seed: int, first_root: int, num_roots: int) -> np.ndarray:
-    """`[B]` int64: states of the roots' streams of random numbers, as `root_stream` in `ctree/random.hpp`."""
+    """`[B]` int64: initial states of the roots' random number streams, as `root_stream` in `ctree/random.hpp`."""
 
     def mixed(counter: np.ndarray) -> np.ndarray:
         x = counter + np.uint64(0x9E3779B97F4A7C15)

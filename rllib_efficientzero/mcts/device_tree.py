@@ -1,4 +1,4 @@
-"""The search tree in a GPU's memory: what `BatchedTree` is on the host, without the host in every simulation."""
+"""The search tree in a GPU's memory: like `BatchedTree` on the host, but no simulation waits for the host."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rllib_efficientzero.mcts.host_tree import host_tree
 from rllib_efficientzero.models.triton_support import current, succeeds
 
 MAX_LANES = 1024
-"""Actions and simulations that one program of a kernel can look at at once."""
+"""The most actions, and the most simulations, that a program of a kernel can process at once."""
 EDGES_AT_ONCE = 256
 _BEGUN = ("row", "child", "edge_visits", "edge_q", "visits", "value_sum", "raw_value", "simulation", "is_valid")
-"""What `tree_kernels.begin` sets."""
+"""The tensors that `tree_kernels.begin` sets."""
 
 
 @functools.cache
 def has_triton(device: torch.device) -> bool:
-    """Whether trees can live on a device: Triton is there, finds a C compiler, and knows the device.
+    """Whether a device can hold trees: Triton is installed, finds a C compiler, and supports the device.
 
-    A warning says why not, once.
+    If not, a warning gives the reason once.
     """
 
     def grow() -> None:
@@ -41,9 +41,9 @@ def has_triton(device: torch.device) -> bool:
 class DeviceTree:
     """Search trees for a batch of B positions with A actions, grown in lock step on a device.
 
-    Results, and how they follow from the seed, are those of `BatchedTree` up to rounding. But a simulation, `select()`
-    and `expand_and_backup()`, only enqueues work, which a CUDA graph can hold: the host learns what came of it when it
-    asks for results.
+    The same seed gives the same results as with `BatchedTree`, up to rounding. But the two calls of a simulation,
+    `select()` and `expand_and_backup()`, only enqueue kernels, which a CUDA graph can record: the host waits only when
+    it asks for results.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class DeviceTree:
         self._rules = (PuctRules if config.policy == "puct" else GumbelRules)(
             config, num_roots, num_actions, considered, device
         )
-        # A tree without simulations checks what a search starts from, and mixes noise into the priors.
+        # A tree of roots alone on the host, to check the inputs of a search and to mix noise into the priors.
         self._roots = host_tree(config, num_roots, num_actions, num_simulations=0)
         num_slots = config.num_simulations + 1
         self._sizes = {"S": num_slots, "A": num_actions, "LANES": power_of_two(num_actions)}
@@ -85,8 +85,9 @@ class DeviceTree:
 
     @property
     def index(self) -> Tensor:
-        """`[4, B]` int64, of the selected leaves: rows of their parents, for latents and for LSTM states, their own
-        rows, and actions. Node s of root b has the row s * B + b; an LSTM state that starts anew has the root's."""
+        """`[4, B]` int64, for the selected leaves: the rows of their parents' latents, the rows of their parents' LSTM
+        states, their own rows, and their actions. Node s of root b has the row s * B + b; where the LSTM state is
+        reset, the row is the root's."""
         return self._trees["index"]
 
     def reset(
@@ -122,13 +123,12 @@ class DeviceTree:
         self._found = None
 
     def select(self) -> None:
-        """Descend from every root to a leaf, which `index` tells."""
+        """Descends from every root to a leaf, and writes the leaves to `index`."""
         with current(self._device):
             self._rules.select(self._trees, self._sizes | {"HORIZON": self._config.value_prefix_horizon})
 
     def expand_and_backup(self, value_prefix: Tensor, value: Tensor, policy_logits: Tensor) -> None:
-        """Make the selected leaves nodes, with the network's outputs `[B]`, `[B]` and `[B, A]`, and add their values to
-        all nodes above."""
+        """Expands the selected leaves with the network's outputs `[B]`, `[B]`, `[B, A]`, and backs up their values."""
         self._found = None
         with current(self._device):
             self._kernels.expand_and_backup[(self.num_roots,)](
@@ -178,7 +178,7 @@ class DeviceTree:
         return columns
 
     def _results(self) -> RootResults:
-        """What is at the roots, in one copy.
+        """Waits for the device, and copies the statistics of the roots to the host, in one copy.
 
         Raises:
             ValueError: an output of the network was not finite.
@@ -200,7 +200,7 @@ class DeviceTree:
 
 
 def _allocate(num_roots: int, num_slots: int, num_actions: int, device: torch.device) -> dict[str, Tensor]:
-    """The tensors that `tree_kernels` describes."""
+    """Allocates the tensors that the docstring of `tree_kernels` describes."""
     of_edges = {"row": torch.float32, "child": torch.int32, "edge_visits": torch.int32, "edge_q": torch.float32}
     of_nodes = {"visits": torch.int32, "value_sum": torch.float64}
     of_nodes |= dict.fromkeys(("raw_value", "value_prefix", "reward", "node_q"), torch.float32)

@@ -1,4 +1,4 @@
-"""The C++ tree of a search's configuration."""
+"""Makes the C++ search tree for a search's configuration."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The way of leaves between a tree on the host and the network on its device.
+"""Evaluation of the leaves of trees on the host by the network on its device.
 
-Per simulation one small array of indices goes to the device and one of scalars comes back.
+In each simulation, one small array of indices is copied to the device and one of scalars is copied back.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rllib_efficientzero.models.network import NetworkOutput
 class LeafEvaluator:
     """Evaluates the leaves of B searches in lock step.
 
-    `launch` says which leaves and starts, `collect` waits for the results. On a GPU there is time for other things in
-    between.
+    `launch` starts the evaluation of given leaves, `collect` waits for the results. On a GPU the host can do other work
+    in between.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class LeafEvaluator:
     ) -> None:
         """Args:
         model: on the device of `root`.
-        root: an output of the model, of any batch size: states will be like it in shape, precision and layout.
+        root: an output of the model, of any batch size, as an example of the states' shape, precision and layout.
         batch: B.
         num_simulations: N.
-        horizon: the LSTM's state starts anew below nodes whose depth is a multiple of it.
-        actions: what the nodes' actions stand for; None: enumerated ones.
+        horizon: the LSTM's state is reset below nodes whose depth is a multiple of it.
+        actions: maps the tree's action numbers to the model's actions; None: they are the same.
         """
         self._batch = batch
         device = root.latent.device
@@ -51,29 +51,29 @@ class LeafEvaluator:
         self._device_index = self._index.device.unbind()
         self._own_row = np.arange(batch)
         self._depth, self._is_inside = np.empty_like(self._own_row), np.empty_like(self._own_row)
-        # EfficientZero, appendix A.1: the LSTM starts anew every `horizon` steps, below the node that ends a prefix. By
-        # the leaf's depth, that of its parent being one less: 0 where it does.
+        # EfficientZero, appendix A.1: the LSTM is reset every `horizon` steps, below the node that ends a prefix. This
+        # table is by the leaf's depth, its parent's depth plus one: 0 where the LSTM is reset, else 1.
         self._is_inside_of = np.minimum((np.arange(num_simulations + 1) - 1) % horizon, 1)
         self._scalars = _Shared((batch * (2 + num_actions),), torch.float32, device)
         scalars = self._scalars.host.numpy()
         self._results = (scalars[:batch], scalars[batch : 2 * batch], scalars[2 * batch :].reshape(batch, num_actions))
 
         self._done = torch.cuda.Event() if device.type == "cuda" else None
-        self._stream: torch.cuda.Stream | None = None  # to ask for it takes a quarter of what a launch takes
-        self._describe(1, *np.zeros((3, batch), dtype=np.int32))  # where a recording may write
+        self._stream: torch.cuda.Stream | None = None  # kept: asking torch for it takes a quarter of a launch's time
+        self._describe(1, *np.zeros((3, batch), dtype=np.int32))  # valid rows for the calls that record the graph
         recorded = None
         if getattr(model, "is_capturable", False):
             recorded = record(lambda: self._evaluate(1), device=device)
         self._replay = None if recorded is None else recorded[0]
 
     def set_roots(self, latents: Tensor, sampled: SampledRoots | None = None) -> None:
-        """Begin with `[B, ...]` latents and, where actions are sampled, those of the roots."""
+        """Starts a search with the roots' latents `[B, ...]` and, if actions are sampled, their actions."""
         if self._done is not None:
             self._stream = torch.cuda.current_stream(latents.device)
         self._states.set_roots(latents, sampled)
 
     def launch(self, slot: int, parent_slot: np.ndarray, action: np.ndarray, depth: np.ndarray) -> None:
-        """Start to evaluate the leaves of simulation `slot`, what `BatchedTree.select` returned."""
+        """Starts the evaluation of the leaves of simulation `slot`, as `BatchedTree.select` returned them."""
         self._describe(slot, parent_slot, action, depth)
         if self._replay is None:
             self._evaluate(slot)
@@ -83,15 +83,16 @@ class LeafEvaluator:
             self._done.record(self._stream)
 
     def collect(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Value prefix `[B]`, value `[B]`, policy logits `[B, A]` of the leaves; the next `launch` writes over them."""
+        """Waits for value prefix `[B]`, value `[B]` and policy logits `[B, A]`; the next `launch` overwrites them."""
         if self._done is not None:
             self._done.synchronize()
         return self._results
 
     def _describe(self, slot: int, parent_slot: np.ndarray, action: np.ndarray, depth: np.ndarray) -> None:
-        """Fill the index: rows of the parents in both pools and of the leaves, first as slots; and the actions.
+        """Fills the index with the rows of the parents in both pools, the rows of the leaves, and the actions.
 
-        Arrays are copied into the type that they are computed with: numpy would allocate to convert on the way.
+        Rows are first written as slots, and then multiplied out in place. Inputs are copied to int64 first, since numpy
+        would otherwise allocate memory to convert them.
         """
         np.copyto(self._action, action)
         np.copyto(self._parent, parent_slot)
@@ -103,7 +104,7 @@ class LeafEvaluator:
         np.add(self._rows, self._own_row, out=self._rows)
 
     def _evaluate(self, slot: int) -> None:
-        """What happens on the device."""
+        """Uploads the index, evaluates the leaves on the device and downloads the results; does not wait."""
         self._index.upload()
         value_prefix, value, logits = self._states.evaluate(slot, *self._device_index)
         torch.cat((value_prefix, value, logits.flatten()), out=self._scalars.device)
@@ -111,7 +112,7 @@ class LeafEvaluator:
 
 
 class _Shared:
-    """A tensor that the host reads or writes, pinned, and its counterpart on the device; on a CPU one and the same."""
+    """A pinned tensor on the host and its counterpart on the device; on a CPU they are the same tensor."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         is_host = device.type == "cpu"

@@ -1,8 +1,8 @@
-"""What the A actions of a tree's nodes stand for: the same enumerated actions everywhere, or a few sampled ones each.
+"""The actions of a tree's nodes: the same enumerated actions at every node, or a few sampled ones at each.
 
-The tree (C++) numbers the actions of every node from 0. Where actions are sampled, as in Sampled MuZero and in
-EfficientZero V2, a root's are drawn from the policy and from a wider one, all with the same prior; those of the nodes
-below are few, and drawn from the policy at the node.
+The tree numbers the actions of every node from 0. If actions are sampled, as in Sampled MuZero and in EfficientZero V2,
+those of a root are drawn from the policy and from a wider one, and all have the same prior; those of the nodes below
+are fewer, and drawn from the policy at the node.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from rllib_efficientzero.models.action_distributions import ActionDistribution
 
 
 class SampledRoots(NamedTuple):
-    """What is random in the searches of B roots: all their own, whatever other roots there are."""
+    """The random numbers of the searches from B roots; those of a root do not depend on the other roots."""
 
     candidates: Tensor  # [B, A, D] actions of the roots
-    leaf_noise: Tensor  # [B, N, M, Z] behind the M actions of the leaf of each simulation
+    leaf_noise: Tensor  # [B, N, M, Z] noise from which the M actions of each simulation's leaf are sampled
 
     def rows(self, rows: Tensor) -> SampledRoots:
-        """Those of some roots."""
+        """Selects some of the roots."""
         return SampledRoots(self.candidates[rows], self.leaf_noise[rows])
 
 
 class NodeActions(Protocol):
-    """The actions of all nodes of B searches, on the model's device. Rows number nodes as the pools of states do."""
+    """The actions of all nodes of B searches, on the model's device. A node's row is its row in the pools of states."""
 
     num_actions: int
     """A of the tree"""
 
     def set_roots(self, roots: SampledRoots | None) -> None:
-        """Begin with these roots."""
+        """Starts a search from these roots."""
 
     def taken(self, parent: Tensor, action: Tensor) -> Tensor:
-        """Rows `[B]` of nodes, the tree's numbers `[B]` of their actions -> what the model takes."""
+        """Maps nodes' rows `[B]` and the tree's action numbers `[B]` to the actions that the model takes."""
 
     def open(self, leaf: Tensor, policy: Tensor) -> Tensor:
-        """Rows `[B]` of new nodes, the policy head's output there -> the tree's logits `[B, A]` of their actions."""
+        """Sets the actions of new nodes, given their rows `[B]` and policy head outputs; returns logits `[B, A]` for
+        the tree."""
 
 
 class EnumeratedActions:
-    """Every node has all actions; there is nothing to keep."""
+    """Every node has all actions, so that nothing is stored."""
 
     def __init__(self, num_actions: int) -> None:
         self.num_actions = num_actions
@@ -60,7 +61,7 @@ class EnumeratedActions:
 
 
 class SampledActions:
-    """Every node has its own: `num_sampled_actions` a root, `num_sampled_leaf_actions` the others."""
+    """Every node has its own sampled actions: `num_sampled_actions` at a root, `num_sampled_leaf_actions` elsewhere."""
 
     def __init__(
         self, distribution: ActionDistribution, config: SearchConfig, batch: int, device: torch.device
@@ -91,14 +92,14 @@ class SampledActions:
 def sample_roots(
     distribution: ActionDistribution, policy: Tensor, config: SearchConfig, rng: np.random.Generator, *, explore: bool
 ) -> SampledRoots:
-    """Draws what is random in the searches from B roots.
+    """Draws the root actions, and the noise for all leaf actions, of the searches from B roots.
 
     Args:
         distribution: of the policy head.
         policy: `[B, P]` its output at the roots.
         config: how many actions, and how wide.
-        rng: all of a root's random numbers are drawn together, so that they depend on its place in the batch alone.
-        explore: otherwise the first action of every root is the policy's likeliest.
+        rng: all random numbers of a root are drawn together, so that they depend only on its index in the batch.
+        explore: if False, the first action of every root is the policy's likeliest.
     """
     batch, num_actions = len(policy), config.num_sampled_actions
     num_open = min(config.num_sampled_leaf_actions, num_actions)
@@ -113,11 +114,12 @@ def sample_roots(
 
 
 def widened(num_actions: int, share: float) -> np.ndarray:
-    """`[A]` bool: which of a root's actions come from the wider policy, spread evenly; not the first, unless all."""
+    """`[A]` bool: which of a root's actions come from the wider policy. They are spread evenly, and include the first
+    action only if the share is 1."""
     reached = np.floor(np.arange(num_actions + 1) * share + 1e-9)
     return np.diff(reached) > 0
 
 
 def chosen(candidates: np.ndarray, index: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """The actions `[B, D]` with the tree's numbers `[B]` among candidates `[B, A, D]`."""
+    """Picks the actions `[B, D]` with the tree's numbers `index` `[B]` from the candidates `[B, A, D]`."""
     return candidates[np.arange(len(index)), index].astype(dtype)

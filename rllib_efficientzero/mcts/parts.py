@@ -1,4 +1,4 @@
-"""The searches of a batch in parts, which take turns at the device: where their trees live, and who waits for whom."""
+"""The parts into which a batch of searches is split, which take turns on the device, and where their trees live."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from rllib_efficientzero.models.cuda_graphs import record
 from rllib_efficientzero.models.network import NetworkOutput
 
 MIN_ROOTS_FOR_THREADS = 256
-"""Fewer roots are climbed sooner by one thread than several are woken."""
+"""The fewest roots for several threads: with fewer, waking the threads takes longer than one thread's work."""
 
 MOST_RECORDED = 64
-"""Simulations in one CUDA graph. Each takes some hundred kilobytes, and a thread that launches one graph does not wait
-for Python's lock in between."""
+"""The most simulations in one CUDA graph. Each adds some hundred kilobytes to it; on the other hand, a thread that
+launches one graph never waits for Python's lock between its simulations."""
 
 
 class Part(abc.ABC):
     """The searches of some roots of a batch."""
 
     rows: slice
-    """Its roots' places in the batch. Where that ends before, its last root stands in."""
+    """The indices of its roots in the batch. Where they exceed the batch, the batch's last root is repeated."""
     tree: BatchedTree | DeviceTree
     num_launches: int
-    """How many a search takes."""
+    """How many launches a search takes."""
 
     def begin(
         self,
@@ -48,8 +48,8 @@ class Part(abc.ABC):
         noise_fraction: float,
         seed: int,
     ) -> None:
-        """New roots; `latent` `[B, ...]`, `statistics`, arrays `[B, ...]` for `BatchedTree.reset`, and sampled actions,
-        of the batch."""
+        """Starts a search from its roots, picked from those of the batch: `latent` `[B, ...]`, `statistics`, arrays
+        `[B, ...]` for `BatchedTree.reset`, and sampled actions."""
         if self.rows != slice(0, len(latent)):
             chosen = np.minimum(np.arange(self.rows.start, self.rows.stop), len(latent) - 1)
             on_device = torch.from_numpy(chosen).to(latent.device, non_blocking=True)
@@ -60,15 +60,15 @@ class Part(abc.ABC):
 
     @abc.abstractmethod
     def launch(self, number: int) -> None:
-        """Begin launch `number`, from 1: some simulations, once those before are finished."""
+        """Starts launch `number`, counted from 1, of one or more simulations; the launch before must be finished."""
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """End them, as far as the host has a part in it."""
+        """Waits for the last launch, and does the host's share of its simulations, if there is any."""
 
     @abc.abstractmethod
     def _set_roots(self, latents: Tensor, sampled: SampledRoots | None) -> None:
-        """Begin with states of the roots."""
+        """Sets the states of the roots."""
 
 
 class HostPart(Part):
@@ -91,11 +91,11 @@ class HostPart(Part):
         )
 
     def launch(self, number: int) -> None:
-        """Descend to the leaves and have them evaluated."""
+        """Selects leaves and starts their evaluation."""
         self.evaluator.launch(number, *self.tree.select())
 
     def finish(self) -> None:
-        """Expand the leaves and back their values up."""
+        """Waits for the evaluation, expands the leaves and backs their values up."""
         self.tree.expand_and_backup(*self.evaluator.collect())
 
     def _set_roots(self, latents: Tensor, sampled: SampledRoots | None) -> None:
@@ -103,7 +103,7 @@ class HostPart(Part):
 
 
 class DevicePart(Part):
-    """Trees and leaves on one device: a search is a CUDA graph, or a few, and the host waits for the last one only."""
+    """Trees and leaves on one device: a search is one CUDA graph, or a few, and the host only waits for its results."""
 
     tree: DeviceTree
 
@@ -124,11 +124,11 @@ class DevicePart(Part):
         self._replay = self._simulate if recorded is None else recorded[0]
 
     def launch(self, number: int) -> None:
-        """Whole simulations; the trees count them themselves."""
+        """Enqueues one CUDA graph of whole simulations; `number` is not needed, since the trees count simulations."""
         self._replay()
 
     def finish(self) -> None:
-        """The host has no part in it."""
+        """Does nothing: the whole simulation runs on the device."""
 
     def _set_roots(self, latents: Tensor, sampled: SampledRoots | None) -> None:
         self._states.set_roots(latents, sampled)
@@ -136,34 +136,34 @@ class DevicePart(Part):
     def _simulate(self) -> None:
         for _ in range(self._num_recorded):
             self.tree.select()
-            # Slots are for states that are not kept by rows.
+            # The slot 0 is ignored, since states are written by rows.
             self.tree.expand_and_backup(*self._states.evaluate(0, *self.tree.index.unbind()))
 
 
-# --- How a batch is cut ----------------------------------------------------------------------------------------------
+# --- How a batch is split --------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a batch of searches is laid out; results do not depend on it, but for rounding."""
+    """How a batch of searches is split into parts; results depend on it by rounding only."""
 
     split: Callable[[int], list[slice]]
-    """Cuts a batch of some size into the rows of its parts."""
+    """Splits a batch of a given size into the rows of its parts."""
     part: Callable[[slice, Model, NetworkOutput, SearchConfig], Part] = HostPart
 
 
 def whole(batch: int) -> list[slice]:
-    """A batch in one part: for a CPU, which can do one thing at a time."""
+    """The batch in one part: for a CPU, where searching and evaluating cannot overlap."""
     return [slice(0, batch)]
 
 
 def rounded(batch: int) -> list[slice]:
-    """One part, rounded up to few sizes, since every size has memory and CUDA graphs of its own."""
+    """One part, rounded up so that few sizes occur: every size needs its own memory and CUDA graphs."""
     return whole(batch if batch <= 32 else -(-batch // 64) * 64)
 
 
 def halves(batch: int) -> list[slice]:
-    """A large batch in two parts, rounded up too: for a GPU that evaluates the leaves of one while the host climbs the
+    """A large batch in two parts, rounded up as well: the GPU evaluates the leaves of one while the host searches the
     trees of the other."""
     (part,) = rounded(batch)
     middle = part.stop // 2
@@ -171,7 +171,7 @@ def halves(batch: int) -> list[slice]:
 
 
 def layout_for(device: torch.device, num_actions: int, num_simulations: int) -> Layout:
-    """The fastest one for searches with a model on a device."""
+    """The fastest layout for searches with a model on a device."""
     if device.type != "cuda":
         return Layout(whole)
     if max(num_actions, num_simulations) <= MAX_LANES and has_triton(device):
@@ -183,7 +183,7 @@ def layout_for(device: torch.device, num_actions: int, num_simulations: int) -> 
 
 
 def distribution_of(model: Model) -> ActionDistribution | None:
-    """What a model's actions are sampled from; None where all are enumerated."""
+    """The distribution from which a model's actions are sampled; None if actions are enumerated."""
     return getattr(model, "distribution", None)
 
 
@@ -192,7 +192,7 @@ def _largest_divisor(number: int, *, at_most: int) -> int:
 
 
 def _node_actions(model: Model, root: NetworkOutput, config: SearchConfig, batch: int) -> tuple[NodeActions, int]:
-    """What the actions of B roots' nodes stand for, and with how many sequential halving starts."""
+    """The node actions for searches from `batch` roots, and how many actions sequential halving starts with."""
     if (distribution := distribution_of(model)) is None:
         return EnumeratedActions(root.policy_logits.shape[1]), config.max_considered_actions
     return SampledActions(distribution, config, batch, root.latent.device), config.num_sampled_actions

@@ -1,7 +1,7 @@
 """The batched search loop: one leaf per root and simulation, all leaves evaluated in one network call.
 
-The tree holds statistics only: on the host in C++ (`BatchedTree`), on a GPU in Triton (`DeviceTree`). States of nodes,
-and the network that makes them, are those of `NodeStates`.
+The tree holds statistics only: on the host in C++ (`BatchedTree`), or on a GPU in Triton (`DeviceTree`). `NodeStates`
+holds the nodes' states and calls the network.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ NO_LEGAL_ACTIONS = "legal actions cannot be given where actions are sampled"
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """What a search found at its B roots (numpy)."""
+    """The results of a search at its B roots (numpy)."""
 
-    action: np.ndarray  # to act with: [B] int64, or [B, D] of the space's dtype
-    index: np.ndarray  # [B] int64: its number among the A actions
+    action: np.ndarray  # the action to take: [B] int64, or [B, D] of the space's dtype
+    index: np.ndarray  # [B] int64: the action's number among the A actions
     visit_counts: np.ndarray  # [B, A] int32
     policy: np.ndarray  # [B, A] float32: the policy target; sums to 1
     root_value: np.ndarray  # [B] float32
     qvalues: np.ndarray  # [B, A] float32
     network_value: np.ndarray  # [B] float32: the value head's own estimate of the root
-    prior: np.ndarray  # [B, A] float32: the policy head's probabilities at the root, without noise; of samples, 1 / A
+    prior: np.ndarray  # [B, A] float32: the policy head's probabilities, without noise; 1 / A for sampled actions
     seconds: float
     candidates: np.ndarray | None = None  # [B, A, D] float32: the sampled actions; None where all are enumerated
 
@@ -70,7 +70,7 @@ def _enumerated_roots(
     *,
     explore: bool,
 ) -> dict[str, np.ndarray]:
-    """What `BatchedTree.reset` takes, where the actions of a root are all that there are."""
+    """The arguments of `BatchedTree.reset` for enumerated actions."""
     statistics = _with_legal_actions(_on_host(root), legal_actions)
     if explore:
         statistics |= _ROOT_NOISE[config.policy](rng, statistics["policy_logits"].shape, config)
@@ -85,8 +85,11 @@ def _sampled_roots(
     *,
     explore: bool,
 ) -> tuple[dict[str, np.ndarray], SampledRoots]:
-    """The same for sampled actions, with these. Their prior is uniform, since they are the prior's samples; and drawing
-    them is noise enough for sequential halving."""
+    """The arguments of `BatchedTree.reset` for sampled actions, and these actions.
+
+    Their prior is uniform, since they are samples of the policy; and sequential halving needs no Gumbel noise, since
+    drawing them is random already.
+    """
     sampled = sample_roots(distribution, root.policy_logits, config, rng, explore=explore)
     shape = (len(root.value), config.num_sampled_actions)
     statistics = {"value": root.value.cpu().numpy(), "policy_logits": np.zeros(shape, np.float32)}
@@ -96,12 +99,12 @@ def _sampled_roots(
 
 
 class Searcher:
-    """Searches with one configuration and keeps the memory of the last batches for the next search."""
+    """Searches with one configuration, and keeps the memory of recent batch sizes for the next searches."""
 
     MAX_BATCHES = 4
 
     def __init__(self, config: SearchConfig, layout: Layout | None = None) -> None:
-        """`layout` says where trees live and which searches take turns; None: what suits the model's device."""
+        """`layout` says where trees live and how batches are split; None: the fastest for the model's device."""
         if config.policy not in _ROOT_NOISE:
             raise ValueError(f"unknown search policy {config.policy!r}; known ones are {sorted(_ROOT_NOISE)}")
         self.config = config
@@ -127,9 +130,10 @@ class Searcher:
             root: `model.initial_inference` of B observations.
             legal_actions: `[B, A]` bool; None means that all are legal.
             rng: the only source of randomness.
-            explore: add Dirichlet ("puct") or Gumbel ("gumbel") noise at the roots. Sampled actions are drawn anew
-                either way; otherwise the policy's likeliest is one of them.
-            temperature: of `action` in "puct"; 0 takes the most visited. "gumbel" acts by its surviving candidate.
+            explore: add Dirichlet ("puct") or Gumbel ("gumbel") noise at the roots. Actions are sampled anew in any
+                case; without `explore`, the policy's likeliest action is one of them.
+            temperature: for choosing `action` in "puct"; 0 takes the most visited. "gumbel" ignores it and takes the
+                action that sequential halving is left with.
 
         Raises:
             ValueError: a root has no legal action, legal actions are given though actions are sampled, or the model's
@@ -152,14 +156,14 @@ class Searcher:
         return result if distribution is None else _among(sampled, result, distribution)
 
     def node_table(self, row: int) -> dict[str, np.ndarray]:
-        """The tree below root `row` of the last search, node by node; see `BatchedTree.node_table`."""
+        """The nodes of the tree of root `row` in the last search; see `BatchedTree.node_table`."""
         for part in self._last:
             if part.rows.start <= row < part.rows.stop:
                 return part.tree.node_table(row - part.rows.start)
         raise IndexError(f"there was no root {row} in the last search")
 
     def _simulate(self, parts: list[Part]) -> None:
-        """N simulations of every part; parts wait for the device in turns."""
+        """Runs all simulations of every part; while one part waits for the device, the host works on the next."""
         for part in parts:
             part.launch(1)
         for number in range(2, parts[0].num_launches + 1):
@@ -201,7 +205,7 @@ class Searcher:
         )
 
     def __reduce__(self) -> tuple:
-        """Memory stays behind."""
+        """Pickles the configuration only, without the memory."""
         return Searcher, (self.config, self._layout)
 
     def _parts_for(self, model: Model, root: NetworkOutput) -> list[Part]:
@@ -241,7 +245,7 @@ def search(
 
 
 def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | None = None) -> SearchResult:
-    """What acting without a search would be: the likeliest action of the policy head; nothing was visited.
+    """The result of acting without a search: the policy head's likeliest action, and no visits.
 
     Raises:
         ValueError: as `Searcher.search` raises it.
@@ -251,7 +255,7 @@ def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | N
     if distribution is not None and legal_actions is not None:
         raise ValueError(NO_LEGAL_ACTIONS)
     statistics = _with_legal_actions(_on_host(root), legal_actions)
-    # A tree without simulations checks what a search starts from.
+    # A tree of roots alone checks the inputs as a search would.
     host_tree(SearchConfig(), *statistics["policy_logits"].shape, num_simulations=0).reset(**statistics)
     prior = masked_softmax(statistics["policy_logits"], legal_actions)
     action = index = prior.argmax(axis=1).astype(np.int64)
@@ -275,7 +279,7 @@ def prior_alone(model: Model, root: NetworkOutput, legal_actions: np.ndarray | N
 
 
 def _among(sampled: SampledRoots | None, result: SearchResult, distribution: ActionDistribution) -> SearchResult:
-    """A result with actions in the place of their numbers."""
+    """Replaces the action numbers in a result by the sampled actions."""
     assert sampled is not None
     candidates = sampled.candidates.cpu().numpy()
     action = chosen(candidates, result.index, distribution.dtype)
@@ -289,7 +293,7 @@ def _with_legal_actions(statistics: dict[str, np.ndarray], legal_actions: np.nda
 
 
 def _on_host(root: NetworkOutput) -> dict[str, np.ndarray]:
-    """Value and policy logits in one copy."""
+    """Copies value and policy logits to the host, in one copy."""
     batch, num_actions = root.policy_logits.shape
     scalars = torch.cat((root.value, root.policy_logits.flatten())).cpu().numpy()
     return {"value": scalars[:batch], "policy_logits": scalars[batch:].reshape(batch, num_actions)}

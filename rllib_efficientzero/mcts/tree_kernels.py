@@ -1,7 +1,7 @@
 """Triton kernels of the search tree on a GPU: one program per root, whose lanes are the actions of a node.
 
-The rules are those of `ctree/puct.hpp` and `ctree/gumbel.hpp`, from which results differ by rounding only. Where those
-keep sums up to date, these add anew: a row of lanes is read at once, whatever is then made of it.
+The rules are those of `ctree/puct.hpp` and `ctree/gumbel.hpp`; results differ from theirs by rounding only. The C++
+tree keeps sums over a node's actions up to date, whereas these kernels sum anew, since they read the whole row anyway.
 
 No kernel reads what it has written, so that nothing depends on the order in which lanes see each other's stores.
 
@@ -11,8 +11,8 @@ Layouts, with B roots, S = N + 1 slots for nodes (0 is the root, s the leaf of s
   forbidden, for "gumbel"), `child` (slot, 0 where there is none), `edge_visits`, `edge_q`
 - nodes `[B, S]`: `visits`, `value_sum`, `raw_value`, `value_prefix`, and of the edge into the node `reward`, `node_q`,
   `parent`, `action`, `depth`
-- roots `[B]`: `simulation` (the one at work, from 1), `is_valid` (no input was NaN or infinite), and by policy `random`
-  or `considered`
+- roots `[B]`: `simulation` (the current one, from 1), `is_valid` (no input was NaN or infinite), and `random` ("puct")
+  or `considered` ("gumbel")
 - `index` `[4, B]`: rows of the leaves' parents in the pools of states, for latents and for LSTM states, of the leaves,
   and actions; see `NodeStates`
 """
@@ -37,7 +37,7 @@ def begin(
     row, child, edge_visits, edge_q, visits, value_sum, raw_value, simulation, is_valid, given,
     S: tl.constexpr, A: tl.constexpr, LANES: tl.constexpr, EDGES: tl.constexpr,
 ):  # fmt: skip
-    """Trees of roots alone; `given` `[B, A + 1]` has their rows, and behind each the root's value."""
+    """Resets the trees to their roots; `given` `[B, A + 1]` has each root's row followed by its value."""
     root, lanes = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
     for first in range(0, S * A, EDGES):
         edges = first + tl.arange(0, EDGES)
@@ -79,7 +79,7 @@ def puct_select(
         q = tl.load(edge_q + at, mask=is_action, other=0.0)
         is_visited, total = children > 0, tl.sum(visits)
 
-        # Unvisited actions take the mean Q of the nodes above. The root has none above.
+        # Unvisited actions take the mean over the visited Q values and this mean of the parent; the root has none.
         weight = tl.sum(is_visited.to(tl.int32)) + (node > 0).to(tl.int32)
         mean_q = (mean_q + tl.sum(q.to(tl.float64))) / tl.maximum(weight, 1)
         factor = tl.load(exploration + total)
@@ -125,7 +125,7 @@ def gumbel_select(
     """Find a leaf for each root.
 
     `gumbel` `[B, A]` is the root's noise, `considered` `[B]` the number of actions that sequential halving starts with,
-    and `schedule[considered, simulation - 1]` the visits that the action opened by a simulation has had.
+    and `schedule[considered, simulation - 1]` the visits that the action selected at the root has had before.
     """
     root, lanes = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
     slot = tl.load(simulation + root)
@@ -141,7 +141,7 @@ def gumbel_select(
         scaled = _scaled_q(logits, children > 0, visits, q, raw, A, C_VISIT, C_SCALE, MIN_Q_RANGE)
         if node == 0:
             noise = tl.load(gumbel + root * A + lanes, mask=is_action, other=0.0)
-            # Actions that nothing is known of differ by noise and prior alone.
+            # Actions that are not visited yet differ by noise and prior alone.
             score = tl.maximum(noise + logits + tl.where(due > 0, scaled, 0.0), LOW_LOGIT)
             is_open = (visits == due) & (noise > -INFINITY)
         else:
@@ -162,7 +162,7 @@ def gumbel_select(
 
 @triton.jit
 def _bounds(node_q, slot, VALUE_DELTA_MAX: tl.constexpr, SLOTS: tl.constexpr):
-    """Lowest Q value of a tree, and the factor that stretches all to [0, 1]; with no spread at all (0, 1)."""
+    """The lowest Q value of a tree, and the factor that scales all to [0, 1]; (0, 1) if all are equal."""
     slots = tl.arange(0, SLOTS)
     is_edge = (slots > 0) & (slots < slot)
     q = tl.load(node_q + slots, mask=is_edge, other=0.0)
@@ -177,7 +177,7 @@ def _scaled_q(
     logits, is_visited, visits, q, raw_value,
     A: tl.constexpr, C_VISIT: tl.constexpr, C_SCALE: tl.constexpr, MIN_Q_RANGE: tl.constexpr,
 ):  # fmt: skip
-    """Gumbel MuZero, section 3.4 and appendix D: unvisited actions take the mixed value, all are stretched."""
+    """Gumbel MuZero, section 3.4 and appendix D: unvisited actions take the mixed value, then all are rescaled."""
     weights = tl.where(is_visited, tl.maximum(tl.exp(logits), TINY), 0.0).to(tl.float64)
     weight, total = tl.sum(weights), tl.sum(visits)
     visited_q = tl.sum(weights * q.to(tl.float64)) / tl.where(weight > 0, weight, 1.0)
@@ -192,7 +192,7 @@ def _scaled_q(
 
 @triton.jit
 def _random_below(state, count):
-    """The next state and number of a stream, as `random_below` in `ctree/random.hpp`."""
+    """The stream's next state, and a random number below `count`, as `random_below` in `ctree/random.hpp`."""
     counter = state.to(tl.uint64, bitcast=True) + 0x9E3779B97F4A7C15
     x = (counter ^ (counter >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
@@ -205,7 +205,8 @@ def _random_below(state, count):
 def _describe_leaf(
     root, node, action, depth, simulation, index, depth_of_leaf, parent_of_leaf, HORIZON: tl.constexpr
 ):  # fmt: skip
-    """EfficientZero, appendix A.1: the LSTM starts anew every `horizon` steps, below the node that ends a prefix."""
+    """Writes the leaf's entries of `index`. The LSTM is reset every `HORIZON` steps, below the node that ends a prefix
+    (EfficientZero, appendix A.1)."""
     roots, slot = tl.num_programs(0).to(tl.int64), tl.load(simulation + root).to(tl.int64)
     begins = (depth - 1) % HORIZON == 0
     tl.store(index + root, node * roots + root)
@@ -226,8 +227,8 @@ def expand_and_backup(
     S: tl.constexpr, A: tl.constexpr, LANES: tl.constexpr, HORIZON: tl.constexpr, DISCOUNT: tl.constexpr,
     PRIORS: tl.constexpr,
 ):  # fmt: skip
-    """Make the selected leaves nodes, and add their values to all nodes above. What is not finite becomes 0 and spoils
-    `is_valid`. `PRIORS`: rows hold priors, else logits."""
+    """Expands the selected leaves, and backs their values up. If an input is not finite, all of the leaf's inputs count
+    as 0 and `is_valid` is cleared. `PRIORS`: rows hold priors, else logits."""
     root, roots, lanes = tl.program_id(0).to(tl.int64), tl.num_programs(0), tl.arange(0, LANES)
     slot = tl.load(simulation + root).to(tl.int64)
     leaf, is_action = root * S + slot, lanes < A
@@ -248,7 +249,7 @@ def expand_and_backup(
     leaf_depth = tl.load(depth_of_leaf + root)
     above = tl.load(parent_of_leaf + root).to(tl.int64)
     taken = tl.load(index + 3 * roots + root)
-    # The LSTM starts anew every `HORIZON` steps, and with it the sum of rewards that it predicts.
+    # The LSTM is reset every `HORIZON` steps, and with it the sum of rewards that it predicts.
     begins = (leaf_depth - 1) % HORIZON == 0
     prefix_above = tl.load(value_prefix + root * S + above)
     edge_reward = prefix - tl.where(begins & (leaf_depth > 1), 0.0, prefix_above)

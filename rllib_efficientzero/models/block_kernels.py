@@ -1,7 +1,7 @@
-"""Triton kernel for residual blocks on small images in inference: a row of 3x3 convolutions without a launch between.
+"""Triton kernel for residual blocks on small images in inference: a series of 3x3 convolutions in one launch.
 
-Every program keeps some images whole, so that no convolution waits for another program. What one convolution writes the
-next one reads back from the cache; nine taps are nine products of matrices, `[pixels, C]` by `[C, C]`.
+Every program processes whole images, so that no convolution waits for another program. Each convolution reads the
+output of the one before from the cache. Its nine taps are nine matrix products, `[pixels, C]` by `[C, C]`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 from rllib_efficientzero.models.triton_support import current
 
 PIXELS, STAGES = 128, 3
-"""Pixels of one program, images being kept whole, and taps whose inputs are on their way at the same time."""
+"""The most pixels of one program, which processes whole images, and the taps whose inputs are loaded in advance."""
 FEW_IMAGES = 128
-"""Up to so many images have a program of their own each, so that more multiprocessors take part."""
+"""Up to this many images, each has its own program, so that more multiprocessors take part."""
 WARPS = 4
 CHANNELS = (16, 32, 64)
-"""Numbers of channels that there are tiles for."""
+"""The numbers of channels that the kernel supports."""
 
 
 @triton.jit
@@ -27,14 +27,14 @@ def _convolved(
     x, weight, pixels, row, column, is_pixel,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr, PIXELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`[PIXELS, C]` float32: the convolution, zeros around the images."""
+    """`[PIXELS, C]` float32: a convolution, with the images padded by zeros."""
     channels = tl.arange(0, C)
     y = tl.zeros((PIXELS, C), dtype=tl.float32)
     for tap in range(9):
         down, right = tap // 3 - 1, tap % 3 - 1
         is_row, is_column = (row + down >= 0) & (row + down < HEIGHT), (column + right >= 0) & (column + right < WIDTH)
         near = (pixels + down * WIDTH + right)[:, None] * C + channels[None, :]
-        # Each tap reads nearly the same: ".ca" lets it find them in the multiprocessor's own cache.
+        # All taps read nearly the same pixels: ".ca" keeps them in the multiprocessor's own cache.
         is_near = (is_pixel & is_row & is_column)[:, None]
         of_near = tl.load(x + near, mask=is_near, other=0.0, cache_modifier=".ca")
         of_tap = tl.load(weight + (tap * C + channels)[:, None] * C + channels[None, :])
@@ -48,7 +48,7 @@ def _convolve_in_turn(
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr, PIXELS: tl.constexpr, NUM: tl.constexpr,
     HAS_STEM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`NUM` convolutions; with a stem the first one has a shortcut, and else the second, and from there every other."""
+    """`NUM` convolutions. With a stem the first one has a shortcut, else the second, and then every other one."""
     local, channels = tl.arange(0, PIXELS), tl.arange(0, C)
     size: tl.constexpr = HEIGHT * WIDTH
     used: tl.constexpr = PIXELS // size * size
@@ -68,13 +68,13 @@ def _convolve_in_turn(
         if (i % 2 == 0) == HAS_STEM:
             shortcut = x if i < 2 else between + (i - 2) * num_pixels * C
             y += tl.load(shortcut + at, mask=is_pixel_of_all, other=0.0).to(tl.float32)
-        # A search tells by its logits that a latent is not a number, which therefore stays what it is.
+        # NaNs must reach the logits, by which a search notices them.
         y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL).to(out.dtype.element_ty)
         if i == NUM - 1:
             tl.store(out + at, y, mask=is_pixel_of_all)
         else:
             tl.store(between + i * num_pixels * C + at, y, mask=is_pixel_of_all)
-            # Other threads of this program read it.
+            # Other threads of this program read it in the next convolution.
             tl.debug_barrier()
 
 
@@ -85,16 +85,16 @@ def residual_blocks_fit(num_channels: int, height: int, width: int) -> bool:
 
 @torch.library.custom_op("rllib_efficientzero::residual_blocks", mutates_args=())
 def residual_blocks(x: Tensor, weights: Tensor, biases: Tensor, number: Tensor, response: Tensor) -> Tensor:
-    """Residual blocks, behind a stem where there is a response: a convolution with the input for its shortcut.
+    """Residual blocks. If there is a response, a stem comes first: a convolution whose shortcut is the input.
 
     Args:
         x: `[B, C, h, w]`, channels last, of a size for which `residual_blocks_fit`.
         weights: `[n, 3, 3, C, C]` of the convolutions: row and column of the tap, channels in, channels out.
         biases: `[n, C]`.
-        number, response: `[B]` and `[h, w, C]`, whose product the stem adds; of no elements where there is none.
+        number, response: `[B]` and `[h, w, C]`; the stem adds their product. Without elements if there is no stem.
 
     Returns:
-        `[B, C, h, w]`, channels last: convolutions, biases, shortcuts and rectifiers of all.
+        `[B, C, h, w]`, channels last: the output of the last block.
     """
     batch, channels, height, width = x.shape
     pixels = triton.next_power_of_2(height * width) if batch <= FEW_IMAGES else PIXELS

@@ -1,7 +1,7 @@
-"""Parts of a network as a CPU infers fastest with them: the same parameters, by other means.
+"""Modules for fast inference on a CPU, with the parameters of the modules that they replace.
 
-They take the place of parts of a `folding.FoldedCopy` on a CPU, as those of `fused_modules` do on a GPU. A search
-evaluates few states at a time, so that reading weights and calling the library for matrices are what counts.
+They replace modules of a `folding.FoldedCopy` on a CPU, as those of `fused_modules` do on a GPU. A search evaluates few
+states at a time, so that its time goes into reading weights and into calls of the matrix library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rllib_efficientzero.models.network import EfficientZeroNetwork
 
 
 def arrange(network: EfficientZeroNetwork) -> None:
-    """Put the parts below in the place of those that they can stand for."""
+    """Replaces the modules of a network that have a faster version below."""
     prediction = network.prediction
     if type(network.value_prefix) is ValuePrefixHead:
         network.value_prefix = WeightsFirstPrefixHead(network.value_prefix)
@@ -27,10 +27,10 @@ def arrange(network: EfficientZeroNetwork) -> None:
 
 
 class WeightsFirstPrefixHead(ValuePrefixHead):
-    """A head whose LSTM is one product, of all its weights by all inputs.
+    """A value prefix head whose LSTM is one matrix product, of all its weights by all inputs.
 
-    The left factor of a product should have the many rows: those of 8 states by 12.6 MB of weights take twice as long
-    as these weights by 8 columns.
+    The larger matrix should be the left factor: 8 rows of states times 12.6 MB of weights take twice as long as these
+    weights times 8 columns.
     """
 
     held_weight: Tensor
@@ -50,7 +50,7 @@ class WeightsFirstPrefixHead(ValuePrefixHead):
     def advance(self, next_latent: Tensor, reward_hidden: Tensor) -> Tensor:
         h, c = reward_hidden.chunk(2, dim=1)
         inputs = torch.cat((self.features(next_latent), h), dim=1)
-        # What follows the product is cheaper in float32 than in bfloat16, and better.
+        # The operations after the product are faster in float32 than in bfloat16, and more accurate.
         gates = torch.mm(self.held_weight, inputs.t()).to(self.held_bias.dtype).add_(self.held_bias)
         enters, stays, new, leaves = gates.chunk(4)
         c = stays.sigmoid_().mul_(c.t()).add_(enters.sigmoid_().mul_(new.tanh_()))
@@ -68,9 +68,9 @@ class WeightsFirstPrefixHead(ValuePrefixHead):
 
 
 class Float32Head(nn.Sequential):
-    """A head that computes in float32 what comes in another precision.
+    """A head that computes in float32, whatever the precision of its input.
 
-    Products as small as a head's take oneDNN 50 microseconds in bfloat16, however small they are.
+    A product in bfloat16 takes oneDNN at least 50 microseconds, even one as small as a head's.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,6 +78,6 @@ class Float32Head(nn.Sequential):
 
 
 def _in_float32(head: Any) -> Any:
-    """A `Float32Head` if it is a head of ours in bfloat16."""
+    """Turns a head into a `Float32Head` if it is a plain `nn.Sequential` in bfloat16."""
     is_low = all(parameter.dtype == torch.bfloat16 for parameter in head.parameters())
     return Float32Head(*head.children()).float() if type(head) is nn.Sequential and is_low else head

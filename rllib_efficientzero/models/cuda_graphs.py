@@ -1,4 +1,4 @@
-"""CUDA graphs: kernels recorded once and launched as one, for functions whose tensors keep their shapes and places."""
+"""CUDA graphs: kernels recorded once and launched as one, for functions with fixed tensor shapes and addresses."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ logger = logging.getLogger(__name__)
 WARM_UP_CALLS = 3
 """Calls before a recording, in which libraries choose algorithms and allocate workspaces."""
 MIN_CALLS = 3
-"""Calls with some shapes before they get a graph, where shapes vary and most never come again."""
+"""The call with the same shapes that records a graph. Earlier would be wasteful: most shapes never come again."""
 MAX_GRAPHS = 8
-"""Graphs of one function. Each keeps its inputs, and without copies its activations."""
+"""The most graphs of one function. Each keeps its inputs, and without copies its activations."""
 
 T = TypeVar("T")
 
 _failed: list[torch.cuda.CUDAGraph] = []
-"""Graphs that could not be recorded to their end: torch's allocator may go on asking them."""
+"""Graphs whose recording failed. They are kept, since torch's allocator may still refer to them."""
 one_at_a_time = threading.RLock()
 """Held while a graph is recorded and while a compiled function is called. Torch's compiler changes settings of the
-process meanwhile, and waits for the device, which a recording in another thread would not survive. Re-entrant, so that
-a recording within a recording ends with CUDA's error, not with a thread that waits for itself."""
+process meanwhile, and waits for the device, which would break a recording in another thread. Reentrant: a recording
+within a recording gets CUDA's error instead of a deadlock."""
 
 
 @dataclasses.dataclass
 class Pool:
-    """Memory that several graphs compute in, of which one is launched at a time."""
+    """Memory shared by several graphs, which must not run at the same time."""
 
     handle: Any = None
 
@@ -48,20 +48,20 @@ def record(
     prepare: Callable[[], None] = lambda: None,
     pool: Pool | None = None,
 ) -> tuple[Callable[[], None], T] | None:
-    """Record what a function launches on a device.
+    """Records the kernels that a function launches on a device as a CUDA graph.
 
     Args:
-        function: reads and writes tensors that stay where they are, does not wait for the device, and may be called
-            several times.
-        device: where its tensors lie.
-        prepare: called before each of these calls.
-        pool: where the graph computes, beside others; None: in memory of its own.
+        function: reads and writes tensors at fixed addresses, does not wait for the device, and may be called several
+            times.
+        device: where its tensors are.
+        prepare: called before each warm-up call.
+        pool: memory that the graph shares with others; None: its own memory.
 
     Returns:
-        What launches it again, and what it returned, which each launch computes anew in the same place. None where it
-        cannot be recorded; a warning says why.
+        A function that launches the graph, and the function's result, whose tensors each launch computes again in
+        place. None if it cannot be recorded; a warning says why.
     """
-    # Other threads may go on meanwhile, as long as they record nothing.
+    # Other threads can go on in the meantime, as long as they neither record nor call compiled functions.
     with one_at_a_time, torch.cuda.device(device):
         current = torch.cuda.current_stream(device)
         side = _recording_stream(current.device, current.priority)
@@ -75,7 +75,7 @@ def record(
         try:
             handle = None if pool is None else pool.handle
             recording = torch.cuda.graph(graph, pool=handle, stream=side, capture_error_mode="thread_local")
-            # Where a recording fails at its end, `recording` leaves its stream the current one.
+            # If a recording fails at its end, `recording` does not restore the current stream; this context does.
             with torch.cuda.stream(side), _outside_inference_mode(recording):
                 result = function()
         except RuntimeError as error:
@@ -89,10 +89,10 @@ def record(
 
 @contextlib.contextmanager
 def _outside_inference_mode(recording: AbstractContextManager[Any]) -> Iterator[None]:
-    """A recording that begins and ends outside of inference mode, with a block that is in the mode that it was.
+    """Enters and leaves `recording` outside of inference mode, but runs the block in the caller's mode.
 
-    Torch before 2.11 makes the generator's state in the first recording of a process, and every other one writes to it,
-    which none outside of inference mode could if the first had been within.
+    Torch before 2.11 creates the generator's state tensors in the first recording of a process, and later recordings
+    write to them. If the first one were in inference mode, later ones outside of it could not.
     """
     is_inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     with torch.inference_mode(False), recording, torch.inference_mode(is_inference), torch.set_grad_enabled(grad):
@@ -101,28 +101,28 @@ def _outside_inference_mode(recording: AbstractContextManager[Any]) -> Iterator[
 
 @functools.cache
 def _recording_stream(device: torch.device, priority: int) -> torch.cuda.Stream:
-    """Kernels keep the priority of the stream that they were recorded on."""
+    """The stream to record on, one for each priority: kernels keep the priority of the stream they were recorded on."""
     return torch.cuda.Stream(device, priority=priority)
 
 
 def own_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
-    """A stream that nobody records on: torch has 32 of each priority, and gives them out again."""
+    """A stream that nobody records on: torch has only 32 of each priority, and hands them out in turn."""
     while True:
         stream = torch.cuda.Stream(device, priority=priority)
-        # By what the stream says: `device` may be without an index.
+        # Look up the recording stream by the stream's own device, since `device` may have no index.
         if stream != _recording_stream(stream.device, stream.priority):
             return stream
 
 
 def follow_default_stream(device: torch.device) -> None:
-    """Lets the current stream wait for the default one, which RLlib copies observations on whatever the current one is;
-    nothing to do on a CPU."""
+    """Lets the current stream wait for the default stream, on which RLlib copies observations whatever stream is
+    current. Does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
 
 
 class GraphedFunction:
-    """A function of tensors that gets a graph for each combination of shapes that it is called with often."""
+    """A function of tensors that gets a CUDA graph for each combination of shapes that occurs often enough."""
 
     def __init__(
         self,
@@ -134,12 +134,12 @@ class GraphedFunction:
     ) -> None:
         """Args:
         function: see `record`.
-        around: entered for a recording, to take back what the calls for it change in other tensors than the results.
-        copies: whether results are copies. Else the next call with the same shapes writes over them.
-        min_calls: calls with some shapes, the one that records it included, until they have a graph.
+        around: a context entered for a recording, which undoes the side effects of the calls that it takes.
+        copies: whether results are copied. Otherwise the next call with the same shapes overwrites them.
+        min_calls: the number of the call, with the same shapes, that records a graph.
         """
         self._function, self._around, self._copies, self._min_calls = function, around, copies, min_calls
-        # Without copies, what one graph has computed would be lost when another one is launched.
+        # No shared memory without copies: launching one graph would overwrite the results of another.
         self._pool = Pool() if copies else None
         self._graphs: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
         self._calls: Counter[tuple] = Counter()
@@ -154,7 +154,8 @@ class GraphedFunction:
         return self._graphs[shapes](*inputs)
 
     def _recorded(self, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        """The function with a graph in it for inputs like these; the function itself where it cannot be recorded."""
+        """Records a graph for inputs like these and returns a function that launches it; if that fails, the function
+        itself."""
         places = tuple(tensor.clone() for tensor in inputs)
         with self._around():
             recorded = record(lambda: self._function(*places), device=places[0].device, pool=self._pool)
@@ -165,7 +166,7 @@ class GraphedFunction:
         def call(*inputs: Tensor) -> tuple[Tensor, ...]:
             pairs = [_in_words(place, given) for place, given in zip(places, inputs, strict=True)]
             to, given = zip(*pairs, strict=True)
-            # One call: after each of several, this thread might have to wait for Python's lock.
+            # One call instead of several, after each of which this thread might have to wait for Python's lock.
             torch._foreach_copy_(to, given, non_blocking=True)
             replay()
             return tuple(tensor.clone() for tensor in results) if self._copies else results
@@ -174,8 +175,8 @@ class GraphedFunction:
 
 
 def _in_words(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors of one shape, rows of bytes as numbers of 64 bits where all can be seen so: to copy takes its time per
-    number (35 microseconds for 137, of 256 times 9 of 14 frames)."""
+    """Views uint8 tensors of one shape as int64 if all of them allow it: the time of a copy depends on the number of
+    elements (35 microseconds instead of 137 for 9 of 14 frames of 256 windows)."""
     if tensors[0].dtype != torch.uint8 or not all(_has_words(tensor) for tensor in tensors):
         return tensors
     return tuple(tensor.flatten(1).view(torch.int64) for tensor in tensors)

@@ -1,6 +1,6 @@
-"""A network as it is while its weights stand still: what depends on them alone is computed once, not in every call.
+"""Folding of batch normalisations into the layers before them, for inference with weights that rarely change.
 
-Batch normalisation in inference is a scale and a shift per channel, which the layer in front of it can do as well.
+In inference, a batch normalisation is a scale and a shift per channel, which the layer before it can do as well.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from rllib_efficientzero.models.network import EfficientZeroNetwork
 
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 FOLDABLE = (nn.Linear, nn.Conv2d, AlignedConv2d, HalvingConv2d)
-"""Layers that can do what a normalisation behind them does. A subclass of somebody else's may compute anything."""
+"""Layers that can include a normalisation after them. These types exactly: a user's subclass may compute anything."""
 IN_ORDER = (ResidualBlock, Reduce, ImageDynamics)
-"""Modules that call the layers which they hold in the order in which they define them."""
+"""Modules that call their layers in the order in which they define them."""
 
 
 class FoldedCopy:
-    """A copy of a network as it is in eval mode, without normalisations but those by statistics of the batch.
+    """A copy of a network in eval mode, without normalisations except those that use the batch's own statistics.
 
-    `module` equals the original up to rounding. Its tensors stay where they are: `update` writes into them, so that
-    what was traced or captured with them remains valid.
+    `module` gives the original's results up to rounding. `update` writes into its tensors in place, so that traced
+    functions and CUDA graphs that use them stay valid.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class FoldedCopy:
         replace: Callable[[EfficientZeroNetwork], None] = lambda network: None,
     ) -> None:
         """Args:
-        original: a network in whatever mode.
-        dtype: the copy's, but for what still scales.
-        replace: puts other modules with the same parameters into the copy, whose normalisations are gone.
+        original: a network in any mode.
+        dtype: of the copy, except for normalisations that could not be folded.
+        replace: puts other modules with the same parameters into the copy, after its normalisations were folded.
         """
         self._original = original
         occurrences = original.named_modules(remove_duplicate=False)
         self._normalisations = [name for name, module in occurrences if _is_constant(module)]
         self._normalised_by = foldable(original)
-        # Tensors made in inference mode could not be written to outside of it.
+        # Outside of inference mode, because tensors made in it cannot be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
             self.module = copy.deepcopy(original).requires_grad_(False).eval()
             self.module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -65,7 +65,7 @@ class FoldedCopy:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take over the original's weights and statistics."""
+        """Copies the original's weights and statistics, and folds them again."""
         weights = _tensors(self._original)
         for name in self._normalisations:
             scale, shift = _scale_and_shift(self._original.get_submodule(name))
@@ -76,7 +76,7 @@ class FoldedCopy:
             weights[f"{layer_name}.weight"] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
             weights[f"{layer_name}.bias"] = shift if bias is None else shift + bias * scale
         for name, tensor in _tensors(self.module).items():
-            if name in weights:  # what the copy alone has, it computes
+            if name in weights:  # tensors that only the copy has are computed in `hold`
                 tensor.copy_(weights[name])
         for module in self.module.modules():
             if (hold := getattr(module, "hold", None)) is not None:
@@ -84,7 +84,7 @@ class FoldedCopy:
 
 
 class ScaleAndShift(nn.Module):
-    """What a normalisation is in eval mode, in its own precision; many times as fast for few rows."""
+    """A normalisation in eval mode, in its own precision, as a scale and a shift; many times as fast for few rows."""
 
     weight: Tensor  # [C]
     bias: Tensor  # [C]
@@ -100,7 +100,7 @@ class ScaleAndShift(nn.Module):
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those that no checkpoint has included."""
+    """Parameters and buffers by name, including buffers that are not in the state dict."""
     return dict(network.named_buffers(remove_duplicate=False)) | network.state_dict(keep_vars=True)
 
 
@@ -113,16 +113,16 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _is_constant(module: nn.Module | None) -> bool:
-    """Whether it is a normalisation that uses statistics of the past, not those of its batch."""
+    """Whether a module is a normalisation that uses running statistics in eval mode, not those of its batch."""
     return type(module) in NORMALISATIONS and getattr(module, "running_var", None) is not None
 
 
 def foldable(network: nn.Module) -> dict[str, str]:
-    """Names of the layers whose output goes to a normalisation and nowhere else, and of that normalisation.
+    """Layer name -> name of the normalisation, for layers whose output goes to a normalisation and nowhere else.
 
-    Only where the order of calls is certain, and each is called once: within an `nn.Sequential`, those in it included,
-    and within what is `IN_ORDER`. A normalisation anywhere else, or behind anything but a convolution or a linear
-    layer (an LSTM), stays in its place, as a scale and a shift.
+    Only where the order of calls is certain and each module is called once: within an `nn.Sequential`, including nested
+    ones, and within the modules of `IN_ORDER`. Any other normalisation, or one after anything but a convolution or a
+    linear layer (such as an LSTM), stays in its place as a scale and a shift.
     """
     occurrences = collections.Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     found = {}
@@ -136,8 +136,8 @@ def foldable(network: nn.Module) -> dict[str, str]:
 
 
 def _in_order(holder: nn.Module, name: str) -> Iterator[tuple[str, nn.Module | None]]:
-    """Names and modules of what a module holds, those of an `nn.Sequential` in its place."""
-    for child_name, child in holder._modules.items():  # `children()` leaves repetitions out
+    """Names and modules of a module's children, with the children of an `nn.Sequential` in its place."""
+    for child_name, child in holder._modules.items():  # `children()` would leave repeated modules out
         path = f"{name}.{child_name}" if name else child_name
         if type(child) is nn.Sequential:
             yield from _in_order(child, path)

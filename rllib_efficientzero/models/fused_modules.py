@@ -1,7 +1,7 @@
-"""Parts of a network for images whose inference is one kernel each: the same parameters, by other means.
+"""Modules of a network for images whose inference is one kernel each, with the parameters of the modules they replace.
 
-They take the place of parts of a `folding.FoldedCopy` on a GPU: when searching, which computes little for each of many
-states, launching and memory are what counts.
+They replace modules of a `folding.FoldedCopy` on a GPU. A search computes little for each of many states, so that its
+time goes into launching kernels and memory traffic.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from rllib_efficientzero.models.layers import Reduce, ResidualBlock, take_over
 from rllib_efficientzero.models.network import EfficientZeroNetwork
 
 LARGEST_WIDTH = 64
-"""Channels of an image head, before and after they are reduced."""
+"""The most channels of an image head, before and after the reduction."""
 LARGEST_HIDDEN = 128
-"""Bytes of a row of hidden numbers."""
+"""The most bytes of a row of the hidden layer."""
 LARGEST_POSITION = 8192
-"""Bytes that a program reads for one position."""
+"""The most bytes that a program reads for one position."""
 DTYPES = (torch.bfloat16, torch.float32)
 
 
 def fuse(network: EfficientZeroNetwork) -> None:
-    """Put fused parts in the place of those that they can stand for. Normalisations must be folded."""
+    """Replaces the modules of a network that have a fused version. Normalisations must be folded already."""
     if len(network.latent_shape) != 3 or not residual_blocks_fit(*network.latent_shape):
         return
     dynamics, prediction = network.dynamics, network.prediction
@@ -49,7 +49,7 @@ def fuse(network: EfficientZeroNetwork) -> None:
 
 @torch.inference_mode()
 def try_kernels(device: torch.device, dtype: torch.dtype) -> None:
-    """Compute with all kernels once, at the sizes of the paper's network: an error tells that a device cannot."""
+    """Runs all kernels once, at the sizes of the paper's network; raises an error if the device cannot."""
     with torch.random.fork_rng(devices=[]):  # a run must not depend on whether this was called
         network = build_network((1, 96, 96, 1), 2, ModelConfig()).to(device)
     module = FoldedCopy(network, dtype, fuse).module
@@ -83,7 +83,7 @@ class FusedBlocks(nn.Sequential):
 
 
 class FusedDynamics(ImageDynamics):
-    """`ImageDynamics`, normalisations folded, for actions that are one plane."""
+    """`ImageDynamics` with folded normalisations, for actions that are encoded as one plane."""
 
     held_weights: Tensor
     held_biases: Tensor
@@ -114,7 +114,8 @@ class FusedDynamics(ImageDynamics):
 
 
 class FusedImageHead(nn.Sequential):
-    """A head for which `image_head_fits`: `[B, C, h, w] -> [B, out]`; `FusedImageHead(*head)` has its modules."""
+    """A fused image head: `[B, C, h, w] -> [B, out]`. `FusedImageHead(*head)` shares the modules of a `head` for which
+    `image_head_fits` is true."""
 
     held_weight: Tensor | None
     """See `hold`."""
@@ -125,7 +126,7 @@ class FusedImageHead(nn.Sequential):
 
     @torch.no_grad()
     def hold(self, size: Sequence[int] = ()) -> None:
-        """See `ImageDynamics.hold`; the weights tell the size of latents."""
+        """See `ImageDynamics.hold`. `size` is not needed: the weights tell the size of latents."""
         weight = self._weight_of_positions()
         if self.held_weight is None:
             self.held_weight = weight
@@ -138,13 +139,13 @@ class FusedImageHead(nn.Sequential):
         return image_head(x, conv.weight, conv.bias, weight, hidden.bias, last.weight, last.bias)
 
     def _weight_of_positions(self) -> Tensor:
-        """`[h * w, R, H]` of the hidden layer's `[H, R * h * w]`: all that one position needs lies together."""
+        """The hidden layer's weights `[H, R * h * w]` as `[h * w, R, H]`: those of one position lie side by side."""
         conv, hidden, _ = _layers(self)
         return hidden.weight.unflatten(1, (conv.out_channels, -1)).permute(2, 1, 0).contiguous()
 
 
 class FusedPrefixHead(ValuePrefixHead):
-    """A head for which `prefix_head_fits`; its modules are the original's."""
+    """A fused value prefix head; it shares the modules of an original for which `prefix_head_fits` is true."""
 
     def __init__(self, original: ValuePrefixHead) -> None:
         take_over(self, original)
@@ -158,17 +159,17 @@ class FusedPrefixHead(ValuePrefixHead):
 
 
 def _are_plain(blocks: nn.Module) -> bool:
-    """Whether they are residual blocks of ours, at least one, that keep their input's shape."""
+    """Whether a module is a sequence of one or more `ResidualBlock`s that keep their input's shape."""
     if type(blocks) is not nn.Sequential or len(blocks) == 0:
         return False
     return all(type(block) is ResidualBlock and isinstance(block.shortcut, nn.Identity) for block in blocks)
 
 
 def image_head_fits(head: nn.Module) -> bool:
-    """Whether `FusedImageHead` can stand for a head: a `Reduce` and an MLP of one hidden layer, normalisations folded.
+    """Whether `FusedImageHead` can replace a head: a `Reduce` and an MLP of one hidden layer, normalisations folded.
 
-    Widths but the number of logits are powers of two, from 16 on, and so small that a multiprocessor of recent GPUs
-    has the registers and the memory. All is bfloat16, or float32 with about half the widths.
+    All widths except the number of logits must be powers of two of at least 16, and small enough for the registers and
+    the memory of a recent GPU's multiprocessor. The dtype is bfloat16, or float32 with about half the widths.
     """
     if not isinstance(head, nn.Sequential) or len(head) != 2 or not isinstance(head[0], Reduce):
         return False
@@ -182,14 +183,14 @@ def image_head_fits(head: nn.Module) -> bool:
 
 
 def prefix_head_fits(head: ValuePrefixHead) -> bool:
-    """Whether `FusedPrefixHead` can stand for a head; as `image_head_fits`, but the LSTM may have any size."""
+    """Whether `FusedPrefixHead` can replace a head: as `image_head_fits`, but the LSTM may have any size."""
     if not isinstance(head.norm, ScaleAndShift) or head.norm.weight.dtype != torch.float32:
         return False
     return _fits_layers(head.head, head.lstm.weight_hh.dtype)
 
 
 def _fits_layers(layers: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether it is Linear-ReLU-Linear, with biases and small enough."""
+    """Whether `layers` are Linear-ReLU-Linear, with biases and a hidden layer that is small enough."""
     if not isinstance(layers, nn.Sequential) or dtype not in DTYPES:
         return False
     found: list[Any] = [layer for layer in layers if not isinstance(layer, nn.Identity)]
@@ -205,20 +206,20 @@ def _is_tile(width: int, largest: int) -> bool:
 
 
 def _layers(head: nn.Sequential) -> tuple[nn.Conv2d, nn.Linear, nn.Linear]:
-    """Those with weights, of a head that fits."""
+    """The convolution and the two linear layers of a head that fits."""
     reduce: Any = head[0]
     layers: Any = head[1]
     return reduce.conv, layers[0], layers[-1]
 
 
 def _register(module: nn.Module, weights: list[Tensor], biases: list[Tensor]) -> None:
-    """Give a module what `residual_blocks` takes of its convolutions."""
+    """Registers the stacked weights and biases of a module's convolutions, as `residual_blocks` takes them."""
     module.register_buffer("held_weights", torch.stack(weights), persistent=False)
     module.register_buffer("held_biases", torch.stack(biases), persistent=False)
 
 
 def _update(module: FusedBlocks | FusedDynamics, weights: list[Tensor], biases: list[Tensor]) -> None:
-    """The same, where it lies already."""
+    """Updates the registered weights and biases in place."""
     torch.stack(weights, out=module.held_weights)
     torch.stack(biases, out=module.held_biases)
 

@@ -1,10 +1,10 @@
 """Triton kernels of the prediction heads in inference, from a latent or an LSTM state to logits in one kernel.
 
-A head is few operations on few numbers: layer by layer a GPU spends its time on starting and ending kernels.
+A head has few operations on few numbers: layer by layer, a GPU would spend its time on starting and ending kernels.
 
-Each program serves `ROOTS` rows. Its warps share the sum over a hidden layer's inputs: every one of them multiplies
-some inputs by their weights in a product of its own, and these are added up once, at the end. Numbers are rounded to
-the dtype of the network after each layer, as they are without the kernels, and sums are of float32.
+Each program computes `ROOTS` rows. Its warps share the sum over a hidden layer's inputs: each warp multiplies some of
+the inputs by their weights, and the warps' products are added up once, at the end. Numbers are rounded to the dtype of
+the network after each layer, as they are without the kernels; sums are float32.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 from rllib_efficientzero.models.triton_support import current
 
 ROOTS = 16
-"""Rows that one program serves: the fewest that tensor cores take."""
+"""Rows per program: the fewest that tensor cores take."""
 WARPS = 4
 """Warps of a program."""
 POSITIONS = 4
-"""Positions of a latent that a program reduces at once, shared by its warps."""
+"""Positions of a latent that a program processes at once, shared by its warps."""
 POSITION_STAGES = 4
-"""Iterations over positions whose inputs are on their way at the same time."""
+"""Iterations over positions whose inputs are loaded at the same time."""
 FEATURES = 32
 """Inputs of the value prefix head in one product; there are `WARPS` products at once."""
 FEATURE_STAGES = 3
@@ -59,7 +59,7 @@ def _image_head(
             latent + roots * (P * C) + at * C + channels[None, None, :],
             mask=is_position & (first + roots < num_roots), other=0.0,
         )  # fmt: skip
-        # Of a position that there is not, the weights are zero.
+        # Positions past the end have zero weights.
         of_hidden = tl.load(
             hidden_weight + at * (R * H) + reduced[None, :, None] * H + hidden[None, None, :],
             mask=is_position,
@@ -93,7 +93,7 @@ def _prefix_head(
             state + roots * row_stride + at[:, None, :],
             mask=is_feature[:, None, :] & (first + roots < num_roots), other=0.0,
         )  # fmt: skip
-        # Of a feature that there is not, the weights are zero.
+        # Features past the end have zero weights.
         of_hidden = tl.load(hidden_weight + hidden * L + at[:, :, None], mask=is_feature[:, :, None], other=0.0)
         factor = tl.load(scale + at, mask=is_feature, other=0.0)[:, None, :]
         summand = tl.load(shift + at, mask=is_feature, other=0.0)[:, None, :]
@@ -111,7 +111,7 @@ def _write_logits(
     H: tl.constexpr, OUT: tl.constexpr, OPERAND: tl.constexpr, ROOTS: tl.constexpr, OUTPUTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """From the parts `[N, ROOTS, H]` of the hidden layer's sum to logits."""
+    """Computes and writes the logits from the partial sums `[N, ROOTS, H]` of the hidden layer."""
     roots, hidden, outputs = tl.arange(0, ROOTS)[:, None], tl.arange(0, H), tl.arange(0, OUTPUTS)
     y = tl.sum(total, axis=0) + tl.load(hidden_bias + hidden)[None, :].to(tl.float32)
     y = _rectified(y).to(logits.dtype.element_ty).to(OPERAND)
@@ -120,7 +120,7 @@ def _write_logits(
     for start in tl.range(0, OUT, OUTPUTS, num_stages=STAGES):
         at, is_output = start + outputs, start + outputs < OUT
         weight = tl.load(out_weight + at[None, :] * H + hidden[:, None], mask=is_output[None, :], other=0.0)
-        # Triton has the weights of later iterations on their way, but not these: they are too narrow.
+        # Loaded one iteration ahead by hand: Triton does so for the weights, but not for these, which are too narrow.
         next_bias = tl.load(out_bias + OUTPUTS + at, mask=OUTPUTS + at < OUT, other=0.0)
         z = tl.dot(y, weight.to(OPERAND), input_precision="ieee") + bias[None, :].to(tl.float32)
         is_logit = (first + roots < num_roots) & is_output[None, :]
@@ -130,11 +130,11 @@ def _write_logits(
 
 @triton.jit
 def _rectified(x):
-    """A search tells by its logits that a latent is not a number, which therefore stays what it is."""
+    """ReLU that keeps NaNs: they must reach the logits, by which a search notices them."""
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
-# --- As operations of PyTorch, which torch.compile takes as they are -------------------------------------------------
+# --- The kernels as PyTorch operations, which torch.compile does not look into ---------------------------------------
 
 
 @torch.library.custom_op("rllib_efficientzero::image_head", mutates_args=())
@@ -150,7 +150,7 @@ def image_head(
     """`[B, C, h, w]` latents -> `[B, out]` logits.
 
     Args:
-        latent: best channels last; others are copied first.
+        latent: preferably channels last; other layouts are copied first.
         reduce_weight, reduce_bias: `[R, C, 1, 1]` and `[R]`, of the 1x1 convolution.
         hidden_weight, hidden_bias: `[h * w, R, H]` and `[H]`, contiguous; see `fused_modules.FusedImageHead`.
         out_weight, out_bias: `[out, H]` and `[out]`.
@@ -197,7 +197,7 @@ def prefix_head(
 
     Args:
         state: h and c side by side, each row contiguous.
-        scale, shift: `[L]` float32, what normalises h.
+        scale, shift: `[L]` float32, the folded normalisation of h.
         hidden_weight, hidden_bias, out_weight, out_bias: `[H, L]`, `[H]`, `[out, H]` and `[out]`.
     """
     num_roots, num_outputs = len(state), len(out_weight)
@@ -227,10 +227,10 @@ def _(
 
 
 def _operand(x: Tensor) -> tl.dtype:
-    """What is multiplied: the interpreter, which is for CPUs, cannot multiply bfloat16."""
+    """The dtype of the operands of matrix products: Triton's interpreter, for CPUs, cannot multiply bfloat16."""
     return tl.bfloat16 if x.dtype == torch.bfloat16 and x.device.type == "cuda" else tl.float32
 
 
 def _outputs(num_outputs: int) -> int:
-    """`OUTPUTS`, or fewer where a head has fewer; tensor cores take no less than 16."""
+    """`OUTPUTS`, or fewer if the head has fewer, but at least the 16 that tensor cores need."""
     return min(OUTPUTS, max(16, triton.next_power_of_2(num_outputs)))

@@ -1,4 +1,4 @@
-"""The network as acting and reanalysis use it: weights that stand still for many calls, no gradients, no waste."""
+"""The network for acting and reanalysis: fast inference without gradients, with weights that rarely change."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ from rllib_efficientzero.models.precision import MixedPrecision, autocast, low_p
 from rllib_efficientzero.models.triton_support import succeeds
 
 CPU_CHUNK = 64
-"""Observations encoded at a time on a CPU: the activations of more leave its cache, and malloc's heap."""
+"""Observations encoded at a time on a CPU. The activations of more would exceed its cache, and malloc's heap."""
 
 GPU_GRAPHED, GPU_MULTIPLE = 256, 128
-"""Observations up to which a GPU encodes planes by a CUDA graph, which keeps these; and those whose multiples there are
-graphs for where it makes the planes itself."""
+"""Up to GPU_GRAPHED observations, a GPU encodes given planes with a CUDA graph, which keeps a copy of its input. Graphs
+that make the planes themselves from stacks exist for multiples of GPU_MULTIPLE observations."""
 
 Function = Callable[..., tuple[Tensor, ...]]
 
 
 class InferenceNetwork:
-    """`initial_inference`, `recurrent_inference` and `value` of a network in eval mode, made fast.
+    """Fast `initial_inference`, `recurrent_inference` and `value` of a network in eval mode.
 
-    They run on a copy whose batch normalisations are folded into its convolutions: on a CPU as graphs without Python,
-    on a GPU the encoding of few observations as CUDA graphs. Results are those of the network up to rounding, and the
-    same for the same inputs and weights, whatever was computed before.
+    They run on a copy whose batch normalisations are folded into its convolutions. On a CPU they are traced graphs that
+    run without Python; on a GPU the encoding of few observations is a CUDA graph. Results equal the network's up to
+    rounding. The same inputs and weights always give the same results, whatever was computed before.
 
-    The network's weights may change at any time. Every operation on a tensor counts in the tensor's version, and these
-    are compared before observations are evaluated; not in `recurrent_inference`, so that a search sees one set of
-    weights. Some writers do not count: a fused optimizer, a CUDA graph, whoever writes through `tensor.data`. They have
-    to call `torch.autograd.graph.increment_version`, as the Learner does, or `refresh`.
+    The network's weights may change at any time. Every write to a tensor increments its version; the versions are
+    compared, and the copy is updated, before observations are evaluated, but not in `recurrent_inference`, so that a
+    search sees one set of weights. Some writes do not increment the version: those of a fused optimizer, of a CUDA
+    graph, or through `tensor.data`. After these, call `torch.autograd.graph.increment_version`, as the Learner does, or
+    `refresh`.
 
     Args:
-        network: in whatever mode, since the copy is in eval mode. It must not move to another device.
+        network: in any mode, since the copy is in eval mode. It must not move to another device.
         mixed_precision: where to compute in bfloat16; see `precision`.
-        compiled: False calls the network itself, which has to be in eval mode then.
+        compiled: False calls the network itself, which must then be in eval mode.
         fused: on a GPU, let `torch.compile` fuse kernels of large networks for images. The first calls take a minute.
 
     Example:
@@ -72,8 +73,8 @@ class InferenceNetwork:
         parameter = next(network.parameters())
         self.device = parameter.device
         self.dtype = (low_precision(self.device, mixed_precision) if compiled else None) or parameter.dtype
-        """of network inputs; others are converted"""
-        # The dicts themselves: a list of tensors would miss one that was replaced by another.
+        """of network inputs; other inputs are converted to it"""
+        # The dicts, not their tensors: a list of tensors would miss one that is replaced by another.
         self._tensors = [tensors for part in network.modules() for tensors in (part._parameters, part._buffers)]
         self._versions: list[tuple[int, int]] = []
         self._copy: FoldedCopy | None = None
@@ -83,37 +84,38 @@ class InferenceNetwork:
 
     @torch.inference_mode()
     def initial_inference(self, planes: Tensor | Stacks) -> NetworkOutput:
-        """As `EfficientZeroNetwork.initial_inference`, or of what `input_of` returns."""
+        """As `EfficientZeroNetwork.initial_inference`; also takes what `input_of` returns."""
         return NetworkOutput(*self._encode("initial_inference", planes))
 
     @torch.inference_mode()
     def value(self, planes: Tensor | Stacks) -> Tensor:
-        """As `EfficientZeroNetwork.value`, or of what `input_of` returns."""
+        """As `EfficientZeroNetwork.value`; also takes what `input_of` returns."""
         (value,) = self._encode("value", planes)
         return value
 
     def input_of(self, stacks: Stacks) -> Tensor | Stacks:
-        """Stacks as they are best evaluated: unchanged where a CUDA graph makes planes of them."""
+        """Converts stacks to the fastest input: planes, or the stacks themselves if a CUDA graph makes their planes."""
         return stacks if self.is_capturable else window_planes(stacks, self.dtype)
 
     def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput:
-        """As `EfficientZeroNetwork.recurrent_inference`, with the weights of the last evaluation of observations."""
+        """As `EfficientZeroNetwork.recurrent_inference`, with the weights that the last `initial_inference` or `value`
+        used."""
         return NetworkOutput(*self._call("recurrent_inference", latent, reward_hidden, action))
 
     @property
     def distribution(self) -> ActionDistribution | None:
-        """That of the network's policy head."""
+        """The action distribution of the network's policy head, if it has one."""
         return self.network.distribution
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a CUDA graph with a `recurrent_inference` in it stays valid: weights change in place only."""
+        """Whether a CUDA graph that contains `recurrent_inference` stays valid, since weights change in place only."""
         return self.compiled and self.device.type == "cuda"
 
     # --- Weights -----------------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Take over the network's weights, noticed or not."""
+        """Copies the network's weights, whether or not their versions have changed."""
         if self._copy is not None:
             self._copy.update()
         self._versions = self._current_versions()
@@ -140,7 +142,7 @@ class InferenceNetwork:
         return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
     def _encode_stacks(self, name: str, stacks: Stacks) -> tuple[Tensor, ...]:
-        """By a CUDA graph for their number, rounded up to few numbers."""
+        """Evaluates stacks with a CUDA graph; their number is rounded up, so that few graphs are needed."""
         count = len(stacks.rows)
         rows, times = (F.pad(numbers, (0, -count % GPU_MULTIPLE)) for numbers in (stacks.rows, stacks.times))
         key = f"{name} of {stacks.frame_stack}"
@@ -167,24 +169,24 @@ class InferenceNetwork:
         if self.device.type == "cpu":
             return _trace(self._method(name), inputs)
         function = self._compile(name)
-        # Whoever calls `recurrent_inference` many times records it together with what happens around it.
+        # Callers that need `recurrent_inference` many times record it in their own graph, with what is around it.
         return function if name == "recurrent_inference" else _graphed_if_small(function)
 
     def _compile(self, name: str) -> Function:
-        """For a GPU."""
+        """The method as a function for a GPU, compiled if that is worth it."""
         function: Function = self._method(name).forward
         if self.fused and is_worth_compiling(self.network):
             return CompiledFunction(function, dynamic=True)
         return function
 
     def _method(self, name: str) -> _Method:
-        """Of the copy."""
+        """A method of the copy, which is made in the first call."""
         if self._copy is None:
             self._copy = FoldedCopy(self.network, self.dtype, self._replacement())
         return _Method(self._copy.module, name)
 
     def _replacement(self) -> Callable[[EfficientZeroNetwork], None]:
-        """What `FoldedCopy` is to put into the copy."""
+        """A function that puts faster modules for this device into the copy; see `FoldedCopy`."""
         if self.device.type == "cpu":
             return arrange
         replacements: list[Callable[[EfficientZeroNetwork], None]] = []
@@ -209,7 +211,7 @@ class InferenceNetwork:
             return _Method(self.network, name).forward(*inputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is compiled stays behind; it is made again where it is needed."""
+        """The constructor's arguments only: copies and compiled functions are made anew after unpickling."""
         return {key: getattr(self, key) for key in ("network", "mixed_precision", "compiled", "fused")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -242,7 +244,7 @@ def _graphed_if_small(function: Function) -> Function:
 
 
 class _Method(nn.Module):
-    """A method of a network as a module, for the tracer, with a tuple for its output."""
+    """A method of a network as a module that returns a tuple, as the tracer needs it."""
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
@@ -254,8 +256,8 @@ class _Method(nn.Module):
 
 
 class _Flat(nn.Module):
-    """A module's function with its tensors, but without the modules in it. Of each of these the tracer would make one
-    of its own, which takes five times as long as tracing."""
+    """A module's `forward` and tensors without its submodules. The tracer would make a script module of each, which
+    takes five times as long as tracing."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -270,9 +272,9 @@ class _Flat(nn.Module):
 
 
 def _trace(method: nn.Module, inputs: tuple[Tensor, ...]) -> Function:
-    """A graph for any batch size that runs without Python. It reads the module's weights, and so sees them change."""
+    """A traced graph for any batch size, which runs without Python. It reads the module's weights at every call."""
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-        # The tracer's successors compile for minutes, and anew for every batch size.
+        # The deprecated tracer, since its successors compile for minutes, and anew for every batch size.
         warnings.simplefilter("ignore", DeprecationWarning)
-        # `forward` is the graph itself; the module around it would cost as much as several operations.
+        # Only `forward`, which is the graph: calling the module around it costs as much as several operations.
         return torch.jit.trace(_Flat(method), inputs, check_trace=False).forward

@@ -1,7 +1,7 @@
 """Building blocks shared by the networks (algorithmic description: EfficientZero, appendix A.1).
 
-What follows a normalisation works in place: no gradient needs a normalisation's output, and memory is what rectifying
-and adding wait for.
+Operations after a normalisation work in place: no gradient needs the normalisation's output, and the speed of ReLUs and
+additions is limited by memory.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ALIGNMENT = 8
-"""Channels that tensor cores of a GPU take at a time."""
+"""Tensor cores of a GPU process channels in multiples of this."""
 PAIRS = (2, 1), (1, 0)
-"""Stride and padding with which pairs of columns are convolved."""
+"""Stride and padding of a convolution over pairs of columns."""
 
 
 class AlignedConv2d(nn.Conv2d):
-    """A convolution that fills its input's channels up with zeros on a GPU, as tensor cores take them, unless they come
-    filled up."""
+    """A convolution that on a GPU pads its input with zero channels to a multiple of `ALIGNMENT`, for tensor cores.
+
+    Inputs that are padded already are taken as they are.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         missing = -self.in_channels % ALIGNMENT
@@ -32,23 +34,24 @@ class AlignedConv2d(nn.Conv2d):
 
 
 class HalvingConv2d(AlignedConv2d):
-    """A 3x3 convolution that halves the size, without bias; of planes, or of them in a `PlaneLayout` of pairs.
+    """A 3x3 convolution that halves the size, without bias. It takes planes, or pairs of columns (see `PlaneLayout`).
 
-    Tensor cores like many channels: of twelve planes (1,280 times 96x96), pairs take an H200 201 microseconds for 435.
+    Tensor cores are faster with more channels: for 1,280 inputs of twelve planes 96x96, an H200 takes 201 microseconds
+    with pairs instead of 435.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # What is traced is for a CPU, which is given planes; to the tracer, a comparison is something that may change.
+        # Traced functions are for a CPU, which gets planes; tracing the comparison of shapes would give a warning.
         if torch.jit.is_tracing() or x.shape[1] == self.in_channels:
             return super().forward(x)
         return F.conv2d(x, self.weight_of_pairs(x.shape[1] // 2), self.bias, *PAIRS)
 
     def weight_of_pairs(self, filled: int) -> Tensor:
-        """`[O, 2F, 3, 2]` for planes filled up to F."""
-        # Column 2j - 1 + s of the image is column s % 2 of pair j + s // 2; there is none for s = 3.
+        """The weights `[O, 2F, 3, 2]` of the same convolution over pairs of columns, for planes padded to F."""
+        # Column 2j - 1 + s of the image is column s % 2 of pair j + s // 2; there is no tap s = 3.
         weight = F.pad(self.weight, (0, 1, 0, 0, 0, filled - self.in_channels)).unflatten(3, (2, 2))
         return weight.permute(0, 4, 1, 2, 3).flatten(1, 2)
 
@@ -95,8 +98,8 @@ def mlp(in_features: int, hidden: Sequence[int], out_features: int, *, zero_last
 
 
 def take_over(module: nn.Module, original: nn.Module) -> None:
-    """Makes `module` one with the modules of another, instead of its class's `__init__`, which would make them anew, of
-    random numbers."""
+    """Initialises `module` with the child modules of `original`, instead of calling its class's `__init__`, which would
+    make new ones with random weights."""
     nn.Module.__init__(module)
     for name, child in original.named_children():
         module.add_module(name, child)

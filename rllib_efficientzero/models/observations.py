@@ -1,4 +1,4 @@
-"""From raw frames to what the networks see. Frames are stored single and raw; stacks are formed here, on the device."""
+"""From raw frames to network input. Frames are stored single and raw, and are stacked here, on the device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def observation_planes(frames: Tensor, dtype: torch.dtype = torch.float32) -> Te
     if frames.ndim == 3:
         return frames.flatten(1).to(dtype)
     if frames.device.type == "cpu":
-        # Stacking bytes and converting them after is several times faster here than doing both at once.
+        # On a CPU, stacking bytes first and converting them afterwards is several times faster than both at once.
         planes = [plane for frame in frames.unbind(1) for plane in frame.unbind(-1)]
         channels_last = torch.stack(planes, dim=-1).to(dtype)
         if frames.dtype == torch.uint8:
@@ -41,7 +41,7 @@ def observation_planes(frames: Tensor, dtype: torch.dtype = torch.float32) -> Te
 
 
 def unrolled_stacks(planes: Tensor, frame_stack: int, unroll_steps: int) -> Tensor:
-    """Every stack in a row of consecutive frames.
+    """All K stacks of S + K - 1 consecutive frames.
 
     Args:
         planes: `[B, (S + K - 1) * C, H, W]` or `[B, (S + K - 1) * D]` network input of the frames, oldest first.
@@ -49,7 +49,8 @@ def unrolled_stacks(planes: Tensor, frame_stack: int, unroll_steps: int) -> Tens
         unroll_steps: K stacks, each one frame later than the one before.
 
     Returns:
-        `[B, K, S * C, H, W]`, channels last, or `[B, K, S * D]`; in memory one step lies behind the other.
+        `[B, K, S * C, H, W]`, channels last, or `[B, K, S * D]`. In memory the steps follow each other: K is the
+        outermost dimension.
     """
     width = planes.shape[1] // (frame_stack + unroll_steps - 1)
     channels_last = planes.movedim(1, -1)
@@ -71,12 +72,12 @@ def stack_windows(frames: Tensor, rows: Tensor, times: Tensor, frame_stack: int)
     """
     first = rows * frames.shape[1] + times
     picked = first[:, None] + torch.arange(frame_stack, device=frames.device)
-    # Whole frames are copied at once, where an index per axis would pick out single numbers.
+    # Copies whole frames; indexing each axis separately would gather single numbers.
     return frames.flatten(0, 1).index_select(0, picked.flatten()).unflatten(0, picked.shape)
 
 
 class Stacks(NamedTuple):
-    """Stacks out of windows, which are to be network input; see `stack_windows`."""
+    """The arguments of `stack_windows`: stacks that are yet to be made from windows of frames."""
 
     frames: Tensor  # [B, F, ...]
     rows: Tensor  # [M]
@@ -91,18 +92,18 @@ def window_planes(
     augmentation: tuple[Tensor, Tensor] | None = None,
     layout: PlaneLayout = PLAIN,
 ) -> Tensor:
-    """Network input: `stack_windows`, `observation_planes`, and `augment` where it is given.
+    """Makes network input from stacks: `stack_windows`, `observation_planes`, and `augment` if one is given.
 
-    For images on a GPU that is one kernel.
+    For images on a GPU all of this is one kernel.
 
     Args:
         stacks: M of them.
         dtype: of the result.
         augmentation: shifts `[M, 2]` and intensities `[M]`, for images.
-        layout: what the kernel makes, for which another layout costs nothing; see `EfficientZeroNetwork.plane_layout`.
+        layout: of the kernel's output, where any layout costs the same; see `EfficientZeroNetwork.plane_layout`.
 
     Returns:
-        `[M, S * C, H, W]`, or what `layout` says of the kernel's, channels last; or `[M, S * D]`.
+        `[M, S * C, H, W]`, channels last, or the shape of `layout` if the kernel makes it; or `[M, S * D]`.
     """
     if has_kernel_for(stacks.frames):
         from rllib_efficientzero.models.plane_kernels import stacked_planes

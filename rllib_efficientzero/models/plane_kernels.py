@@ -1,4 +1,4 @@
-"""Triton kernel that makes network input of raw frames: stacked, scaled and augmented in one pass over memory."""
+"""Triton kernel that makes network input from raw frames: it stacks, scales and augments in one pass over memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def _stack(
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, PLANES: tl.constexpr, FILLED: tl.constexpr,
     COLUMNS: tl.constexpr, MARGIN: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr, AUGMENT: tl.constexpr,
 ):  # fmt: skip
-    """`PLANES` planes of some pixels of a stack and empty ones up to `FILLED`, `LANES` being the next power of two.
+    """Writes some pixels of a stack: `PLANES` planes, padded with empty ones to `FILLED`; `LANES` >= `FILLED`.
 
-    Pixels are those of `COLUMNS` columns, of which `MARGIN` lie before the image, and some may behind it.
+    A row has `COLUMNS` columns, of which `MARGIN` come before the image, and some may come after it.
     """
     stack, lanes = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
     pixels = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
@@ -36,10 +36,10 @@ def _stack(
     of_frame = tl.load(rows + stack) * row_stride + frame * (HEIGHT * WIDTH * CHANNELS) + lanes % CHANNELS
     raw = tl.load(frames + of_frame[None, :] + ((row * WIDTH + column) * CHANNELS)[:, None], mask=is_plane, other=0)
     value = raw.to(tl.float32)
-    # A division takes longer than all else here. To bfloat16, product and quotient round alike for every byte.
+    # A division would take longer than all the rest. Rounded to bfloat16, product and quotient agree for every byte.
     value = value * (1.0 / 255.0) if planes.dtype.element_ty == tl.bfloat16 else tl.div_rn(value, 255.0)
     value = value.to(planes.dtype.element_ty)
-    if AUGMENT:  # rounded in between, as it is without this kernel
+    if AUGMENT:  # after rounding, as without this kernel
         value = (value.to(tl.float32) * tl.load(intensity + stack)).to(planes.dtype.element_ty)
     place = stack * (HEIGHT * COLUMNS * FILLED) + pixels[:, None] * FILLED + lanes[None, :]
     tl.store(planes + place, value, mask=is_pixel & (lanes < FILLED)[None, :])

@@ -1,4 +1,4 @@
-"""How network input of images may be laid out where one kernel makes it."""
+"""Alternative memory layouts for network input of images, where a kernel makes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class PlaneLayout(NamedTuple):
-    """What a representation can take instead of planes `[B, P, H, W]`; the default is nothing else.
+    """A layout that a representation accepts instead of planes `[B, P, H, W]`; the default is that of planes.
 
     Example:
         >>> layout = PlaneLayout(multiple=8, paired=True)
@@ -15,17 +15,17 @@ class PlaneLayout(NamedTuple):
     """
 
     multiple: int = 1
-    """Empty planes stand behind the others, up to a multiple of this: F of them in all."""
+    """The planes are padded with empty ones to a multiple of this: F planes in all."""
     paired: bool = False
-    """Two columns stand side by side, as planes of one: `[B, 2F, H, pairs]`, of the columns -1 and 0, 1 and 2, and so
-    on to one behind the image at least. Those outside it are empty."""
+    """Two neighbouring columns are stored as the planes of one: `[B, 2F, H, pairs]`, with the columns -1 and 0, 1 and
+    2, and so on, up to at least one column past the image. Columns outside the image are empty."""
 
     def filled(self, num_planes: int) -> int:
-        """F for so many planes."""
+        """F, the number of planes after padding."""
         return -(-num_planes // self.multiple) * self.multiple
 
     def columns(self, width: int) -> int:
-        """Columns of a row in memory, those outside the image included."""
+        """Columns per row in memory, including those outside the image."""
         return 2 * ((width + 1) // 2 + 1) if self.paired else width
 
 

@@ -38,7 +38,7 @@ def unroll_planes(
     dtype: torch.dtype = torch.float32,
     layout: PlaneLayout = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """From a batch's raw frames to the network input that `unroll` takes.
+    """Turns a batch's raw frames into the network inputs that `unroll` takes.
 
     Args:
         batch: `frames` `[B, S + K, ...]`, `actions` `[B, K, ...]`, and for images `shift` and `intensity`; see
@@ -57,7 +57,7 @@ def unroll_planes(
         return _planes_by_kernel(frames, frame_stack, unroll_steps, dtype, augmentation, layout)
     planes = observation_planes(frames, dtype)
     width = planes.shape[1] // frames.shape[1]  # planes, or features, per frame
-    # The root's stack and the frames of all targets are augmented apart, each as a whole.
+    # Two augmentations: one for the root's stack, another for the frames of all target stacks.
     root, following = planes[:, : frame_stack * width], planes[:, width:]
     if use_augmentation and planes.ndim == 4:
         (of_root, of_following), intensity = batch["shift"].unbind(1), batch["intensity"]
@@ -74,7 +74,7 @@ def _planes_by_kernel(
     augmentation: tuple[Tensor, Tensor] | None,
     layout: PlaneLayout,
 ) -> tuple[Tensor, Tensor]:
-    """The same, stack by stack; `augmentation` has shifts `[B, 2, 2]` and intensities `[B, 2]`."""
+    """As `unroll_planes`, with one kernel per result; `augmentation`: shifts `[B, 2, 2]`, intensities `[B, 2]`."""
     batch = len(frames)
     rows, steps = torch.arange(batch, device=frames.device), torch.arange(1, unroll_steps + 1, device=frames.device)
 
@@ -87,7 +87,7 @@ def _planes_by_kernel(
         stacks = Stacks(frames, rows.repeat(repeats), steps.repeat_interleave(batch), frame_stack)
         return window_planes(stacks, dtype, augmentation=chosen, layout=layout)
 
-    # In memory one step lies behind the other, as in `unrolled_stacks`.
+    # In memory the steps follow each other, as in `unrolled_stacks`.
     return planes(torch.zeros_like(steps[:1]), 0), planes(steps, 1).unflatten(0, (unroll_steps, batch)).transpose(0, 1)
 
 
@@ -100,7 +100,7 @@ def unroll(
     target_planes: Tensor,
     value_prefix_horizon: int,
 ) -> Unrolled:
-    """Unroll K steps; a function of tensors alone, so that it can be compiled and captured.
+    """Unrolls the model for K steps. A pure function of tensors, so that it can be compiled and recorded.
 
     Args:
         network: in train mode.
@@ -123,9 +123,9 @@ def unroll(
         if (k + 1) % value_prefix_horizon == 0:
             reward_hidden = torch.zeros_like(reward_hidden)
 
-    # The heads see all steps in one batch: fewer and larger calls, and the statistics with which they will be
-    # normalised when searching, where leaves of all depths are evaluated by the same running averages.
-    # Step after step, since latents laid out channels last stay so when they are put one after the other.
+    # The heads see all steps in one batch: that makes fewer and larger calls, and normalises all steps with the same
+    # statistics, as in a search, which evaluates leaves of all depths with the same running averages.
+    # The batch is ordered by step: concatenated like this, channels-last latents stay channels last.
     steps = actions.shape[1]
     policy_logits, value_logits = network.predict(torch.cat(latents))
     value_prefix_logits = network.read_value_prefix(torch.cat(reward_hiddens))
@@ -151,5 +151,5 @@ def _by_position(x: Tensor, steps: int) -> Tensor:
 
 
 def _with_half_gradient(x: Tensor) -> Tensor:
-    """The same numbers exactly, halves being exact; unlike a hook it can be compiled."""
+    """Returns x unchanged, but halves its gradient. Halves are exact, and unlike a hook this can be compiled."""
     return 0.5 * x + 0.5 * x.detach()

@@ -23,15 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 class PrioritizedReplay:
-    """Whole episodes, of which single positions are drawn by priority (EfficientZero, appendix A.1).
+    """Stores whole episodes and draws single positions by priority (EfficientZero, appendix A.1).
 
-    Every stored step is a position. Its id is global: ids count the steps ever added, whatever episode they belong to,
-    and are never used again. When there are more than `capacity`, the oldest positions are evicted; an episode stays in
-    memory until its last position is.
+    Every stored step is a position. Its id is global: ids count all steps ever added, whatever their episode, and are
+    never reused. When there are more than `capacity` positions, the oldest are evicted. An episode stays in memory
+    until its last position is evicted.
 
-    New positions get the largest priority among the live positions (1 in an empty buffer), so they are seen soon, and
-    one outlier does not set the scale once it is evicted or updated. The authors' code does the same over a buffer that
-    never evicts.
+    New positions get the largest priority among the live positions (1 in an empty buffer), so that they are seen soon.
+    An outlier no longer counts once it is evicted or updated. The authors' code does the same, but never evicts.
 
     Example:
         >>> replay = PrioritizedReplay(10_000, frame_stack=4, unroll_steps=5, td_steps=5, seed=0)
@@ -160,7 +159,7 @@ class PrioritizedReplay:
                 logger.warning("Steps of episode %s before step %d were lost on the way.", chunk.id, chunk.t_started)
             elif len(episode) < self.capacity:
                 return number, episode
-            # An episode is evicted as a whole: one without an end is kept in parts, or it would be kept for ever.
+            # Episodes are evicted as a whole, so one that never ends is stored in parts, or it would be kept for ever.
         assert self._codec is not None  # set by _check_format
         episode = StoredEpisode(
             self._codec.encode(chunk.observations[0]),
@@ -176,7 +175,7 @@ class PrioritizedReplay:
         return number, episode
 
     def _append_positions(self, count: int) -> npt.NDArray[np.int64]:
-        """Slots `[count]` of the next `count` <= capacity positions, after evicting those that were there."""
+        """Reserves the slots `[count]` of the next `count` <= capacity positions, and evicts the positions in them."""
         positions = np.arange(self._num_added, self._num_added + count)
         self._num_added += count
         first = max(self._first_position, self._num_added - self.capacity)
@@ -192,7 +191,7 @@ class PrioritizedReplay:
         if episode.num_live == 0:
             self._num_bytes -= episode.nbytes
             del self._episodes[number]
-            # If its runner still lives, the rest of it will begin a new stored episode.
+            # If its EnvRunner still plays it, the next chunk will begin a new stored episode.
             self._ongoing = {id_: other for id_, other in self._ongoing.items() if other != number}
 
     # --- sampling ----------------------------------------------------------------------------------------------------
@@ -203,7 +202,7 @@ class PrioritizedReplay:
         Args:
             batch_size: B.
             beta: exponent of the importance weights (N * P)^-beta; 0 switches them off, 1 corrects fully. P is the
-                probability of the first draw.
+                probability of being drawn first.
 
         Raises:
             ValueError: the buffer has fewer than `batch_size` positions.
@@ -320,10 +319,10 @@ class PrioritizedReplay:
         storage.finish_save(directory, manifest, files)
 
     def load(self, directory: str | Path) -> None:
-        """Replaces the content by that of a save. Ongoing episodes stay unfinished, unless their runner goes on.
+        """Replaces the content by that of a save. Ongoing episodes stay unfinished unless their EnvRunner goes on.
 
-        A smaller capacity than the saved one keeps the newest positions. Equal capacities continue with exactly the
-        samples that the saved buffer would have drawn.
+        With a smaller capacity than the saved one, the newest positions are kept. With the same capacity, the buffer
+        draws exactly the samples that the saved one would have drawn.
 
         Raises:
             ReplayLoadError: a file is missing or damaged; the buffer is then as it was.

@@ -1,4 +1,4 @@
-"""Episodes as the replay stores them, and how RLlib's chunks become them."""
+"""Episodes as the replay stores them, and their conversion from RLlib's episode chunks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ ROOT_VALUE = "root_value"
 VISIT_POLICY = "visit_policy"
 SAMPLED_ACTIONS = "sampled_actions"
 MARK = "mark"
-"""Beside the columns: what a frame source noted about a time's frame, 0 at first; see `frame_sources.SampledFrames`."""
+"""A field beside the columns: a frame source's note about the frame of a time, initially 0; see
+`frame_sources.SampledFrames`."""
 
 
 @dataclass(frozen=True)
 class ActionFormat:
-    """How the actions of a replay look."""
+    """The format of a replay's actions."""
 
     num_actions: int
-    """A: enumerated actions, or those sampled at each step"""
+    """A: number of enumerated actions, or of actions sampled at each step"""
     size: int | None = None
-    """D of sampled actions, which are vectors; None: actions are enumerated"""
+    """D, the size of sampled actions, which are vectors; None: actions are enumerated"""
     dtype: str = "int64"
 
     @property
@@ -65,14 +66,14 @@ class Chunk:
     terminated: bool
     truncated: bool
     sampled_actions: npt.NDArray[np.float32] | None = None
-    """`[T, A, D]`, those that `visit_policy` is about; None where all are enumerated"""
+    """`[T, A, D]`, the actions to which `visit_policy` refers; None if actions are enumerated"""
 
     def __len__(self) -> int:
         return len(self.actions)
 
     @property
     def action_format(self) -> ActionFormat:
-        """How its actions look."""
+        """The format of its actions."""
         num_actions = self.visit_policy.shape[1]
         if self.sampled_actions is None:
             return ActionFormat(num_actions)
@@ -181,7 +182,7 @@ class GrowingArray:
         self._length = 0
 
     def part(self, begin: int, end: int) -> npt.NDArray[Any]:
-        """View of the rows [begin, end), of those so far; valid until the next `extend`."""
+        """View of the rows [begin, end), which must exist; valid until the next `extend`."""
         return self._data[begin:end]
 
     @property
@@ -200,7 +201,7 @@ class GrowingArray:
         self._length = end
 
     def trim(self) -> None:
-        """Gives the reserve back."""
+        """Frees the memory reserved for growth."""
         self._data = self.array.copy()
 
     @property
@@ -212,8 +213,8 @@ class GrowingArray:
 class StoredEpisode:
     """One episode: T+1 encoded single frames and the columns of its T steps.
 
-    All that is known about a time lies side by side in one row, that of the last observation being zero but for its
-    action mask: a window takes a slice of rows, not one of each column.
+    All values of one time are stored side by side in a row, so that a window is one slice of rows, not a slice of every
+    column. The row of the last observation is zero except for its action mask.
 
     Both `terminated` and `truncated` False means that the episode goes on, or that its runner died before its end: the
     last stored observation is then neither terminal nor a time limit, merely the last one known.
@@ -228,14 +229,14 @@ class StoredEpisode:
         actions: ActionFormat,
         t_started: int = 0,
     ) -> None:
-        """An episode of no steps yet.
+        """Makes an episode without steps.
 
         Args:
             first_frame: its first observation, encoded.
             first_action_mask: `[A]`, or None if every action is always legal.
             codec: decodes the frames.
-            actions: how actions look.
-            t_started: time of the first step; not 0 where the episode's beginning is not stored.
+            actions: the format of its actions.
+            t_started: time of the first step; not 0 if the episode's beginning is not stored.
         """
         self.codec = codec
         self.actions = actions
@@ -259,8 +260,8 @@ class StoredEpisode:
             columns.append((ACTION_MASK, np.uint8, (actions.num_actions,)))
         self.column_names = [name for name, _, _ in columns]
         self.row_dtype = np.dtype([(MARK, np.int64), *columns], align=True)
-        """A structure of MARK and the columns."""
-        # As bytes: NumPy joins slices of structures field by field, those of bytes at once.
+        """A structured dtype of MARK and the columns."""
+        # Stored as bytes: NumPy concatenates structured arrays field by field, but bytes at once.
         self._rows = GrowingArray((self.row_dtype.itemsize,), np.uint8)
         self._rows.extend(1)
         if first_action_mask is not None:
@@ -286,7 +287,7 @@ class StoredEpisode:
         return self._frame_bytes + 8 * len(self.frames) + self._rows.nbytes
 
     def rows(self, begin: int, end: int) -> npt.NDArray[np.uint8]:
-        """`[end - begin, row_dtype.itemsize]` the rows of the times begin .. end-1 <= T as bytes; a view."""
+        """View of the rows of the times begin .. end-1 <= T as bytes, `[end - begin, row_dtype.itemsize]`."""
         return self._rows.part(begin, end)
 
     @property

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 try:
     from rllib_efficientzero._frames import decode_blocks
-except ImportError:  # an extension that was built before there was this one
+except ImportError:  # the extensions were built by a version without `_frames`
     from rllib_efficientzero.replay.lz4_decoder import decode_blocks
 
 MIN_COMPRESSED_BYTES = 512
@@ -50,7 +50,7 @@ class FrameCodec:
         return self.dtype.kind in "bui" and self.nbytes >= MIN_COMPRESSED_BYTES
 
     def encode(self, frame: npt.NDArray[Any]) -> bytes:
-        """Code of one observation of this codec's shape and dtype (not checked here)."""
+        """Encodes one observation of this codec's shape and dtype, which are not checked here."""
         if not self.compressed:
             return frame.tobytes()
         code: bytes = lz4.block.compress(np.ascontiguousarray(frame), store_size=False)
@@ -60,9 +60,9 @@ class FrameCodec:
         """Writes the bytes of observations into the rows of `out` u8`[len(codes), nbytes]` (contiguous).
 
         Args:
-            codes: where neighbours are the same object, it is decoded once.
+            codes: the encoded observations; neighbours that are the same object are decoded once.
             out: overwritten; undefined after an error.
-            num_threads: how many share the rows of compressed observations.
+            num_threads: threads that decode compressed observations.
 
         Raises:
             ValueError: a code is damaged or belongs to another shape.

@@ -1,4 +1,4 @@
-"""What makes frames of a sample's codes: decoding on the host, or a device that keeps what was decoded."""
+"""Sources of a sample's frames: decoding on the host, or a cache of decoded frames on a device."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch import Tensor
 from rllib_efficientzero.replay.frame_codec import FrameCodec
 
 MAX_DECODING_THREADS = 8
-"""Beyond these, writing the frames is limited by memory."""
+"""More threads would not help, since memory limits how fast frames are written."""
 
 IntArray = npt.NDArray[np.int64]
-_first_numbers = itertools.count(1, 1 << 40)  # of each source in this process: marks of another say nothing to it
+_first_numbers = itertools.count(1, 1 << 40)  # one per source in this process, so that no two sources share a number
 
 
 class SampledFrames(Protocol):
-    """The frames of a sample, n of them, not all different."""
+    """The n frames of a sample, which may repeat."""
 
     marks: IntArray
-    """`[n]` what was noted last about each by `note`, at first 0"""
+    """`[n]` the mark that `note` last gave each frame, initially 0"""
 
     def codes(self, rows: IntArray | None = None) -> list[bytes]:
-        """Codes of some of them, or of all."""
+        """The encoded frames of some rows; None: of all."""
 
     def note(self, rows: IntArray, marks: IntArray) -> None:
-        """`marks` `[m]` of the frames `rows` `[m]`, for the samples to come."""
+        """Gives the frames `rows` `[m]` the marks `marks` `[m]`, for later samples."""
 
 
 class FrameSource(Protocol):
@@ -42,7 +42,7 @@ class FrameSource(Protocol):
 
 
 def decode_on_host(codec: FrameCodec, frames: SampledFrames) -> npt.NDArray[Any]:
-    """See `FrameSource`. By as many threads as torch has."""
+    """See `FrameSource`. Decodes on the host, with as many threads as torch uses."""
     codes = frames.codes()
     decoded = np.empty((len(codes), *codec.shape), codec.dtype)
     num_threads = min(torch.get_num_threads(), MAX_DECODING_THREADS)
@@ -51,22 +51,23 @@ def decode_on_host(codec: FrameCodec, frames: SampledFrames) -> npt.NDArray[Any]
 
 
 class FramesOnDevice:
-    """Decodes a frame once and keeps it in a device's memory, where samples are put together.
+    """Decodes each frame once and caches it in a device's memory, where samples are put together.
 
-    A position is sampled many times: of a run on Atari every frame about 4,000 times. Frames are found by their codes,
-    so whatever happens to the replay, what is found is what would be decoded. When the memory is full, the frame that
-    came first gives way; it is decoded again when it is asked for. Samples that do not fit are decoded as a whole.
+    Positions are sampled many times: in a run on Atari, each frame is used about 4,000 times. The cache is keyed by the
+    frames' codes, so that it never returns anything but the decoded frame, whatever happens to the replay. When it is
+    full, the oldest frame is evicted, and decoded again when it is needed. Samples too large for the cache are decoded
+    as a whole.
 
-    To look up thousands of codes, each somewhere in memory, would take the host longer than all else in a sample. So
-    whatever comes into a slot gets a number, which is never used again and has the slot as its remainder; it becomes
-    the frame's mark. While it is its slot's number, the frame is there.
+    Looking up thousands of codes, scattered over memory, would take the host longer than the rest of a sample. So each
+    frame that enters a slot gets a number, never used again, whose remainder by the number of slots is the slot. This
+    number becomes the frame's mark. As long as it is still the slot's number, the frame is there.
     """
 
     def __init__(self, device: torch.device, *, max_frames: int, max_bytes: int | None = None) -> None:
         """Args:
         device: where to keep frames, and where samples will be.
-        max_frames: as many as will ever be asked for, such as the replay's capacity.
-        max_bytes: memory to use at most. None, on a GPU: an eighth of it, or half of what is free if that is less.
+        max_frames: the most frames that will ever be needed, such as the replay's capacity.
+        max_bytes: the most memory to use. None, for GPUs: an eighth of all, or half of what is free if that is less.
         """
         self._device = device
         self._max_frames, self._max_bytes = max_frames, max_bytes
@@ -74,7 +75,7 @@ class FramesOnDevice:
         self._next_number = next(_first_numbers)
 
     def __call__(self, codec: FrameCodec, frames: SampledFrames) -> Tensor:
-        """See `FrameSource`. Computed on the current stream."""
+        """See `FrameSource`. The frames are computed on the current stream."""
         if codec != self._codec:
             self._begin(codec)
         slots = self._slots_of(codec, frames)
@@ -86,13 +87,13 @@ class FramesOnDevice:
         return rows.view(dtype).view(len(frames.marks), *codec.shape)
 
     def _begin(self, codec: FrameCodec) -> None:
-        """With nothing, for the frames of one codec."""
+        """Starts an empty cache for the frames of one codec."""
         max_bytes = self._max_bytes
         if max_bytes is None:
             free, total = torch.cuda.mem_get_info(self._device)
             max_bytes = min(total // 8, free // 2)
         num_frames = min(self._max_frames, max_bytes // codec.nbytes)
-        # Numbers of 64 bits: to pick out rows takes its time per number.
+        # As int64 where possible: the time of gathering rows depends on the number of elements.
         wide = codec.nbytes % 8 == 0
         row_size, dtype = (codec.nbytes // 8, torch.int64) if wide else (codec.nbytes, torch.uint8)
         self._rows = torch.empty((num_frames, row_size), dtype=dtype, device=self._device)
@@ -102,7 +103,7 @@ class FramesOnDevice:
         self._codec = codec
 
     def _slots_of(self, codec: FrameCodec, frames: SampledFrames) -> IntArray | None:
-        """Where the frames are, once those that were missing have been decoded; None: they do not fit."""
+        """Decodes the frames that are missing, and returns the slots of all; None if they do not fit."""
         if len(self._number_of_slot) == 0:
             return None
         slots = frames.marks % len(self._number_of_slot)
@@ -122,7 +123,7 @@ class FramesOnDevice:
         return slots
 
     def _keep(self, codec: FrameCodec, codes: Sequence[bytes], in_use: npt.NDArray[np.bool_]) -> None:
-        """Decodes frames into the next slots that are not `in_use`."""
+        """Decodes frames into the next slots that are not `in_use`, and evicts the frames in them."""
         numbers: list[int] = []
         while len(numbers) < len(codes):
             if not in_use[self._next_number % len(in_use)]:
@@ -131,7 +132,7 @@ class FramesOnDevice:
         slots = np.array(numbers) % len(in_use)
         rows = self._decoded(codec, codes)
         self._rows.index_copy_(0, self._sent(slots), rows.view(self._rows.dtype))
-        # Last: until here something may be raised.
+        # Update the index last, since the code above may raise.
         self._number_of_slot[slots] = numbers
         for slot, code in zip(slots.tolist(), codes, strict=True):
             given_way = self._code_of_slot[slot]
@@ -141,7 +142,8 @@ class FramesOnDevice:
             self._slot_of[code] = slot
 
     def _decoded(self, codec: FrameCodec, codes: Sequence[bytes]) -> Tensor:
-        """u8`[len(codes), nbytes]` on the device. On a GPU's host the other cores have little to do: all decode."""
+        """u8`[len(codes), nbytes]` on the device. Up to MAX_DECODING_THREADS cores decode: beside a GPU they have
+        little else to do."""
         on_gpu = self._device.type == "cuda"
         rows = torch.empty((len(codes), codec.nbytes), dtype=torch.uint8, pin_memory=on_gpu)
         num_threads = min(len(os.sched_getaffinity(0)), MAX_DECODING_THREADS)
@@ -149,7 +151,7 @@ class FramesOnDevice:
         return rows.to(self._device, non_blocking=True)
 
     def _sent(self, slots: IntArray) -> Tensor:
-        """A copy on the device, which the host does not wait for."""
+        """Copies slots to the device without waiting."""
         numbers = torch.from_numpy(slots)
         pinned = numbers.pin_memory() if self._device.type == "cuda" else numbers
         return pinned.to(self._device, non_blocking=True)

@@ -45,14 +45,14 @@ class Priorities:
         return self._values[:count]
 
     def probabilities(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Probability `[n]` of each of `slots` `[n]` to be the first that is drawn."""
+        """Probability `[n]` of each of `slots` `[n]` to be drawn first."""
         return self._tree.get(slots) / self._tree.total
 
     def draw(self, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """`count` different slots `[count]`, of at least so many that were set.
+        """Draws `count` different slots `[count]`; at least `count` slots must have been set.
 
-        Drawing from what is left equals drawing again until something new comes, and ends soon however unequal the
-        priorities are.
+        If draws coincide, it draws the missing ones from the remaining slots. This has the same distribution as drawing
+        again until a new slot comes, but ends soon however unequal the priorities are.
         """
         drawn = np.empty(0, np.int64)
         drawn_values = np.empty(0)

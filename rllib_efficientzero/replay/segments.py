@@ -1,4 +1,4 @@
-"""Stored episodes as segments of plain arrays, by position, and back."""
+"""Conversion of stored episodes to segments of plain arrays, ordered by position, and back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEGMENT_POSITIONS = 4096
 
 
 class SegmentFiles:
-    """The files of a replay's segments from save to save: a full segment is written once."""
+    """Keeps track of a replay's segment files over several saves, so that a full segment is written only once."""
 
     def __init__(self) -> None:
         self._full: dict[int, tuple[str, FileEntry]] = {}
@@ -41,8 +41,8 @@ class SegmentFiles:
         Args:
             directory: where to.
             episodes: by number.
-            num_added: steps ever added; segments that end before are full.
-            previous: directory of an earlier save, whose files of full segments get a second name.
+            num_added: steps ever added; segments that end before this position are full.
+            previous: directory of an earlier save, whose files of full segments are hard-linked.
 
         Returns:
             name -> manifest entry.
@@ -59,7 +59,7 @@ class SegmentFiles:
         return files
 
     def adopt(self, manifest: Mapping[str, Any]) -> None:
-        """Takes over the full segments of a save, so that the next one beside it need not write them again."""
+        """Takes over the full segments of a loaded save, so that the next save need not write them again."""
         if manifest.get("segment_positions") != SEGMENT_POSITIONS:
             return
         for name, entry in manifest["files"].items():
@@ -77,7 +77,7 @@ def _is_there(saved: tuple[str, FileEntry], directory: Path, previous: Path | No
 
 
 def segment_numbers(episodes: Mapping[int, StoredEpisode]) -> list[int]:
-    """Numbers of the segments that have steps of `episodes`, ascending."""
+    """Numbers of the segments that contain steps of `episodes`, ascending."""
     numbers: set[int] = set()
     for episode in episodes.values():
         numbers.update(np.unique(episode.column(POSITIONS) // SEGMENT_POSITIONS).tolist())
@@ -157,7 +157,7 @@ def read_episodes(
 
 
 def action_format(manifest: Mapping[str, Any]) -> ActionFormat:
-    """How actions look in a save; those from before there were others are enumerated."""
+    """The format of actions in a save; saves of versions that had enumerated actions only do not state it."""
     return ActionFormat(manifest["num_actions"], manifest.get("action_size"), manifest.get("action_dtype", "int64"))
 
 

@@ -4,10 +4,10 @@
     state-<hash>.npz               what changes: lengths and ends of the episodes, priorities
     segment-<number>-<hash>.npz    what never changes: the steps with positions [number * 4096, (number + 1) * 4096)
 
-A segment holds its steps' observations, actions, rewards and search results in the order of their positions. Once it is
-full it is written once and never again: later saves give the same file a second name. (So it may hold steps of episodes
-that were evicted since; the state file lists those that live.) Every file gets its final name only when it is whole,
-and the manifest, which alone makes a save valid, comes last: a crash at any moment leaves the previous save intact.
+A segment holds its steps' observations, actions, rewards and search results in the order of their positions. A full
+segment is written only once: later saves hard-link its file. (So it may hold steps of episodes evicted since then; the
+state file lists the episodes that are still stored.) Every file gets its final name only when it is complete, and the
+manifest, which alone makes a save valid, is written last: a crash at any moment leaves the previous save intact.
 Nothing is pickled.
 """
 
@@ -31,7 +31,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
-"""In 1, segments held no steps of evicted episodes."""
+"""In version 1, segments contained no steps of evicted episodes."""
 MANIFEST = "replay.json"
 _FILE_NAME = re.compile(r"(state|segment-\d{8})-[0-9a-f]{16}\.npz")
 
@@ -60,7 +60,7 @@ def finish_save(directory: Path, manifest: Mapping[str, Any], files: Mapping[str
 def write_arrays(directory: Path, stem: str, arrays: Arrays) -> tuple[str, FileEntry]:
     """Writes `<stem>-<hash>.npz` unless it is there already; returns its name and its manifest entry."""
     buffer = io.BytesIO()
-    np.savez(buffer, **cast(dict[str, Any], arrays))  # plain dtypes only: nothing of theirs is pickled
+    np.savez(buffer, **cast(dict[str, Any], arrays))  # plain dtypes only, which numpy saves without pickling
     content = buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()
     path = directory / f"{stem}-{digest[:16]}.npz"

@@ -10,7 +10,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 WHOLE_LEVEL = 1024
-"""Sums of so many nodes side by side are computed about as soon as those of a few that lie anywhere."""
+"""Up to this many nodes, recomputing a whole level of the tree is about as fast as a few scattered nodes."""
 
 
 class SumTree:
@@ -47,7 +47,7 @@ class SumTree:
 
     @property
     def _children(self) -> npt.NDArray[np.complex128]:
-        """Of every node left (real) and right (imag), as a view: NumPy looks up two in the time of one."""
+        """View of every node's children, left as real and right as imaginary part: NumPy reads both in one look-up."""
         return self._nodes.view(np.complex128)
 
     def get(self, indices: IntArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Windows: everything the targets and the losses of one batch of sampled positions are made from."""
+"""Windows: all the data from which the targets and losses of a batch of sampled positions are made."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class WindowShape:
 
     @property
     def num_frames(self) -> int:
-        """S-1 + K+1 + n: stacks for the times t .. t+K+n."""
+        """S-1 + K+1 + n: the frames of the stacks of the times t .. t+K+n."""
         return self.frame_stack + self.unroll_steps + self.td_steps
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A batch of B sampled positions with what surrounds them.
+    """A batch of B sampled positions with the steps around them.
 
     t is the sampled time within its episode, T the episode's length so far; S = frame_stack, K = unroll_steps,
-    n = td_steps, A = number of actions. Where actions are sampled they are vectors of size D, and A is the number of
-    those that a search chose between.
+    n = td_steps, A = number of actions. Sampled actions are vectors of size D, and A is then the number of actions that
+    the search sampled.
 
     Example:
         >>> def stack(windows: Windows, k: int, frame_stack: int) -> np.ndarray:
@@ -60,18 +60,18 @@ class Windows:
     """
 
     position_ids: npt.NDArray[np.int64]
-    """`[B]` global ids of the sampled positions, for `update_priorities` and as the samples' age reference"""
+    """`[B]` global ids of the sampled positions, for `update_priorities` and the age of samples (see `num_added`)"""
     weights: npt.NDArray[np.float32]
     """`[B]` importance weights (N * P)^-beta, divided by the batch's largest"""
     num_added: int
     """steps ever added to the replay when the batch was drawn; `num_added - position_id` is a sample's age"""
     frames: npt.NDArray[Any] | Tensor
-    """`[B, S-1 + K+1 + n, *obs_shape]` in the observations' dtype, where the replay's frame source makes them. Frame j
-    belongs to time t - (S-1) + j. The episode's first frame is repeated before its beginning, its last one (so far)
-    after its end."""
+    """`[B, S-1 + K+1 + n, *obs_shape]` in the observations' dtype, on the host or a device, as the replay's frame
+    source makes them. Frame j belongs to time t - (S-1) + j. The episode's first frame is repeated before its start,
+    its last one (so far) after its end."""
     actions: npt.NDArray[Any]
-    """i64`[B, K]` or `[B, K, D]` actions of the times t .. t+K-1; from T on random ones: uniformly if they are
-    enumerated, else others of the batch"""
+    """i64`[B, K]` or `[B, K, D]` actions of the times t .. t+K-1; from T on they are random: uniform if actions are
+    enumerated, else drawn from the batch's actions"""
     rewards: npt.NDArray[np.float32]
     """`[B, K+n]` rewards of the times t .. t+K+n-1; from T on 0"""
     visit_policy: npt.NDArray[np.float32]
@@ -79,18 +79,18 @@ class Windows:
     root_value: npt.NDArray[np.float32]
     """`[B, K+1]` stored root values of the times t .. t+K; from T on 0"""
     action_mask: npt.NDArray[np.uint8] | None
-    """`[B, K+1+n, A]` legal actions (1) of the times t .. t+K+n, wherever a target may search; after T that of T is
-    repeated. A row without any legal action (a terminal observation) becomes all 1, since no search could be run with
-    it. None: all are always legal."""
+    """`[B, K+1+n, A]` legal actions (1) of the times t .. t+K+n, from all of which a target may search; after T the
+    mask of T is repeated. A row without any legal action (a terminal observation) becomes all 1, since a search needs
+    one. None: all actions are always legal."""
     steps_left: npt.NDArray[np.int64]
     """`[B]` T - t, at least 1: number of actions known from t on"""
     terminated: npt.NDArray[np.bool_]
     """`[B]` whether the episode terminated at T. If not (truncated, ongoing or cut off), values must be bootstrapped
     from the observation at T."""
     seed: int
-    """seeds whatever is random in making this batch's targets, so that the same windows give the same targets"""
+    """seed of all random numbers for this batch's targets, so that the same windows give the same targets"""
     sampled_actions: npt.NDArray[np.float32] | None = None
-    """`[B, K+1, A, D]` the actions that `visit_policy` is about; from T on 0. None: all are enumerated"""
+    """`[B, K+1, A, D]` the actions to which `visit_policy` refers; from T on 0. None: actions are enumerated"""
 
     def __len__(self) -> int:
         return len(self.position_ids)
@@ -128,30 +128,30 @@ def gather_windows(
     num_added: int,
     frame_source: FrameSource = decode_on_host,
 ) -> Windows:
-    """The windows around `samples`, B pairs of an episode and a time t < T in it. All episodes share one codec.
+    """Gathers the windows around B sampled times. All episodes share one codec.
 
     Args:
-        samples: the B sampled times.
+        samples: B pairs of an episode and a time t < T in it.
         shape: how far windows reach.
-        rng: source of the actions beyond the ends and of the batch's seed.
-        position_ids: `[B]`, taken over into the result like the next two.
+        rng: source of the actions past the episodes' ends, and of the batch's seed.
+        position_ids: `[B]`, passed on to the result like the next two.
         weights: `[B]`
         num_added: steps ever added.
-        frame_source: makes their frames.
+        frame_source: makes the frames.
     """
     first, before, reach = samples[0][0], shape.frame_stack - 1, shape.unroll_steps + shape.td_steps
     times = np.array([t for _, t in samples], np.int64)
     lengths = np.array([len(episode) for episode, _ in samples], np.int64)
-    # Python does one thing per window, which is to take its rows; what follows picks from all of them at once.
+    # Per window, Python only takes a slice of rows; everything below works on the rows of all windows at once.
     begins, ends = np.maximum(times - before, 0), np.minimum(times + reach, lengths) + 1
     slices = zip(samples, begins.tolist(), ends.tolist(), strict=True)
     rows = np.concatenate([episode.rows(begin, end) for (episode, _), begin, end in slices]).view(first.row_dtype)[:, 0]
-    beginnings = np.cumsum(ends - begins) - ends  # of a window's episode, as it were, counted in `rows`
+    beginnings = np.cumsum(ends - begins) - ends  # added to a time, gives its index in `rows`
     inside = np.clip(times[:, None] + np.arange(-before, reach + 1), 0, lengths[:, None])  # [B, num_frames] times
     at = inside + beginnings[:, None]
     steps = at[:, before:]  # The row of T holds zeros where a step would be.
     unrolled, states = steps[:, : shape.unroll_steps], steps[:, : shape.unroll_steps + 1]
-    # All of the batch in one call: none is decoded twice, those beyond an episode's ends neither.
+    # One call for the whole batch, so that no frame is decoded twice, not even those repeated past an episode's ends.
     frames = frame_source(first.codec, _FramesOfWindows(samples, inside, rows[MARK][at]))
     windows = Windows(
         position_ids=position_ids,
@@ -176,7 +176,7 @@ def gather_windows(
 
 
 class _FramesOfWindows(SampledFrames):
-    """See `SampledFrames`; F frames of each of B windows, one window after the other."""
+    """The F frames of each of B windows, one window after the other; see `SampledFrames`."""
 
     def __init__(
         self,
@@ -185,8 +185,8 @@ class _FramesOfWindows(SampledFrames):
         marks: npt.NDArray[np.int64],
     ) -> None:
         """Args:
-        samples: B episodes, with times that are not read.
-        times: `[B, F]` the frames' times in them.
+        samples: the B episodes; the times in it are not used.
+        times: `[B, F]` times of the frames in their episodes.
         marks: `[B, F]`
         """
         self._samples, self._times = samples, times
@@ -210,8 +210,8 @@ class _FramesOfWindows(SampledFrames):
 def _random_actions(
     known: npt.NDArray[Any], shape: tuple[int, ...], actions: ActionFormat, rng: np.random.Generator
 ) -> npt.NDArray[Any]:
-    """For the times beyond the ends: `shape` enumerated actions, or as many of the vectors `known` `[B, D]`. What
-    follows from them is masked in every loss, but it takes part in normalisation."""
+    """Random actions for the times past the episodes' ends: uniform enumerated actions, or vectors drawn from `known`
+    `[B, D]`. Their predictions are masked in every loss, but they do take part in batch normalisation."""
     if actions.size is None:
         return rng.integers(actions.num_actions, size=shape)
     return known[rng.integers(len(known), size=shape)]

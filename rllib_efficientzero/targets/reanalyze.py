@@ -33,7 +33,8 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 256, 4096
-"""A GPU is kept busy by all that an update needs at once, a CPU by few, whose states need less memory."""
+"""Default batch sizes of reanalysis. A GPU needs all positions of an update at once to be busy; a CPU is busy with few,
+and their states need less memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +48,22 @@ class ReanalyzeConfig:
     reanalyze_ratio: float = 0.99
     """Share of each batch whose policy targets come from a fresh search; the rest keep those of self-play."""
     value_target: str = "network"
-    """What continues the n-step return: the target network's value head ("network"), the value of a fresh search there
-    ("root"); "mixed" is EfficientZero V2's: recent positions like "network", older ones take the value of the search
-    at the position itself."""
+    """What the n-step return bootstraps from: "network" is the target network's value head, "root" the value of a fresh
+    search at that position. "mixed" is EfficientZero V2's: recent positions are treated like "network", older ones that
+    are searched take the value of that search instead of an n-step return."""
     mixed_start_updates: int = 30_000
     mixed_recent_steps: int = 5_000
-    """"mixed" begins after so many updates; positions at most so many steps old keep n-step targets."""
+    """"mixed" begins after `mixed_start_updates` updates; positions at most `mixed_recent_steps` steps old keep n-step
+    targets."""
     horizon_decay_steps: float = 30_000.0
-    """Steps of age per step by which the horizon shrinks; infinity switches the off-policy correction off."""
+    """The horizon shrinks by one step per this many steps of age; infinity switches the off-policy correction off."""
     batch_size: int | None = None
-    """Roots per search and observations per encoding call; bounds memory. None: by device."""
+    """The most roots per search and observations per encoding call, to bound memory. None: chosen by device."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetStatistics:
-    """What reanalysis saw, for the logs."""
+    """Statistics of the reanalysis of a batch, for the logs."""
 
     search_seconds: float
     seconds: float
@@ -76,18 +78,18 @@ class TargetStatistics:
 
 
 class TargetNetwork(Model, Protocol):
-    """What makes targets; `InferenceNetwork` is one."""
+    """The interface of networks that make targets; `InferenceNetwork` implements it."""
 
     device: torch.device
 
     def input_of(self, stacks: Stacks) -> Any:
-        """What the network is to evaluate, by `initial_inference` or `value`."""
+        """Converts stacks to the input of `initial_inference` and `value`."""
 
     def value(self, planes: Tensor) -> Tensor: ...
 
 
 class Reanalyzer:
-    """Makes train batches of windows. Holds no state but the search's buffers."""
+    """Makes train batches from windows. Holds no state but the search's buffers."""
 
     def __init__(self, config: ReanalyzeConfig) -> None:
         if config.value_target not in _VALUE_TARGETS:
@@ -98,7 +100,7 @@ class Reanalyzer:
     def train_batch(
         self, network: TargetNetwork, windows: Windows, *, num_updates: int = 0
     ) -> tuple[dict[str, Tensor], TargetStatistics]:
-        """Targets for B windows.
+        """Makes the train batch of B windows, with fresh targets.
 
         Args:
             network: the target network.
@@ -117,19 +119,19 @@ class Reanalyzer:
 
         fresh_policy = _choose_rows(len(windows), config.reanalyze_ratio, rng)
         unrolled = np.arange(config.unroll_steps + 1)
-        # Policies are searched where an action follows; at the end of an episode there is none to learn.
+        # Policies are searched only where an action follows; the last observation of an episode has no policy target.
         wants_policy = fresh_policy[:, None] & (unrolled < windows.steps_left[:, None])
         make_value = _VALUE_TARGETS[config.value_target]
         from_search = make_value.from_search(wants_policy, age, num_updates, config)
         wants_value = np.zeros((len(windows), config.unroll_steps + 1 + config.td_steps), dtype=bool)
         rows, columns = np.nonzero(~from_search)
         wants_value[rows, times[rows, columns]] = True
-        # Terminal states have no value to ask for.
+        # Terminal states have value zero, so they are not evaluated.
         ends_inside = windows.terminated & (windows.steps_left < wants_value.shape[1])
         wants_value[ends_inside, windows.steps_left[ends_inside]] = False
         wants_root = make_value.searched(wants_policy, wants_value)
 
-        # Raw frames travel to the device once, if they are not there; encoding here and the learner both read them.
+        # Raw frames are copied to the device once, unless they are there; both reanalysis and the Learner read them.
         frames = torch.as_tensor(windows.frames).to(network.device, non_blocking=True)
         evaluated = _Evaluated.encode(network, frames, wants_value, wants_root, config)
         searched = evaluated.search(self.searcher, network, windows, rng)
@@ -182,7 +184,7 @@ class _Searched:
 
 @dataclasses.dataclass
 class _Roots:
-    """Observations to search from, evaluated, at most `batch_size` of them."""
+    """Evaluated observations to search from, at most `batch_size` of them."""
 
     rows: np.ndarray  # [M]
     times: np.ndarray  # [M]
@@ -191,7 +193,7 @@ class _Roots:
 
 @dataclasses.dataclass
 class _Evaluated:
-    """Observations of the windows, each encoded once, whether for its value, for a search from it, or both."""
+    """The evaluated observations of the windows. Each is encoded once, for its value, as a search's root, or both."""
 
     roots: list[_Roots]
     value: np.ndarray  # [B, T]
@@ -263,8 +265,11 @@ class _Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class _ValueTarget:
-    """A way to make value targets: which take the search at the position itself, what continues the return of the
-    others, and which positions that wants searched."""
+    """A way to make value targets.
+
+    `from_search` says which targets are the search's value at the position itself, `bootstrap` gives the values from
+    which the n-step returns of the others bootstrap, and `searched` says which positions must be searched.
+    """
 
     from_search: Callable[[np.ndarray, np.ndarray, int, ReanalyzeConfig], np.ndarray]  # -> [B, K+1]
     bootstrap: Callable[[_Evaluated, _Searched], np.ndarray]  # -> [B, T]
@@ -276,7 +281,7 @@ def _no_positions(wants_policy: np.ndarray, age: np.ndarray, num_updates: int, c
 
 
 def _old_positions(wants_policy: np.ndarray, age: np.ndarray, num_updates: int, config: ReanalyzeConfig) -> np.ndarray:
-    """EfficientZero V2, section 4.3, among the positions that are searched."""
+    """Searched positions that are old enough for the search's value (EfficientZero V2, section 4.3)."""
     if num_updates < config.mixed_start_updates:
         return np.zeros_like(wants_policy)
     return wants_policy & (age > config.mixed_recent_steps)[:, None]
@@ -305,7 +310,7 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _replaced(stored: np.ndarray, searched: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """`[B, K+1, ...]` what was stored, with what was searched, `[B, T, ...]`, where `[B, K+1]` it is wanted."""
+    """`stored` `[B, K+1, ...]`, replaced by `searched` `[B, T, ...]` where `wanted` `[B, K+1]` is true."""
     of_actions = wanted.reshape(*wanted.shape, *[1] * (stored.ndim - 2))
     return np.where(of_actions, searched[:, : wanted.shape[1]], stored)
 
@@ -313,12 +318,12 @@ def _replaced(stored: np.ndarray, searched: np.ndarray, wanted: np.ndarray) -> n
 def _assemble(
     windows: Windows, frames: Tensor, policy: dict[str, np.ndarray], value: np.ndarray, config: ReanalyzeConfig
 ) -> dict[str, Tensor]:
-    """The train batch, B rows each:
+    """Makes the train batch, on the device of `frames`:
 
     frames `[B, S-1 + K+1, ...]`, actions `[B, K]` int64 or `[B, K, D]`, target_policy `[B, K+1, A]`, target_value
     `[B, K+1]`, target_value_prefix `[B, K]`, mask `[B, K]` (gates unroll step k + 1), weights `[B]`, position_ids
-    `[B]`, shift `[B, 2, 2]` int64 and intensity `[B, 2]` (the augmentation, of the root's stack and of the frames that
-    follow); and where actions are sampled target_actions `[B, K+1, A, D]`, those that target_policy is about.
+    `[B]`, shift `[B, 2, 2]` int64 and intensity `[B, 2]` (the augmentation: first of the root's stack, then of the
+    following frames); if actions are sampled, also target_actions `[B, K+1, A, D]`, the actions of target_policy.
     """
     num_frames = config.frame_stack - 1 + config.unroll_steps + 1
     value_prefix = value_prefix_targets(
@@ -340,15 +345,15 @@ def _assemble(
 
 
 def _choose_rows(batch: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """`[B]` bool: floor(share * B) random rows, as many as the original reanalyzes (253 of 256 at 0.99)."""
+    """`[B]` bool: floor(share * B) random rows, as many as the authors' code reanalyzes (253 of 256 at 0.99)."""
     chosen = np.zeros(batch, dtype=bool)
     chosen[rng.permutation(batch)[: int(share * batch + 1e-9)]] = True
     return chosen
 
 
 def _in_chunks(roots: np.ndarray, others: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """`[B, T]` bool twice -> rows and times of both, `[2, M]` with M at most `size`, and how many are roots: the
-    first."""
+    """Two `[B, T]` bool arrays -> chunks of their rows and times `[2, M]`, M at most `size`, roots first, with the
+    number of roots in each chunk."""
     places = np.concatenate([np.nonzero(roots), np.nonzero(others)], axis=1)
     num_roots = int(np.count_nonzero(roots))
     for start in range(0, places.shape[1], size):
@@ -360,8 +365,8 @@ def _to(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _sent(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """Arrays as tensors on the device. To a GPU there is one copy for each type of numbers: it takes the host longer
-    than anything else that it does with arrays of these sizes."""
+    """Arrays as tensors on the device. A GPU gets one copy per dtype, not one per array: with arrays this small,
+    starting a copy takes the host longer than anything else."""
     if device.type == "cpu":
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
     tensors: dict[str, Tensor] = {}

@@ -27,7 +27,7 @@ def dynamic_horizon(age: np.ndarray, td_steps: int, decay_steps: float) -> np.nd
 
 
 def bootstrap_times(horizon: np.ndarray, steps_left: np.ndarray, unroll_steps: int) -> np.ndarray:
-    """`[B]`, `[B]` -> `[B, K+1]` time of the observation whose value continues each n-step return: k + l, at most the
+    """`[B]`, `[B]` -> `[B, K+1]` time of the observation that each n-step return bootstraps from: k + l, at most the
     end of the episode."""
     return np.minimum(np.arange(unroll_steps + 1) + horizon[:, None], steps_left[:, None])
 
@@ -60,7 +60,7 @@ def n_step_targets(
     # [B, K+1, K+n]: how many steps after the start of each return every reward lies.
     delay = np.arange(num_rewards) - start[..., None]
     is_counted = (delay >= 0) & (np.arange(num_rewards) < end[..., None])
-    powers = gamma ** np.arange(num_rewards + 1)  # few, and each is wanted thousands of times
+    powers = gamma ** np.arange(num_rewards + 1)  # a table: there are few powers, each used thousands of times
     discounted = powers[np.maximum(delay, 0)] * rewards[:, None]
     returns = np.where(is_counted, discounted, 0.0).sum(axis=-1)
     is_terminal = terminated[:, None] & (end == steps_left[:, None])
@@ -68,7 +68,7 @@ def n_step_targets(
 
 
 def value_prefix_targets(rewards: np.ndarray, steps_left: np.ndarray, unroll_steps: int, horizon: int) -> np.ndarray:
-    """Undiscounted sums of rewards that start anew every `horizon` steps (EfficientZero, section 4.2).
+    """Undiscounted running sums of rewards, restarted every `horizon` steps (EfficientZero, section 4.2).
 
     Args:
         rewards: `[B, >= K]`.
