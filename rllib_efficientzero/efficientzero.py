@@ -40,19 +40,19 @@ class EfficientZero(EvaluatedAlgorithm):
 
     def training_step(self) -> None:
         """env -> EnvRunner + search -> episodes -> replay -> windows -> reanalyze + Learner -> priorities, weights."""
-        with self.batches.in_front():
+        with self.batches.foreground():
             # Self-play waits while updates are owed: the ratio of updates to steps is exact on any machine.
             num_steps = self._steps_to_sample() if self._updates_owed() < 1 else 0
             if num_steps > 0 or self.self_play.must_collect(self.num_updates):
-                self._begin_batches(self._updates_owed(num_steps))
+                self._prefetch_batches(self._updates_owed(num_steps))
                 with self._timer(names.SAMPLE_TIMER):
                     episodes = self._sample(num_steps)
                 with self._timer(names.REPLAY_ADD_TIMER):
-                    self.batches.settle()
+                    self.batches.wait_for_draws()
                     self.local_replay_buffer.add(episodes)
             self._learn(self._updates_now(self._updates_owed()))
-            if self.batches.is_ahead():
-                self.batches.forget()  # Fewer steps came than were asked for, and so fewer updates were due.
+            if self.batches.has_unused():
+                self.batches.discard()  # Fewer steps came than were asked for, and so fewer updates were due.
             self._log_progress()
 
     def _learn(self, num_updates: int) -> None:
@@ -60,7 +60,7 @@ class EfficientZero(EvaluatedAlgorithm):
         num_batches = 0
         for num_following in reversed(range(num_updates)):
             is_interrupted = interruption.requested()
-            if is_interrupted and not self.batches.is_ahead():
+            if is_interrupted and not self.batches.has_unused():
                 break  # A resumed run begins with the updates that are still owed.
             with self._timer(names.REPLAY_SAMPLE_TIMER):
                 batch = self._next_batch(0 if is_interrupted else num_following)
@@ -70,7 +70,7 @@ class EfficientZero(EvaluatedAlgorithm):
             if len(position_ids) == 0:
                 continue  # Not finite: the Learner changed nothing, counted it, and raises after too many in a row.
             with self._timer(names.UPDATE_PRIORITIES_TIMER):
-                self.batches.settle()
+                self.batches.wait_for_draws()
                 self.local_replay_buffer.update_priorities(position_ids, priorities)
             self.num_updates += 1
             if self.num_updates == 1 or self.num_updates % self.config.self_play_update_freq == 0:
@@ -123,12 +123,12 @@ class EfficientZero(EvaluatedAlgorithm):
     def store_arrived(self) -> None:
         """See `CheckpointedAlgorithm`."""
         if episodes := self._count(self.self_play.take_arrived(self.num_updates)):
-            self.batches.settle()
+            self.batches.wait_for_draws()
             self.local_replay_buffer.add(episodes)
 
-    def _begin_batches(self, num_owed: int) -> None:
+    def _prefetch_batches(self, num_owed: int) -> None:
         size, num_following = self.config.total_train_batch_size, self._updates_now(num_owed)
-        self.batches.begin(size, beta=self._beta, num_updates=self.num_updates, num_following=num_following)
+        self.batches.prefetch(size, beta=self._beta, num_updates=self.num_updates, num_following=num_following)
 
     def _next_batch(self, num_following: int) -> Batch:
         size, num_updates = self.config.total_train_batch_size, self.num_updates

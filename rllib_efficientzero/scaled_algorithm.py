@@ -85,8 +85,8 @@ class ScaledAlgorithm(CheckpointedAlgorithm):
     def set_state(self, state: dict[str, Any]) -> None:
         """As RLlib's; also drops samples and batches that were made before the state was set."""
         super().set_state(state)
-        self.self_play.forget()
-        self.batches.forget()
+        self.self_play.discard()
+        self.batches.discard()
 
     @classmethod
     def default_resource_request(cls, config: Any) -> PlacementGroupFactory:

@@ -74,7 +74,7 @@ class BatchesAhead:
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def in_front(self) -> Iterator[None]:
+    def foreground(self) -> Iterator[None]:
         """See `Batches`. On a GPU the block's kernels run on a stream of high priority."""
         try:
             with contextlib.nullcontext() if self._front is None else _on(self._front):
@@ -83,7 +83,7 @@ class BatchesAhead:
             self._learner_has_begun.set()  # A worker may wait for it, and Python joins all threads when it exits.
             raise
 
-    def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
+    def prefetch(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """See `Batches`."""
         self._make_ahead(batch_size, beta, num_updates, range(num_updates, num_updates + num_following))
 
@@ -101,16 +101,16 @@ class BatchesAhead:
         # Reducing metrics takes milliseconds, and they are read once per iteration.
         return Batch(TrainingData(batch=batch), [] if num_following else [self._metrics.reduce()])
 
-    def is_ahead(self) -> bool:
+    def has_unused(self) -> bool:
         """See `Batches`."""
         return bool(self._queue)
 
-    def settle(self) -> None:
+    def wait_for_draws(self) -> None:
         """See `Batches`."""
         for job in self._queue:
             job.drawn.wait()
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """See `Batches`."""
         self._learner_has_begun.set()
         for job in self._queue:
@@ -123,7 +123,7 @@ class BatchesAhead:
 
     def stop(self) -> None:
         """See `Batches`."""
-        self.forget()
+        self.discard()
         self._until_stopped.close()
         self._draws.stop()
         for worker in self._workers:

@@ -26,10 +26,10 @@ class Batch:
 class Batches(Protocol):
     """A source of batches."""
 
-    def in_front(self) -> AbstractContextManager[None]:
+    def foreground(self) -> AbstractContextManager[None]:
         """Returns a context for self-play and gradient steps, whose work is to run before batches made in advance."""
 
-    def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
+    def prefetch(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """Starts making the batches for the next `num_following` updates, if this source makes batches in advance.
 
         Called before self-play, with the arguments of `next`.
@@ -45,13 +45,13 @@ class Batches(Protocol):
             num_following: updates of this iteration after the next one.
         """
 
-    def is_ahead(self) -> bool:
+    def has_unused(self) -> bool:
         """Whether batches have been started that must be used within this iteration."""
 
-    def settle(self) -> None:
+    def wait_for_draws(self) -> None:
         """Waits until no started draw still reads the replay; called before the replay changes."""
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Drops the batches that have been started: after a restore, and when an iteration leaves some unused."""
 
     def get_metrics(self) -> dict[str, float]:
@@ -72,11 +72,11 @@ class InlineBatches:
         self._replay = replay
         self._num_learners = num_learners
 
-    def in_front(self) -> AbstractContextManager[None]:
+    def foreground(self) -> AbstractContextManager[None]:
         """See `Batches`. Nothing runs beside the Learners here, so there is nothing to put first."""
         return contextlib.nullcontext()
 
-    def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
+    def prefetch(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """See `Batches`. Does nothing: windows are drawn when `next` is called."""
 
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
@@ -87,14 +87,14 @@ class InlineBatches:
         # Sharded here: RLlib would sort and cut the episodes to make shards.
         return Batch(TrainingData(episodes_refs=draw_shards(self._replay, batch_size, exponent, self._num_learners)))
 
-    def is_ahead(self) -> bool:
+    def has_unused(self) -> bool:
         """See `Batches`."""
         return False
 
-    def settle(self) -> None:
+    def wait_for_draws(self) -> None:
         """See `Batches`."""
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """See `Batches`."""
 
     def get_metrics(self) -> dict[str, float]:

@@ -124,11 +124,11 @@ class ReanalyzedBatches:
 
     # --- The interface of `Batches` ----------------------------------------------------------------------------------
 
-    def in_front(self) -> AbstractContextManager[None]:
+    def foreground(self) -> AbstractContextManager[None]:
         """See `Batches`. The actors are separate processes, so there is nothing to put first in this one."""
         return contextlib.nullcontext()
 
-    def begin(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
+    def prefetch(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
         """See `Batches`. Does nothing: `next` keeps the queue full across iterations."""
 
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
@@ -150,14 +150,14 @@ class ReanalyzedBatches:
             return Batch(TrainingData(batch=ray.get(references[0])), results)
         return Batch(TrainingData(batch_refs=references), results)
 
-    def is_ahead(self) -> bool:
+    def has_unused(self) -> bool:
         """See `Batches`. False: batches that are still being made serve the next iteration as well."""
         return False
 
-    def settle(self) -> None:
+    def wait_for_draws(self) -> None:
         """See `Batches`. Nothing to wait for: windows are drawn within `next`."""
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """See `Batches`."""
         self._queue.clear()
         self._num_copies = None

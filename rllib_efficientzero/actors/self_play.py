@@ -48,7 +48,7 @@ class SelfPlay(Protocol):
     def update_weights(self, learner_group: Any, num_updates: int) -> None:
         """Gives the EnvRunners the Learners' weights."""
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Drops samples and weights from before a restore."""
 
     def stop(self) -> None:
@@ -97,7 +97,7 @@ class SynchronousSelfPlay:
             inference_only=True,
         )
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """See `SelfPlay`."""
 
     def stop(self) -> None:
@@ -191,7 +191,7 @@ class AsynchronousSelfPlay:
         reference = ray.put(state[COMPONENT_LEARNER][COMPONENT_RL_MODULE])
         self._weights = _Weights(self._num_versions, num_updates, reference)
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """See `SelfPlay`."""
         self._requests.clear()
         self._weights = None

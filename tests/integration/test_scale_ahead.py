@@ -111,9 +111,9 @@ def test_a_batch_is_made_while_the_learner_is_at_the_one_before() -> None:
         return windows
 
     def watched_update(*args: Any, **kwargs: Any) -> Any:
-        if algo.batches.is_ahead():
+        if algo.batches.has_unused():
             assert is_drawn.wait(20), "nobody draws the next windows meanwhile"
-        ahead.append(algo.batches.is_ahead())
+        ahead.append(algo.batches.has_unused())
         is_drawn.clear()
         return update(*args, **kwargs)
 
@@ -124,7 +124,7 @@ def test_a_batch_is_made_while_the_learner_is_at_the_one_before() -> None:
         # Not across a copy of the target network, which is after every fourth update, and the end of an iteration.
         last = len(ahead) - 1
         assert ahead[before:] == [update % 4 != 3 and update < last for update in range(before, len(ahead))]
-        assert not algo.batches.is_ahead()
+        assert not algo.batches.has_unused()
     algo.stop()
     assert sys.getswitchinterval() == pytest.approx(before_all)
 
@@ -190,7 +190,7 @@ def test_batches_that_no_update_asks_for_are_dropped(monkeypatch: pytest.MonkeyP
     made = algo.num_updates
     algo.train()
     assert algo.num_updates == made
-    assert not algo.batches.is_ahead()
+    assert not algo.batches.has_unused()
     monkeypatch.undo()
     result = algo.train()
     assert result["num_updates_lifetime"] == made + 8
@@ -227,7 +227,7 @@ def test_an_interrupted_iteration_loses_no_batch(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(interruption, "requested", lambda: next(asked, True))
     algo.train()
     assert made < algo.num_updates < made + 8
-    assert not algo.batches.is_ahead()
+    assert not algo.batches.has_unused()
     monkeypatch.setattr(interruption, "requested", lambda: plain.num_updates >= algo.num_updates)
     plain.train()
     assert plain.num_updates == algo.num_updates
