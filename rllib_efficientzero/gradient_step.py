@@ -48,7 +48,7 @@ class GradientStep:
         """total number of values -> name and shape of each reported tensor"""
         self._run: Callable[..., tuple[Tensor, ...]] = self._on_device
         if recorded:
-            self._run = GraphedFunction(self._on_device, around=self._undone, copies=False, min_calls=1)
+            self._run = GraphedFunction(self._on_device, around=self._steps_undone, copies=False, min_calls=1)
         _begin_at_zero(optimizer)
 
     def __call__(self, batch: Mapping[str, Tensor], learning_rate: float) -> dict[str, np.ndarray]:
@@ -70,16 +70,16 @@ class GradientStep:
         torch.autograd.graph.increment_version(self._parameters[0])
         shapes = self._shapes[len(observed)]
         # Views of NumPy arrays: two dozen views of a tensor take longer than many kernels do.
-        numbers, told, end = observed.cpu().numpy(), {}, 0
+        numbers, reported, end = observed.cpu().numpy(), {}, 0
         for name, shape in shapes.items():
             begin, end = end, end + math.prod(shape)
-            told[name] = numbers[begin:end].reshape(shape)
-        if not told[FINITE]:
+            reported[name] = numbers[begin:end].reshape(shape)
+        if not reported[FINITE]:
             self._statistics.restore()
-        return told
+        return reported
 
     @contextlib.contextmanager
-    def _undone(self) -> Iterator[None]:
+    def _steps_undone(self) -> Iterator[None]:
         """Undoes the steps made within the block, such as those of a recording."""
         changed = [*self._parameters, *_state_of(self._optimizer)]
         before = [tensor.detach().clone() for tensor in changed]
@@ -99,9 +99,9 @@ class GradientStep:
         with _told_by_device(self._optimizer, learning_rate, is_bad=(~finite).float()):
             self._optimizer.step()
         observed = observed | {names.GRADIENT_NORM: norm, FINITE: finite}
-        told = torch.cat([tensor.detach().double().flatten() for tensor in observed.values()])
-        self._shapes[len(told)] = {name: tensor.shape for name, tensor in observed.items()}
-        return (told,)
+        flat = torch.cat([tensor.detach().double().flatten() for tensor in observed.values()])
+        self._shapes[len(flat)] = {name: tensor.shape for name, tensor in observed.items()}
+        return (flat,)
 
 
 class _NormalisationStatistics:

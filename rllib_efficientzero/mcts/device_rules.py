@@ -71,10 +71,10 @@ class PuctRules:
         from rllib_efficientzero.mcts.tree_kernels import puct_select
 
         puct_select[(len(self._random),)](
-            *_chosen(trees, "row", "child", "edge_visits", "edge_q", "node_q", "simulation"),
+            *_named(trees, "row", "child", "edge_visits", "edge_q", "node_q", "simulation"),
             self._random,
             self._exploration,
-            *_chosen(trees, "index", "depth_of_leaf", "parent_of_leaf"),
+            *_named(trees, "index", "depth_of_leaf", "parent_of_leaf"),
             **options,
             **self._options,
             num_warps=1,
@@ -142,11 +142,11 @@ class GumbelRules:
         from rllib_efficientzero.mcts.tree_kernels import gumbel_select
 
         gumbel_select[(len(self._considered),)](
-            *_chosen(trees, "row", "child", "edge_visits", "edge_q", "raw_value", "simulation"),
+            *_named(trees, "row", "child", "edge_visits", "edge_q", "raw_value", "simulation"),
             self._gumbel,
             self._considered,
             self._schedule,
-            *_chosen(trees, "index", "depth_of_leaf", "parent_of_leaf"),
+            *_named(trees, "index", "depth_of_leaf", "parent_of_leaf"),
             **options,
             **self._options,
             num_warps=1,
@@ -196,7 +196,7 @@ def halving_schedule(num_considered: int, num_simulations: int) -> list[int]:
     return schedule[:num_simulations]
 
 
-def _chosen(trees: dict[str, Tensor], *names: str) -> list[Tensor]:
+def _named(trees: dict[str, Tensor], *names: str) -> list[Tensor]:
     return [trees[name] for name in names]
 
 

@@ -40,7 +40,7 @@ class NodeActions(Protocol):
     def taken(self, parent: Tensor, action: Tensor) -> Tensor:
         """Maps nodes' rows `[B]` and the tree's action numbers `[B]` to the actions that the model takes."""
 
-    def open(self, leaf: Tensor, policy: Tensor) -> Tensor:
+    def expand(self, leaf: Tensor, policy: Tensor) -> Tensor:
         """Sets the actions of new nodes, given their rows `[B]` and policy head outputs; returns logits `[B, A]` for
         the tree."""
 
@@ -56,7 +56,7 @@ class EnumeratedActions:
     def taken(self, parent: Tensor, action: Tensor) -> Tensor:
         return action
 
-    def open(self, leaf: Tensor, policy: Tensor) -> Tensor:
+    def expand(self, leaf: Tensor, policy: Tensor) -> Tensor:
         return policy
 
 
@@ -83,7 +83,7 @@ class SampledActions:
     def taken(self, parent: Tensor, action: Tensor) -> Tensor:
         return self._actions.flatten(0, 1).index_select(0, parent * self.num_actions + action)
 
-    def open(self, leaf: Tensor, policy: Tensor) -> Tensor:
+    def expand(self, leaf: Tensor, policy: Tensor) -> Tensor:
         sampled = self._distribution.sample(policy, self._noise.index_select(0, leaf), 1.0)
         self._actions[:, : self._num_open].index_copy_(0, leaf, sampled)
         return self._logits

@@ -82,7 +82,7 @@ class NodeStates:
         )
         self._latents.write(slot, leaf, output.latent)
         self._reward_hiddens.write(slot, leaf, output.reward_hidden)
-        return output.value_prefix, output.value, self._actions.open(leaf, output.policy_logits)
+        return output.value_prefix, output.value, self._actions.expand(leaf, output.policy_logits)
 
 
 class _StatePool:
