@@ -1,4 +1,4 @@
 """The paper's experiments: reading runs, honest statistics, the published numbers, and a report of both.
 
-Only numpy, torch and the standard library are imported here; matplotlib when something is drawn, ray never.
+Matplotlib is imported only when something is drawn; ray only to estimate times and to save states of environments.
 """

@@ -1,7 +1,7 @@
 """Aggregates of human-normalised scores and their bootstrap intervals (Agarwal et al. 2021, "Statistical Precipice").
 
-Scores come as one array per task, `[..., runs]`. Tasks may have different numbers of runs; leading axes are repetitions
-of the bootstrap, and stay.
+Scores are one array per task, `[..., runs]`. Tasks may have different numbers of runs. Leading axes, such as the
+repetitions of the bootstrap, are kept.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def median(scores: Scores) -> np.ndarray:
 def iqm(scores: Scores) -> np.ndarray:
     """Interquartile mean: of the runs of all tasks together, without the lowest and the highest quarter; `[...]`.
 
-    Of one run per task (a published column) it is the interquartile mean over tasks, which is something else than over
-    runs: say so beside it.
+    With one run per task, as in a published column, it is the interquartile mean over tasks, which is not comparable
+    with that over runs: state this next to it.
     """
     pooled = np.sort(np.concatenate(scores, axis=-1), axis=-1)
     cut = pooled.shape[-1] // 4
@@ -37,7 +37,7 @@ def iqm(scores: Scores) -> np.ndarray:
 
 
 def optimality_gap(scores: Scores) -> np.ndarray:
-    """By how much runs miss the human score on average, excess not counted; less is better; `[...]`."""
+    """Mean over tasks of the shortfall of runs from the human score (0 for runs above it); less is better; `[...]`."""
     return _task_means([1.0 - np.minimum(runs, 1.0) for runs in scores]).mean(axis=-1)
 
 
@@ -46,7 +46,7 @@ STATISTICS: dict[str, Statistic] = {"mean": mean, "median": median, "IQM": iqm, 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; without one where it cannot be known."""
+    """An estimate with its confidence interval, if that can be known."""
 
     value: float
     low: float | None = None
@@ -61,10 +61,10 @@ class Interval:
 def estimate(
     scores: Scores, statistic: Statistic, *, repetitions: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """A statistic with its stratified percentile bootstrap interval.
+    """Computes a statistic with its stratified percentile bootstrap interval.
 
-    Runs are drawn with replacement within each task: tasks are the benchmark, only runs are a sample. A single run says
-    nothing of how runs vary, so that without two runs of every task there is no interval.
+    Runs are drawn with replacement within each task: the tasks are fixed by the benchmark, only runs are a sample. As a
+    single run does not show how runs vary, there is no interval without two runs of every task.
 
     Args:
         scores: `[runs]` per task.
@@ -83,5 +83,5 @@ def estimate(
 
 
 def _task_means(scores: Scores) -> np.ndarray:
-    """`[..., tasks]`."""
+    """Returns each task's mean over runs; `[..., tasks]`."""
     return np.stack([runs.mean(axis=-1) for runs in scores], axis=-1)

@@ -1,4 +1,4 @@
-"""What runs cost, from what they logged."""
+"""Computes what runs cost, from their logged results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run; None where it was not logged."""
+    """The cost of one run; None where it was not logged."""
 
     hours: float
     """wall clock, evaluations and resumes included"""
@@ -27,7 +27,7 @@ class Cost:
     updates_per_s: float
     replay_megabytes: float | None
     machine_ram_percent: float | None
-    """of the machine that the run was on, with whatever else was there"""
+    """of the machine that the run was on, all its processes included"""
     hostname: str
 
 
@@ -51,16 +51,16 @@ def cost_of(run: Run) -> Cost:
 
 
 def reserved(config: Mapping[str, Any]) -> tuple[float, float]:
-    """CPUs and GPUs of all bundles that Ray reserves for a trial, see `EfficientZero.default_resource_request`.
+    """Returns CPUs and GPUs of all bundles that Ray reserves for a trial; see `EfficientZero.default_resource_request`.
 
     Args:
-        config: as RLlib resolved it, in numbers and names: what is left of it in `result.json`.
+        config: as RLlib resolved it, from `result.json`, which keeps only plain values and names.
     """
     evaluation = {**config, **(config.get("evaluation_config") or {})}
     num_learners = int(config.get("num_learners") or 0)
     learner_cpus, learner_gpus = _learner(config)
     main = float(config.get("num_cpus_for_main_process") or 0)
-    # Without Learners of their own the main process learns, with what one of them would have.
+    # Without remote Learners, the main process learns, with the CPUs and GPUs that one of them would have.
     bundles = [(1, main, 0.0)] if num_learners else [(1, max(main, learner_cpus), learner_gpus)]
     bundles += [
         (num_learners, learner_cpus, learner_gpus),
@@ -74,7 +74,7 @@ def reserved(config: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _learner(config: Mapping[str, Any]) -> tuple[float, float]:
-    """CPUs and GPUs of one Learner; "auto" is a CPU where it has no GPU."""
+    """CPUs and GPUs of one Learner; "auto" means one CPU if it has no GPU, else none."""
     cpus, gpus = config.get("num_cpus_per_learner", AUTO), float(config.get("num_gpus_per_learner") or 0)
     return (float(gpus == 0) if cpus == AUTO else float(cpus)), gpus
 

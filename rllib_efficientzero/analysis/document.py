@@ -23,7 +23,7 @@ img { max-width: 100%; }
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a `warning` is one that must not be overlooked."""
+    """A paragraph; a `warning` is printed so that it is not overlooked."""
 
     text: str
     warning: bool = False
@@ -31,7 +31,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text; an empty one is a number that is not there."""
+    """A table of text cells; an empty cell stands for a number that is missing."""
 
     title: str
     columns: Sequence[str]
@@ -43,7 +43,7 @@ class Table:
             raise ValueError(f"table {self.title!r} has {len(self.columns)} columns, and a row of another length")
 
     def is_number(self, column: int) -> bool:
-        """Whether a column's cells begin with numbers, as far as they are not empty."""
+        """Whether all cells of a column (not the first one) are empty or begin with a number."""
         return column > 0 and all(re.match(r"(≠ )?-?\d|$", row[column]) for row in self.rows)
 
 
@@ -61,14 +61,14 @@ Block = Text | Table | Figure
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and the blocks below it."""
 
     title: str
     blocks: Sequence[Block] = field(default_factory=list)
 
 
 def write(directory: pathlib.Path, title: str, sections: Sequence[Section]) -> list[pathlib.Path]:
-    """Writes `report.html`, whose figures are inside it, and `report.md` with theirs in `figures/`.
+    """Writes `report.html`, with its figures embedded, and `report.md`, with its figures in `figures/`.
 
     Returns:
         The two files.
@@ -88,7 +88,7 @@ def write(directory: pathlib.Path, title: str, sections: Sequence[Section]) -> l
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
-    """The whole document as one file that refers to nothing outside of it."""
+    """Returns the whole document as HTML that refers to no other file."""
     body = [f"<h1>{_escape(title)}</h1>"]
     for section in sections:
         body.append(f"<h2>{_escape(section.title)}</h2>")
@@ -121,7 +121,7 @@ def _html_block(block: Block) -> str:
 def _html_cells(cells: Sequence[str], kinds: Sequence[str]) -> str:
     found = []
     for cell, kind in zip(cells, kinds, strict=True):
-        # An interval is not broken where its comma stands.
+        # So that an interval is not broken after its comma.
         text = _escape(cell).replace(", ", ",&nbsp;") if kind else _escape(cell)
         found.append(f"<td{kind}>{text}</td>")
     return "".join(found)

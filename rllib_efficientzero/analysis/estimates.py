@@ -1,4 +1,4 @@
-"""How long runs would take on this machine, from a few timed network calls."""
+"""Estimates how long runs would take on this machine, from a few timed network calls."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 from rllib_efficientzero.analysis.experiments import Plan, train_spec
 
 DEFAULT_SHAPE = (48, 48, 3)
-"""Of observations whose environment's protocol does not say: those of the small grid worlds."""
+"""Shape of observations, if the environment has no protocol that says it: that of the small grid worlds."""
 
 
 class Estimates:
-    """Times each kind of network once, and computes each kind of run once."""
+    """Estimates of runs; times each kind of network, and computes each kind of run, only once."""
 
     def __init__(self) -> None:
         self._speeds: dict[str, tuple[float, float]] = {}
         self._seconds: dict[str, float] = {}
 
     def seconds(self, plan: Plan) -> float:
-        """Of training, without emulator and evaluation."""
+        """Returns the seconds that a run would train, without the time of the emulator and of evaluations."""
         spec = train_spec(plan)
-        # Runs that differ in seed and game only take equally long.
+        # Runs that differ only in seed and game take equally long.
         kind = json.dumps([plan.suite, spec["config"] | {"seed": 0}], sort_keys=True)
         if kind not in self._seconds:
             self._seconds[kind] = self._compute(spec)
         return self._seconds[kind]
 
     def _compute(self, spec: dict[str, Any]) -> float:
-        # Imports ray, which the rest of this package does without.
+        # Imported here because it imports ray, which most of this package does without.
         from rllib_efficientzero.efficientzero_config import EfficientZeroConfig
 
         environment: dict[str, Any] = spec["config"].get("environment", {})

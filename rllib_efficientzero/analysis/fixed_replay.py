@@ -1,4 +1,4 @@
-"""A saved replay as a fixed data set: parts of its episodes split in two, windows drawn from either."""
+"""A saved replay as a fixed data set: parts of its episodes are split into two sets, to draw windows from either."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from rllib_efficientzero.replay.windows import Windows, WindowShape, gather_wind
 
 REPLAY_DIR = "replay"
 POSITIONS_PER_EPISODE_PART = 500
-"""Longer episodes are split in parts of this many steps, of which some are held out: of 100,000 steps of Pong whole
-episodes would be a few dozen, and a tenth of them too few to tell anything."""
+"""Longer episodes are split into parts of this many steps, some of which are held out. Whole episodes would be too few:
+100,000 steps of Pong are a few dozen, of which a tenth says nothing."""
 
 
 @dataclass(frozen=True)
 class FixedReplay:
-    """Positions (episode, time) of a replay."""
+    """A set of positions (episode, time) of a replay."""
 
     positions: Sequence[tuple[StoredEpisode, int]]
     num_parts: int
-    """of episodes that they lie in: neighbouring positions say nearly the same"""
+    """of parts of episodes that contain them; neighbouring positions are nearly the same"""
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def sample(self, count: int, shape: WindowShape, rng: np.random.Generator) -> Windows:
-        """`count` windows at positions drawn uniformly, with replacement."""
+        """Returns `count` windows at positions drawn uniformly, with replacement."""
         return self._windows([self.positions[index] for index in rng.integers(len(self), size=count)], shape, rng)
 
     def spread(self, count: int, shape: WindowShape, rng: np.random.Generator) -> Windows:
-        """Windows at `count` positions evenly spaced over all of them; always the same ones."""
+        """Returns windows at `count` positions (or all, if fewer) spaced evenly over all; always the same positions."""
         indices = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
         return self._windows([self.positions[index] for index in indices], shape, rng)
 
     def rewarded(self, unroll_steps: int) -> FixedReplay:
-        """The positions after which a reward comes within `unroll_steps` steps."""
+        """Returns the positions that are followed by a reward within `unroll_steps` steps."""
         found = [(episode, t) for episode, t in self.positions if episode.column(REWARDS)[t : t + unroll_steps].any()]
         return FixedReplay(found, self.num_parts)
 
@@ -64,16 +64,16 @@ class FixedReplay:
 def load(
     checkpoint: pathlib.Path, *, held_out: float, unroll_steps: int, seed: int = 0
 ) -> tuple[FixedReplay, FixedReplay]:
-    """The replay of a checkpoint, as what is learned from and what is held out.
+    """Loads the replay of a checkpoint, split into positions to learn from and positions held out.
 
     Only positions with `unroll_steps` steps after them in the same part are taken, so that no reward or action is in
-    both. Frames stacked at a part's beginning may be of the part before.
+    both sets. Frames stacked at the beginning of a part may be from the part before.
 
     Args:
         checkpoint: a checkpoint's directory.
         held_out: share of the parts that are held out, at least one.
         unroll_steps: K.
-        seed: of the choice.
+        seed: of the choice of held-out parts.
 
     Raises:
         ReplayLoadError: the checkpoint has no replay, or it is damaged.
@@ -96,7 +96,7 @@ def load(
 
 
 def count(**splits: FixedReplay) -> dict[str, dict[str, int]]:
-    """How much there is of each, as measurements say it: `{"positions": {split: number}, "parts": {split: number}}`."""
+    """Returns the sizes of splits for a measurement: `{"positions": {split: number}, "parts": {split: number}}`."""
     return {
         "positions": {name: len(split) for name, split in splits.items()},
         "parts": {name: split.num_parts for name, split in splits.items()},
@@ -104,7 +104,7 @@ def count(**splits: FixedReplay) -> dict[str, dict[str, int]]:
 
 
 def described(values: Mapping[str, Any]) -> str:
-    """What a measurement with the entries of `count` held out, in a sentence; old ones have no `parts`."""
+    """Says in a sentence what a measurement held out, from its entries of `count`; old ones lack `parts`."""
     positions, parts = values["positions"], values.get("parts")
     if parts is None:
         return f"Held out are {positions['held_out']:,} positions, in an unknown number of parts of the same episodes."
@@ -115,7 +115,7 @@ def described(values: Mapping[str, Any]) -> str:
 
 
 def _parts(episode: StoredEpisode, unroll_steps: int) -> list[tuple[StoredEpisode, range]]:
-    """Times of an episode in parts that share no step: a window's last step lies before the next part's first."""
+    """Splits an episode into parts whose windows share no step: returns it with each part's times for positions."""
     found = []
     for start in range(0, len(episode), POSITIONS_PER_EPISODE_PART):
         end = min(start + POSITIONS_PER_EPISODE_PART, len(episode))

@@ -1,4 +1,4 @@
-"""What an experiment measured with trained networks, on disk: numbers as JSON, pictures as arrays."""
+"""Writes and reads what an experiment measured with trained networks: numbers as JSON, pictures as arrays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A result read from disk, with what it was made from."""
+    """A result read from disk, with the checkpoints and settings that it was made from."""
 
     path: pathlib.Path
     about: Mapping[str, Any]
@@ -40,12 +40,12 @@ class DamagedMeasurementError(ValueError):
 
 
 def directory_of(root: pathlib.Path, experiment: str, budget: str) -> pathlib.Path:
-    """Where an experiment's measurement lies below a directory of runs."""
+    """Returns the directory of an experiment's measurement below a directory of runs."""
     return root / budget / f"measurement_{experiment}"
 
 
 def write(directory: pathlib.Path, about: Mapping[str, Any], measured: Measured) -> None:
-    """Writes arrays first: what has its JSON file is whole."""
+    """Writes a measurement; its JSON file last, so that a measurement with this file is complete."""
     directory.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(directory / ARRAYS_FILE, **measured.arrays)  # type: ignore[arg-type]
     content = {**about, "values": measured.values}
@@ -67,5 +67,5 @@ def read(directory: pathlib.Path) -> Measurement | None:
         with np.load(directory / ARRAYS_FILE, allow_pickle=False) as arrays:
             return Measurement(directory, content, Measured(values, dict(arrays)))
     except Exception as error:
-        # Damaged archives raise whatever zipfile, zlib and numpy come upon.
+        # Damaged archives raise various errors of zipfile, zlib and numpy.
         raise DamagedMeasurementError(f"{directory} is damaged: {type(error).__name__}: {error}") from error

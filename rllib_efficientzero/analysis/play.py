@@ -1,4 +1,4 @@
-"""Playing on from saved states of environments."""
+"""Plays on from saved states of environments."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rllib_efficientzero.playing.frame_stack import FrameStack
 from rllib_efficientzero.policy import Policy
 
 MAX_BATCH = 64
-"""Environments played side by side."""
+"""Most environments that are played at once."""
 
 
 class Player:
     """One environment and the last S frames it showed, stacked as the policy expects them."""
 
     def __init__(self, make: Callable[[], gym.Env], frame_stack: int) -> None:
-        # Saving and restoring is written for vectors; this one has a single environment, and is never stepped itself.
+        # `capture` and `restore` take vectors. This one has a single environment, which is stepped directly.
         self._vector = SyncVectorEnv([make])
         self._env = self._vector.envs[0]
         self._frames = FrameStack(frame_stack)
@@ -32,7 +32,7 @@ class Player:
 
     @property
     def game_goes_on(self) -> bool:
-        """At the end of an episode: whether the next one is of the same game, after a lost life."""
+        """At the end of an episode: whether it ended by a lost life, so that the next one goes on with the game."""
         return bool(self._env.has_wrapper_attr("game_goes_on") and self._env.get_wrapper_attr("game_goes_on"))
 
     def reset(self, seed: int | None = None) -> None:
@@ -50,10 +50,10 @@ class Player:
         return float(reward), bool(terminated)
 
     def save(self) -> bytes:
-        """The state of the environment, its generators included, and the stack.
+        """Returns the state of the environment, with its random generators, and the stack.
 
         Raises:
-            ValueError: the environment's state cannot be had.
+            ValueError: the environment's state cannot be saved.
         """
         from rllib_efficientzero.env.env_state import capture
 
@@ -63,7 +63,7 @@ class Player:
         return pickle.dumps((state, self._frames, self.stacked, self.is_over))
 
     def restore(self, saved: bytes) -> None:
-        """Puts back what `save` of a player of the same environment returned."""
+        """Restores what `save` returned, for this or another player of the same environment."""
         from rllib_efficientzero.env.env_state import restore
 
         state, self._frames, self.stacked, self.is_over = pickle.loads(saved)
@@ -75,7 +75,7 @@ class Player:
 
 
 def training_environment(policy: Policy) -> gym.Env:
-    """The environment that a policy was trained on, with lives and rewards as in training.
+    """Makes the environment that a policy was trained on, with lives and rewards as in training.
 
     Raises:
         PlayError: the checkpoint does not say how it is made.
@@ -96,14 +96,14 @@ def discounted_returns(
     max_steps: int,
     seed: int = 0,
 ) -> np.ndarray:
-    """What greedy play earns from saved states: `[len(states)]` sums of gamma^t r_t to the end of the episode.
+    """Returns what greedy play earns from saved states: `[len(states)]` sums of gamma^t r_t to the episode's end.
 
     Args:
-        policy: who plays on.
+        policy: plays on from the states.
         make: makes the environment of the states.
-        states: of `Player.save`; of running episodes.
+        states: from `Player.save`, of episodes that have not ended.
         gamma: discount per step.
-        max_steps: after these the sum is cut, which leaves out at most gamma^max_steps of it.
+        max_steps: the sum is cut after so many steps; later rewards have a weight of gamma^max_steps at most.
         seed: breaks ties of the search.
     """
     returns = np.zeros(len(states))

@@ -1,4 +1,4 @@
-"""Every plot of this package; matplotlib (`pip install 'rllib_efficientzero[plot]'`) is imported when one is drawn."""
+"""All plots of `analysis`; matplotlib (`pip install 'rllib_efficientzero[plot]'`) is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rllib_efficientzero.analysis.aggregates import Interval
 HUMAN = 1.0
 PANELS_PER_ROW = 4
 Lines = Sequence[tuple[Sequence[float], Sequence[float]]]
-"""(x, y) of each."""
+"""(x, y) of each line."""
 
 
 class MissingMatplotlibError(ImportError):
-    """Nothing can be drawn here."""
+    """Matplotlib is not installed, so that nothing can be drawn."""
 
 
 def new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """A figure that no window shows, and its axes (an array of them where there are several).
+    """Makes a figure without a window; returns it with its axes (an array if there are several).
 
     Raises:
         MissingMatplotlibError: matplotlib is not installed.
@@ -40,17 +40,17 @@ def new_figure(width: float, height: float, *, rows: int = 1, columns: int = 1) 
 
 
 def png(figure: Any, note: str = "") -> bytes:
-    """The figure as a file. A `note`, such as that the numbers mean nothing, goes below it."""
+    """Returns the figure as a PNG file, with a `note` below it, such as that its numbers mean nothing."""
     if note:
         figure.supxlabel(note, fontsize=8, color="firebrick")
     buffer = io.BytesIO()
-    # Without the date and the version of matplotlib equal data give equal files.
+    # Leaves matplotlib's version out, so that equal data give equal files.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def bars(values: Mapping[str, Mapping[str, Interval]], *, note: str = "") -> bytes:
-    """Figure 1: one group of bars per aggregate, one bar per method (the same in all), a line where a human is.
+    """Draws Figure 1: one panel of bars per aggregate, with a bar per method (the same in all) and a line for a human.
 
     Args:
         values: aggregate ("mean") -> method -> value.
@@ -65,7 +65,7 @@ def bars(values: Mapping[str, Mapping[str, Interval]], *, note: str = "") -> byt
         ]
         colours = ["tab:orange" if method.startswith("this package") else "tab:blue" for method in methods]
         axis.barh(range(len(methods)), lengths, xerr=errors, color=colours, capsize=3)
-        # Long names are read where they stand once, and do not lie across each other.
+        # Names of methods only in the first panel: long ones would overlap the others.
         axis.set_yticks(range(len(methods)), [""] * len(methods) if column else list(methods), fontsize=8)
         axis.invert_yaxis()
         axis.axvline(HUMAN, color="grey", linestyle="--", linewidth=1)
@@ -74,10 +74,10 @@ def bars(values: Mapping[str, Mapping[str, Interval]], *, note: str = "") -> byt
 
 
 def curves(panels: Mapping[str, Mapping[str, Lines]], *, x_label: str, y_label: str, note: str = "") -> bytes:
-    """Lines with points, in panels side by side.
+    """Draws lines with points, in panels side by side.
 
     Args:
-        panels: title -> label -> its lines, all of one colour, which the label has in every panel.
+        panels: title -> label -> its lines; a label has the same colour in all panels.
         x_label: of all panels.
         y_label: of all panels.
         note: see `png`.

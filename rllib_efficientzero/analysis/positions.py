@@ -1,8 +1,8 @@
-"""Positions of games that a policy plays, each with the steps after it and the emulator's states there.
+"""Samples positions of games that a policy plays, each with the steps after it and the emulator's states there.
 
-They are drawn uniformly from all steps of whole games, whose number is not known before they end: by reservoir
-sampling, in which the nth step takes the place of an earlier one with probability count / n. A draw that is given up
-was recorded for nothing; of N steps about count * ln(N / count) are.
+They are drawn uniformly from all steps of whole games. As the number of steps is not known before the games end, this
+is reservoir sampling: the nth step is drawn, in place of an earlier draw, with probability count / n. The recording of
+a replaced draw is wasted; of N steps, about count * ln(N / count) are recorded in vain.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from rllib_efficientzero.policy import Policy
 
 @dataclass(frozen=True)
 class Position:
-    """A sampled position of a trajectory with what its targets are made of; times are relative to it."""
+    """A sampled position of a trajectory, with the data for its targets; times are relative to it."""
 
     game: int
-    """in which it lies: positions of one game resemble each other"""
+    """number of its game: positions of one game resemble each other"""
     start: int
     """steps of that game before it"""
     states: Sequence[bytes]
-    """of the environment, at the times 0 .. K as far as the episode goes on there"""
+    """of the environment, at those of the times 0 .. K that come before the end of the episode"""
     frames: np.ndarray
-    """`[reach + 1, S, ...]` stacked frames of the times 0 .. reach; after the end the last ones"""
+    """`[reach + 1, S, ...]` stacked frames of the times 0 .. reach; the last ones are repeated after the end"""
     rewards: np.ndarray
-    """`[reach]`, after the end 0"""
+    """`[reach]`; 0 after the end"""
     steps_left: int
     """to the end of the episode, or to the end of what was recorded"""
     terminated: bool
-    """at that end"""
+    """whether the episode terminated at that end"""
 
 
 @dataclass(frozen=True)
 class Played:
-    """What was drawn, and from what."""
+    """The positions drawn, and the lengths of the games that they are from."""
 
     positions: Sequence[Position]
     game_lengths: Sequence[int]
@@ -57,16 +57,16 @@ def sample_positions(
     max_game_steps: int,
     rng: np.random.Generator,
 ) -> Played:
-    """`count` positions, uniform over the steps of as many games, 64 at most, played with exploration.
+    """Plays `count` games, 64 at most, with exploration, and draws `count` positions uniformly from all their steps.
 
     Args:
-        behaviour: who plays, with root noise, sampling from the search's policy.
+        behaviour: plays with root noise, and samples from the search's policy.
         make: makes the environment.
         count: positions; fewer come back if the games have fewer steps.
         unroll_steps: K; the environment is saved at the times 0 .. K of a position.
         reach: steps recorded after a position.
         temperature: of the sampled actions.
-        max_game_steps: games are cut after so many steps, which bounds the cost; later ones are not drawn then.
+        max_game_steps: games are cut after so many steps, which bounds the cost; no later positions are drawn.
         rng: of the play and of the choice of positions.
     """
     draws = _Reservoir(count, rng)
@@ -99,17 +99,17 @@ class _Reservoir:
     def __init__(self, count: int, rng: np.random.Generator) -> None:
         self._count, self._rng, self._seen = count, rng, 0
         self.drawn: dict[int, _Recording] = {}
-        """Place -> what was drawn for it last."""
+        """Place -> the recording drawn for it last."""
 
     def place_of_next(self) -> int | None:
-        """Which place the next item of the stream takes; None: it is not drawn."""
+        """Returns the place that the next item of the stream takes, or None if it is not drawn."""
         place = self._seen if self._seen < self._count else int(self._rng.integers(self._seen + 1))
         self._seen += 1
         return place if place < self._count else None
 
 
 class _Game:
-    """A game in progress, with the recordings that were begun in it and are not complete."""
+    """A game in progress, and its incomplete recordings."""
 
     def __init__(self, number: int, player: Player, unroll_steps: int, reach: int) -> None:
         self.player = player
@@ -119,7 +119,7 @@ class _Game:
         self._recordings: list[_Recording] = []
 
     def record(self) -> _Recording:
-        """Begins a recording here."""
+        """Begins a recording at the current step."""
         recording = _Recording(self._number, self.length, self._reach)
         self._recordings.append(recording)
         return recording
@@ -158,7 +158,7 @@ class _Game:
 
 
 class _Recording:
-    """A position in the making."""
+    """A position whose following steps are being recorded."""
 
     def __init__(self, game: int, start: int, reach: int) -> None:
         self.states: list[bytes] = []
@@ -168,12 +168,12 @@ class _Recording:
         self._terminated = False
 
     def add(self, frame: np.ndarray, reward: float) -> None:
-        """One step: what was seen before it, and what it earned."""
+        """Adds one step: the stack seen before it, and its reward."""
         self._frames.append(frame)
         self.rewards.append(reward)
 
     def end(self, frame: np.ndarray, terminated: bool) -> None:
-        """The recording is complete, with what is seen last."""
+        """Completes the recording, with the stack seen last."""
         self._frames.append(frame)
         self._terminated = terminated
 
@@ -185,7 +185,7 @@ class _Recording:
             states=self.states,
             frames=np.stack(self._frames + self._frames[-1:] * missing),
             rewards=np.array(self.rewards + [0.0] * missing, np.float32),
-            # Where the recording ends, not the game: the targets reach no further anyway.
+            # To the end of the recording, which may come before that of the game: targets reach no further.
             steps_left=len(self.rewards),
             terminated=self._terminated,
         )

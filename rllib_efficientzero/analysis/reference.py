@@ -37,13 +37,13 @@ class Game:
     """method -> raw score"""
 
     def normalise(self, score: Any) -> Any:
-        """Human-normalised, of a number or an array: 0 is random play, 1 a human."""
+        """Returns a score (number or array) as human-normalised: 0 is random play, 1 a human."""
         return (score - self.random) / (self.human - self.random)
 
 
 @dataclass(frozen=True)
 class Published:
-    """Aggregates as a paper prints them; None where it does not."""
+    """Aggregates as a paper prints them; None for one that it does not print."""
 
     label: str
     mean: float
@@ -99,7 +99,7 @@ def paper_settings() -> list[dict[str, Any]]:
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    """A table of `data/`."""
+    """Reads a table of `data/`: one dict per row."""
     return list(csv.DictReader((DATA / name).read_text(encoding="utf-8").splitlines()))
 
 

@@ -1,4 +1,4 @@
-"""`rllib paper report`: everything that was run, beside what was published, in one document."""
+"""`rllib paper report`: the results of all runs, next to the published ones, in one document."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_report(roots: Sequence[pathlib.Path], directory: pathlib.Path) -> tupl
         The files, and what was found and left out.
 
     Raises:
-        MissingMatplotlibError: there is nothing to draw with.
+        MissingMatplotlibError: matplotlib is not installed.
     """
     runs = read_runs(*roots)
     sections = [_overview(runs, roots)]
@@ -35,7 +35,7 @@ def write_report(roots: Sequence[pathlib.Path], directory: pathlib.Path) -> tupl
 
 
 def notes() -> dict[str, str]:
-    """Budget -> what is said in each of its tables and plots."""
+    """Budget -> the note on each of its tables and plots; includes runs without a label."""
     return experiments.budgets() | {
         UNLABELLED: "Runs that were not made by `rllib paper run`: their budgets are their own, see the costs."
     }
@@ -67,7 +67,7 @@ def _overview(runs: Runs, roots: Sequence[pathlib.Path]) -> Section:
 
 
 def _sections(experiment: Experiment, runs: Runs, roots: Sequence[pathlib.Path]) -> list[Section]:
-    """One for the paper's budget, whatever there is of it, and one for every other of which there is something."""
+    """Returns one section for the paper's budget, even if nothing was run, and one for every other with results."""
     sections = []
     for budget, note in notes().items():
         title = f"{experiment.reproduces}: {experiment.title} ({budget})"
@@ -92,7 +92,7 @@ def _sections(experiment: Experiment, runs: Runs, roots: Sequence[pathlib.Path])
 
 
 def _presented(experiment: Experiment, one: measurement.Measurement, note: str) -> list[Block]:
-    """What an experiment shows of a measurement; of one that is not of this version's form, that it was left out."""
+    """Presents a measurement of an experiment; one that this version cannot read is left out, with a warning."""
     try:
         return [*experiment.present(one, note), Text(_made_from(one))]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -108,7 +108,7 @@ def _has_scores(experiment: Experiment, runs: Runs, budget: str) -> bool:
 def _measurements(
     experiment: Experiment, budget: str, roots: Sequence[pathlib.Path]
 ) -> tuple[list[measurement.Measurement], list[str]]:
-    """Those of an experiment below all roots, and what is wrong with others."""
+    """Reads an experiment's measurements below all roots; returns also what is wrong with damaged ones."""
     found, problems = [], []
     for root in roots:
         try:
@@ -135,7 +135,7 @@ def _made_from(one: measurement.Measurement) -> str:
 
 
 def _table_6(runs: Runs) -> Section:
-    """Settings of one run of every budget and kind of environment beside the paper's."""
+    """Compares settings with the paper's, of one EfficientZero run for each budget and kind of environment."""
     chosen: dict[str, Run] = {}
     for run in runs.runs:
         if run.label.variant == "efficientzero":

@@ -1,4 +1,4 @@
-"""Running experiments: what is to be trained is trained by `rllib train file`, what is to be measured is measured.
+"""Runs experiments: trains their runs by `rllib train file`, plays the final weights, and makes the measurements.
 
 Below a directory of runs:
 
@@ -6,8 +6,8 @@ Below a directory of runs:
     <budget>/<task>_<variant>_seed-<n>/           one run: `label.json`, and Tune's directory of its trial
     <budget>/measurement_<experiment>/            what was measured with trained networks
 
-Runs are named by what they are, not by who wants them: experiments share them. What is finished is not run again, and
-what was interrupted goes on.
+Runs are named by task, variant and seed, not by experiment, so that experiments share them. Finished runs are not run
+again, interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from rllib_efficientzero.playing.episodes import play_episodes
 from rllib_efficientzero.policy import Policy, load_policy
 
 FIRST_CHECKPOINT = "checkpoint_000000"
-"""As Tune names it; `num_to_keep` has the oldest ones deleted."""
+"""Tune's name of a run's first checkpoint, which is deleted if `num_to_keep` limits them."""
 STICKY_PROBABILITY = 0.25
 """Of repeating the last action (Machado et al. 2018)."""
 
@@ -64,9 +64,9 @@ class Setup:
     jobs: int = 1
     """training commands at a time; more than one is for a cluster that they share, or a machine with many cores"""
     device: str = "cpu"
-    """on which trained networks are measured"""
+    """for playing and measuring with trained networks"""
     ray_address: str | None = None
-    """cluster that all runs share; None: one of their own per command"""
+    """cluster that all runs share; None: each command starts its own Ray"""
     log: Log = lambda text: None
 
     @property
@@ -75,7 +75,7 @@ class Setup:
 
 
 def run(experiments: Sequence[Experiment], setup: Setup, given: Mapping[str, pathlib.Path] | None = None) -> list[str]:
-    """Trains, plays and measures whatever is missing.
+    """Trains, plays and measures what is missing.
 
     Args:
         experiments: to run.
@@ -83,7 +83,7 @@ def run(experiments: Sequence[Experiment], setup: Setup, given: Mapping[str, pat
         given: variant -> checkpoint to measure with, in place of a run trained for it.
 
     Returns:
-        Sentences about what failed; the rest was done all the same.
+        One sentence for each part that failed; the other parts were done all the same.
     """
     given = given or {}
     plans = needed_plans(experiments, setup.budget, given)
@@ -98,7 +98,7 @@ def run(experiments: Sequence[Experiment], setup: Setup, given: Mapping[str, pat
 
 
 def needed_plans(experiments: Sequence[Experiment], budget: str, given: Mapping[str, pathlib.Path]) -> list[Plan]:
-    """The runs that experiments need, each once, where those checkpoints are given to measure with."""
+    """Returns the runs that experiments need, each once, without those replaced by a given checkpoint."""
     return shared_plans(
         plan
         for experiment in experiments
@@ -108,7 +108,7 @@ def needed_plans(experiments: Sequence[Experiment], budget: str, given: Mapping[
 
 
 def shared_plans(plans: Iterable[Plan]) -> list[Plan]:
-    """Each run once, with what all who want it want of it."""
+    """Returns each run once, with the episodes and checkpoints that its most demanding experiment needs."""
     found: dict[str, Plan] = {}
     for plan in plans:
         other = found.get(plan.name, plan)
@@ -122,7 +122,7 @@ def shared_plans(plans: Iterable[Plan]) -> list[Plan]:
 
 
 def _attempt(what: str, work: Callable[[], None]) -> list[str]:
-    """One failed part must not take the others with it."""
+    """Does one part of the work, and returns its failure as a sentence, so that the other parts are done anyway."""
     try:
         work()
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -134,7 +134,7 @@ def _attempt(what: str, work: Callable[[], None]) -> list[str]:
 
 
 def train(plans: Sequence[Plan], setup: Setup) -> list[str]:
-    """Trains what is not finished, in `setup.jobs` commands at a time; returns what failed."""
+    """Trains the runs that are not finished, by `setup.jobs` commands at a time; returns a sentence per failure."""
     waiting = [plan for plan in plans if not is_finished(plan, setup)]
     setup.log(f"{len(plans) - len(waiting)} of {len(plans)} runs are finished, {len(waiting)} to be trained")
     if not waiting:
@@ -142,7 +142,7 @@ def train(plans: Sequence[Plan], setup: Setup) -> list[str]:
     for plan in waiting:
         write_label(setup.directory / plan.name, plan.label)
     shares = [waiting[index :: setup.jobs] for index in range(min(setup.jobs, len(waiting)))]
-    # In sessions of their own, so that each gets an interruption once, whether it came from a terminal or not.
+    # In sessions of their own, so that Ctrl-C in a terminal does not reach them: they get one signal, sent below.
     commands = [
         subprocess.Popen(_command(share, index, setup), start_new_session=True) for index, share in enumerate(shares)
     ]
@@ -168,13 +168,13 @@ def _command(plans: Sequence[Plan], number: int, setup: Setup) -> list[str]:
 
 
 def trial_of(plan: Plan, setup: Setup) -> pathlib.Path | None:
-    """The newest directory of the run that a plan asks for, if there is one."""
+    """Returns the newest trial directory of a plan's run, or None."""
     found = trial_directories(setup.directory / plan.name)
     return found[-1] if found else None
 
 
 def is_finished(plan: Plan, setup: Setup) -> bool:
-    """Whether the run that a plan asks for reached its end."""
+    """Whether a plan's run has reached its end."""
     trial = trial_of(plan, setup)
     try:
         return trial is not None and progress(trial)[0]
@@ -183,7 +183,7 @@ def is_finished(plan: Plan, setup: Setup) -> bool:
 
 
 def final_checkpoint(plan: Plan, setup: Setup) -> pathlib.Path | None:
-    """The last checkpoint of a finished run."""
+    """Returns the last checkpoint of a plan's run if it is finished, else None."""
     trial = trial_of(plan, setup)
     if trial is None or not is_finished(plan, setup):
         return None
@@ -194,7 +194,7 @@ def final_checkpoint(plan: Plan, setup: Setup) -> pathlib.Path | None:
 
 
 def score(plan: Plan, setup: Setup) -> None:
-    """Plays the final weights of a run, and writes `scores.json`: by the protocol, and in Atari with sticky actions."""
+    """Plays a run's final weights by the protocol, in Atari also with sticky actions, and writes `scores.json`."""
     trial, checkpoint = trial_of(plan, setup), final_checkpoint(plan, setup)
     assert trial is not None  # both are there, see `run`
     assert checkpoint is not None
@@ -243,10 +243,10 @@ def _played(plan: Plan, policy: Policy, settings: dict[str, Any]) -> dict[str, A
 
 
 def measure(experiment: Experiment, setup: Setup, given: Mapping[str, pathlib.Path]) -> None:
-    """Measures with the final checkpoints of an experiment's runs, unless that was done with the same ones.
+    """Measures with the final checkpoints of an experiment's runs, unless that was done with the same weights.
 
     Raises:
-        RunningError: a checkpoint is missing, or the earlier ones of a run whose stages are to be compared.
+        RunningError: a checkpoint is missing, also an earlier one of a run whose stages are compared.
     """
     assert experiment.measure is not None  # its caller asked
     checkpoints = _checkpoints(experiment, setup, given)
@@ -289,7 +289,7 @@ def _checkpoints(experiment: Experiment, setup: Setup, given: Mapping[str, pathl
 
 
 def _check_all_are_kept(plan: Plan, trial: pathlib.Path) -> None:
-    """Runs are shared, and an experiment that needs their last checkpoints only has the others deleted."""
+    """Raises RunningError if a run's earlier checkpoints were deleted, as by an experiment that needs only the last."""
     if not (trial / FIRST_CHECKPOINT).exists():
         raise RunningError(
             f"{plan.name} has kept its last checkpoints only, since another experiment trained it, and this one needs "
@@ -298,7 +298,7 @@ def _check_all_are_kept(plan: Plan, trial: pathlib.Path) -> None:
 
 
 def _describe(checkpoint: pathlib.Path, root: pathlib.Path) -> dict[str, Any]:
-    """Which weights; a checkpoint below `root` by its path from there, so that runs can be moved."""
+    """Identifies a checkpoint's weights; its path is relative to `root` if it is below, so that runs can be moved."""
     from rllib_efficientzero.checkpoint.policy_files import read_description
 
     content = read_description(checkpoint).content

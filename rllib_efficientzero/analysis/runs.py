@@ -1,7 +1,7 @@
-"""Runs as they lie on disk: what is whole is read, what is not is left out, with the reason.
+"""Reads runs from disk; unfinished and damaged ones are left out, with the reason.
 
 A run is a directory with `protocol.json` (see docs/design.md, "Files of a run"). `label.json`, in it or above it, says
-what `rllib paper run` trained it for; a run without one is known by its config.
+what `rllib paper run` trained it for; a run without one is labelled by its config and protocol.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ UNLABELLED = "unlabelled"
 PAPER_SEARCH = "puct"
 DIGEST_LENGTH = 6
 TAIL_BYTES = 1 << 20
-"""Read of `result.json`, where every iteration adds tens of kilobytes: many times a line."""
+"""How much of the end of `result.json` is read: many lines, which have tens of kilobytes per iteration."""
 TIME = "time_total_s"
-"""In results: seconds of the run so far."""
+"""Key of results: seconds of the run so far."""
 INGREDIENTS = ("use_consistency", "use_augmentation", "use_value_prefix", "use_off_policy_correction")
 VARIANT_OF = {
     (True, True, True, True): "efficientzero",
@@ -39,19 +39,19 @@ VARIANT_OF = {
     (True, True, True, False): "without-correction",
     (False, False, False, False): "muzero",
 }
-"""Which of `INGREDIENTS` are on -> what such a run is called."""
+"""Which of `INGREDIENTS` are on -> name of the variant."""
 NOT_SETTINGS = (
     *("seed", "evaluation", "num_cpus", "num_gpus", "resources", "placement", "num_env_runners", "num_learners"),
     *("num_reanalyze_actors", "num_search_threads", "compile", "timeout", "restart", "log_", "render"),
 )
-"""Parts of config keys that say where and how a run was computed, not what."""
+"""Parts of the config keys that say where and how a run was computed, not what was learned."""
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-"""Of objects, which result.json has as Python prints them; another one in every process."""
+"""Addresses of objects, which are printed into `result.json` and differ in every process."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a run was trained for; two finished runs with the same label are one too many."""
+    """What a run was trained for; of finished runs with the same label, only one counts."""
 
     budget: str
     task: str
@@ -75,7 +75,7 @@ class Run:
     """of `evaluation.json`"""
     last_result: Mapping[str, Any]
     returns: Mapping[str, np.ndarray]
-    """protocol -> `[episodes]` returns of the final weights; empty if these never played"""
+    """protocol -> `[episodes]` returns of the final weights; empty if they were never evaluated"""
 
     @property
     def score(self) -> float:
@@ -85,7 +85,7 @@ class Run:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A directory that counts for nothing, and why."""
+    """A directory that is left out, or not counted for scores, and why."""
 
     path: pathlib.Path
     reason: str
@@ -93,13 +93,13 @@ class LeftOut:
 
 @dataclass
 class Runs:
-    """What was found below a directory."""
+    """The runs found below directories, and what was left out."""
 
     runs: list[Run] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
     def of(self, *, budget: str, variant: str | None = None, task: str | None = None) -> list[Run]:
-        """The runs with scores of a budget, and of a variant and a task if given, by seed."""
+        """Returns the runs of a budget that have scores, of a variant and a task if given, sorted by seed."""
         found = [
             run
             for run in self.runs
@@ -116,10 +116,10 @@ class UnusableRunError(ValueError):
 
 
 def read_runs(*roots: pathlib.Path) -> Runs:
-    """Every run below the directories. Of runs with one label the one that was written first counts.
+    """Reads every run below the directories. Of runs with the same label, the one that ended first counts.
 
-    Runs without a label file may share task and variant and differ in settings, as trials of a search do: those with
-    other settings than the first are variants of their own, with a digest of the settings in the name.
+    Runs without a label file may have the same task and variant but other settings, as the trials of a search do. Those
+    whose settings differ from the first's become variants of their own, named with a digest of the settings.
     """
     found = Runs()
     kept: dict[Label, Run] = {}
@@ -148,10 +148,10 @@ def read_runs(*roots: pathlib.Path) -> Runs:
 
 
 def read_run(directory: pathlib.Path) -> Run:
-    """One run.
+    """Reads one run.
 
     Raises:
-        UnusableRunError: a file is missing or damaged, or the run did not end.
+        UnusableRunError: a file is missing or damaged, or the run is not finished.
     """
     protocol = _read_json(directory / PROTOCOL_FILE)
     result = _last_result(directory)
@@ -174,13 +174,13 @@ def read_run(directory: pathlib.Path) -> Run:
 
 
 def progress(directory: pathlib.Path) -> tuple[bool, float]:
-    """Whether the run in a directory ended, and the seconds it took so far."""
+    """Returns whether the run in a directory is finished, and the seconds it has taken so far."""
     result = _last_result(directory)
     return bool(result.get(names.TRAINING_DONE)), float(result.get(TIME, 0.0))
 
 
 def write_label(directory: pathlib.Path, label: Label) -> None:
-    """Says what the runs below a directory are trained for."""
+    """Writes the label file of the runs below a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / LABEL_FILE).write_text(json.dumps(vars(label), indent=1))
 
@@ -210,7 +210,7 @@ def _label(directory: pathlib.Path, config: Mapping[str, Any], protocol: Mapping
 
 
 def _variant(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    """What the paper calls such a run, and in what else it is none of the paper's: tables are of exact names."""
+    """Names a run's variant as the paper does, and what else is not the paper's: tables select runs by exact names."""
     switches = tuple(bool(config.get(name, True)) for name in INGREDIENTS)
     parts = [VARIANT_OF.get(switches, "another variant")]  # type: ignore[arg-type]
     training = protocol.get("training", {})
@@ -224,7 +224,7 @@ def _variant(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
 
 
 def _settings_digest(config: Mapping[str, Any]) -> str:
-    """Of what was learned and how: neither of the seed nor of where it was computed."""
+    """Hashes the settings of what was learned and how; not the seed, nor how and where it was computed."""
     kept = {
         key: value
         for key, value in config.items()
@@ -248,7 +248,7 @@ def _evaluations(directory: pathlib.Path) -> list[dict[str, Any]]:
 def _check_what_reports_read(
     result: Mapping[str, Any], protocol: Mapping[str, Any], evaluations: list[dict[str, Any]]
 ) -> None:
-    """Raises KeyError, TypeError or ValueError where one is missing or no number: a report must not fall over a run."""
+    """Raises KeyError, TypeError or ValueError if an entry is missing or no number, so that reports need not check."""
     for key in (TIME, names.NUM_INTERACTIONS_LIFETIME):
         float(result[key])
     str(protocol["env"])
@@ -258,7 +258,7 @@ def _check_what_reports_read(
 
 
 def _final_returns(directory: pathlib.Path, evaluations: list[dict[str, Any]], updates: int) -> dict[str, np.ndarray]:
-    """Protocol -> returns of the final weights: as played afterwards, else of an evaluation that was of them."""
+    """Protocol -> returns of the final weights: from `scores.json`, else from an evaluation after the last update."""
     found: dict[str, np.ndarray] = {}
     for record in evaluations:
         if record[names.NUM_UPDATES_LIFETIME] == updates:
@@ -273,7 +273,7 @@ def _final_returns(directory: pathlib.Path, evaluations: list[dict[str, Any]], u
 
 
 def _last_result(directory: pathlib.Path) -> dict[str, Any]:
-    """The last whole line of `result.json`; a run that was killed may have left half a line."""
+    """Returns the last complete line of `result.json`; a run that was killed may have left a part of one after it."""
     file = directory / "result.json"
     try:
         with file.open("rb") as opened:

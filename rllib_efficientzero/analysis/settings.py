@@ -1,4 +1,4 @@
-"""Table 6: the config of runs beside the paper's."""
+"""Table 6: compares the config of runs with the paper's."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rllib_efficientzero.analysis import reference
 
 @dataclass(frozen=True)
 class Setting:
-    """One row."""
+    """One row of the table."""
 
     name: str
     paper: str
     ours: str
-    """empty if the run does not say"""
+    """empty if the run has no such setting"""
     differs: bool
 
 
 def compare(config: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[Setting]:
-    """Every setting of the paper beside a run's.
+    """Returns every setting of the paper, next to that of a run.
 
     Args:
-        config: as RLlib resolved it, in `result.json`; or `EfficientZeroConfig().to_dict()`.
-        protocol: of `protocol.json`.
+        config: as RLlib resolved it, from `result.json` or `EfficientZeroConfig().to_dict()`.
+        protocol: from `protocol.json`.
     """
     found = []
     for row in reference.paper_settings():

@@ -1,7 +1,7 @@
-"""From a checked experiment to RLlib's classes: the first module that imports ray, and the last checks before it runs.
+"""Turns a checked experiment into RLlib's classes, and makes the last checks before it runs, which need ray.
 
-RLlib's own algorithms take the flat config as it is. What they would store as a useless string (dotted paths of
-classes and functions) is resolved here; `run: EfficientZero` goes through the same steps.
+RLlib's own algorithms take the flat config as it is. Dotted paths of classes and functions, some of which they would
+only store as strings, are imported here. `run: EfficientZero` goes through the same steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_VALIDATED_VARIANTS = 32
 MAX_RISKY_CHECKPOINTS = 2
-"""Ray warns of keeping no more than these under PBT, in a place that nobody reads."""
+"""With PBT, keeping this many checkpoints or fewer is risky; Ray's own warning of it is easily overlooked."""
 
 MODEL_CONFIG = "_model_config"
 """The key under which a config keeps what the user calls `model_config`."""
@@ -40,12 +40,12 @@ REFUSALS = (ValueError, TypeError, AttributeError, KeyError, AssertionError, Not
 
 @dataclass
 class Prepared:
-    """An experiment with its class and its config, proven to fit together."""
+    """An experiment with its algorithm class and config, validated together."""
 
     experiment: Experiment
     algorithm: type[Algorithm]
     param_space: dict[str, Any]
-    """The flat config, search spaces included as the file writes them; `schedulers.tune_space` makes them Tune's."""
+    """The flat config, with search spaces as the file writes them; `schedulers.tune_space` turns them into Tune's."""
     config: AlgorithmConfig
     """The config of the first trial."""
     resources: list[dict[str, float]]
@@ -53,9 +53,10 @@ class Prepared:
 
 
 def prepare(experiment: Experiment, is_cluster: bool = False) -> Prepared:
-    """Imports what the experiment names and validates every config its grid searches span.
+    """Imports what the experiment names, and validates the configs that its grid searches span (the first 32).
 
-    A run with a budget of its own also stops once that is spent and learnt: further iterations would do nothing.
+    If the config has a budget, the experiment gets a further stop criterion: the run also ends once the budget is spent
+    and learned from, since further iterations would do nothing.
 
     Args:
         experiment: Checked as far as it can be without ray.
@@ -132,7 +133,7 @@ def _algorithm_class(experiment: Experiment) -> type[Algorithm]:
 
 
 def _check_own_class(experiment: Experiment, default: AlgorithmConfig) -> dict[str, Any]:
-    """The checks that a class of the user's own could not have before it was imported."""
+    """Checks the config of a user's own class, whose keys are known only once it is imported; returns it resolved."""
     schema = known_keys.schema_of(default)
     scheduler = experiment.search.scheduler_settings
     try:
@@ -147,7 +148,7 @@ def _check_own_class(experiment: Experiment, default: AlgorithmConfig) -> dict[s
 
 
 def _check_scheduler(experiment: Experiment, param_space: Mapping[str, Any]) -> None:
-    """What Tune would refuse once Ray runs."""
+    """Refuses what Tune would refuse once Ray runs; warns if checkpoints may be deleted before PBT copies them."""
     from rllib_efficientzero.cli.schedulers import make_scheduler
     from rllib_efficientzero.cli.signals import Stop
 
@@ -163,7 +164,7 @@ def _check_scheduler(experiment: Experiment, param_space: Mapping[str, Any]) -> 
 
 
 def _import_classes(config: Mapping[str, Any], experiment: Experiment, types: Mapping[str, str]) -> dict[str, Any]:
-    """Classes and functions for the dotted paths of keys that take nothing else.
+    """Replaces dotted paths by the classes or functions that they name, for keys that take no other strings.
 
     RLlib resolves `callbacks` itself but would store, say, `env_runner_cls: pkg.mod.Class` as a string.
     """
@@ -176,7 +177,7 @@ def _import_classes(config: Mapping[str, Any], experiment: Experiment, types: Ma
 
 
 def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
-    """The environments `environments.check_env` had to leave: class paths, and names registered by `imports`."""
+    """Resolves environments that `env_check.check_env` could not: dotted paths, and names that `imports` register."""
     from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
 
     from rllib_efficientzero.env.dm_control import is_dmc_id
@@ -201,7 +202,10 @@ def _resolve_env(param_space: dict[str, Any], experiment: Experiment) -> None:
 
 
 def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment, is_cluster: bool) -> None:
-    """The spaces of environments that only Ray can make; those of gymnasium were checked before it was imported."""
+    """Plays an environment that is a class or registered with Tune; gymnasium's were checked before ray was imported.
+
+    See `check_before_training`.
+    """
     from ray.rllib.env.env_context import EnvContext
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -216,7 +220,7 @@ def _check_spaces(param_space: Mapping[str, Any], experiment: Experiment, is_clu
         problem = f"the environment {env!r} cannot be made here: {type(error).__name__}: {error}"
         if not is_cluster:
             raise InputError(problem, experiment.place("env")) from error
-        # It need not be possible here: another machine of the cluster may have what it takes.
+        # Only a warning: other machines of the cluster may have what this one lacks.
         experiment.warnings.append(problem)
         return
     check_before_training(experiment, env, lambda: made)
@@ -246,7 +250,7 @@ def _build(algorithm: type[Algorithm], values: Mapping[str, Any], experiment: Ex
 
 
 def _check_networks(config: AlgorithmConfig, experiment: Experiment) -> None:
-    """Custom networks of EfficientZero; RLlib's own configs have nothing to try them with."""
+    """Tries out custom networks of EfficientZero; RLlib's own configs have no `check_networks`."""
     check = getattr(config, "check_networks", None)
     if not callable(check):
         return
@@ -259,7 +263,7 @@ def _check_networks(config: AlgorithmConfig, experiment: Experiment) -> None:
 
 
 def _blamed(message: str, values: Mapping[str, Any], experiment: Experiment) -> str:
-    """The line of the setting a refusal speaks of: the first one it names."""
+    """Returns the place of the first setting that a refusal's message names, else that of the experiment."""
     named = [key for key in values if key in experiment.places and key in message.replace("`", " ").split()]
     if named:
         return experiment.place(min(named, key=message.find))

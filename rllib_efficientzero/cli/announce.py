@@ -1,8 +1,8 @@
-"""What an algorithm's config says of the run it makes: its notices, its environment protocol, and when it is over.
+"""What an algorithm's config says about its run: notices, the environment protocol, and the budget that ends it.
 
 Any `AlgorithmConfig` may have `get_notices() -> list[str]` (how long the run would take without a GPU, say),
 `describe_protocol() -> dict[str, Any]` (frame skip, life handling, budget, ...) and `budget() -> dict[str, int]`
-(metric -> what it comes to by the end); a run with a budget reports `training_done`.
+(metric -> its value at the end of the run); a run with a budget reports `training_done`.
 """
 
 from __future__ import annotations

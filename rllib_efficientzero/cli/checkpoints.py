@@ -1,4 +1,4 @@
-"""Which checkpoints a run may begin with, and which of them it goes on from."""
+"""Finds the checkpoints that a run starts or resumes from, and refuses those that are missing or not trusted."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Networks = Annotated[
 
 
 def one_trial(path: pathlib.Path) -> pathlib.Path:
-    """The only trial in the directory of an experiment; any other directory is returned as it is.
+    """Returns the directory of an experiment's only trial; returns any other directory as it is.
 
     Raises:
-        InputError: it has several, and names them.
+        InputError: the experiment has several trials; the message names them.
     """
     if any(path.glob("checkpoint_*")):
         return path
@@ -41,10 +41,10 @@ def one_trial(path: pathlib.Path) -> pathlib.Path:
 
 @contextmanager
 def loading_explained(device: str) -> Iterator[None]:
-    """Says in a sentence why a policy cannot be loaded in the block.
+    """Turns errors of loading a policy in the block into one sentence.
 
     Raises:
-        InputError: there is none, or it is damaged, or the device or the class of its networks does not exist.
+        InputError: there is no policy, or it is damaged, or the device or the class of its networks does not exist.
     """
     try:
         yield
@@ -81,7 +81,7 @@ def resolve_restore(experiment: Experiment, trusted: bool) -> None:
 
 
 def newest_checkpoints(trials: Sequence[Trial], experiment: Experiment, trusted: bool) -> dict[str, pathlib.Path]:
-    """Trial id -> the newest complete checkpoint, of trials whose checkpoints say whether they are complete.
+    """Returns trial id -> newest complete checkpoint, for trials whose checkpoints have a manifest to tell by.
 
     Tune's own record of a run that was killed may lack the last checkpoint, or name one that was never finished.
 
@@ -110,7 +110,7 @@ def newest_checkpoints(trials: Sequence[Trial], experiment: Experiment, trusted:
 
 
 def use_checkpoint(trial: Trial, path: pathlib.Path) -> None:
-    """Lets a trial that is about to start go on from `path`."""
+    """Makes a trial that is about to start restore the checkpoint at `path`."""
     from ray.train._internal.session import _TrainingResult
     from ray.tune import Checkpoint
 
@@ -125,7 +125,7 @@ def use_checkpoint(trial: Trial, path: pathlib.Path) -> None:
 
 
 def check_nothing_is_lost(experiment: Experiment) -> None:
-    """Refuses to begin anew where the record of a run cannot be read, but its checkpoints are there.
+    """Refuses to start afresh where Tune's record of a run cannot be read although it has complete checkpoints.
 
     Raises:
         InputError: with what to do.

@@ -29,9 +29,9 @@ def say_error(text: str) -> None:
 
 
 class StatusLine:
-    """A line on the terminal that is written over and over, on stderr; nothing where that is no terminal.
+    """A status line on stderr that is redrawn in place; prints nothing if stderr is no terminal.
 
-    A live line of rich's would take stdout's lines along to stderr, where a pipe does not see them.
+    Rich's own live display is not used: it would print stdout's lines to stderr, where a pipe does not see them.
     """
 
     def __init__(self, seconds_between: float = 0.2) -> None:
@@ -39,7 +39,7 @@ class StatusLine:
         self._shown_at = -seconds_between
 
     def show(self, text: str) -> None:
-        """Takes the place of what was shown, unless that was just now."""
+        """Replaces the text on the line, unless that was drawn less than `seconds_between` ago."""
         now = time.monotonic()
         if err.is_interactive and now - self._shown_at >= self._seconds_between:
             self.clear()
@@ -47,5 +47,5 @@ class StatusLine:
             self._shown_at = now
 
     def clear(self) -> None:
-        """Has to precede any other line."""
+        """Erases the line; must be called before any other line is printed."""
         err.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))

@@ -34,9 +34,9 @@ EXTRAS = {
     "wandb": "",
     "mlflow": "",
 }
-"""Distribution, or an extra of one -> the extra of this package that brings it, if one does."""
+"""Distribution, or an extra of one -> the extra of this package that installs it; empty if none does."""
 OTHER_NAMES = {"mlflow": "mlflow-skinny"}
-"""Distributions that bring the same package."""
+"""Distribution -> another one that installs the same package."""
 STYLES = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 
 
@@ -91,7 +91,7 @@ def _packages() -> list[Finding]:
 
 
 def _version(name: str) -> str | None:
-    """Of an extra, `ray[serve]`, that of its distribution if all is installed that the extra needs."""
+    """Returns an installed distribution's version, else None; `ray[serve]` needs all packages of that extra, too."""
     distribution, _, extra = name.rstrip("]").partition("[")
     try:
         version = metadata.version(distribution)

@@ -60,10 +60,10 @@ def check_env_command(
 
 
 def check_env(experiment: Experiment) -> None:
-    """Raises `InputError` if the experiment names an environment that gymnasium does not know.
+    """Raises `InputError` if gymnasium does not know the environment, or if EfficientZero cannot train on it.
 
-    Dotted class paths, and names that a module in `imports:` may register with Tune, are looked up once ray is
-    imported (`algorithms.check_env`).
+    Dotted paths, and any name if the experiment has `imports:`, which may register it with Tune, are looked up once ray
+    is imported (`algorithms._resolve_env`).
     """
     env = experiment.config.get("env")
     candidates = [env]
@@ -88,20 +88,20 @@ def check_env(experiment: Experiment) -> None:
 
 
 def check_before_training(experiment: Experiment, env: Any, make: Callable[[], Any]) -> None:
-    """Plays the environment that an experiment is to be trained on.
+    """Plays the environment that an experiment trains on; adds its spaces, and warnings, to the experiment's.
 
-    Warnings and spaces go to the experiment's; what the run is told to live with (`on_bad_env_step`,
-    `restart_failed_sub_environments`) is one.
+    An error in play is only a warning if the config tolerates it (`on_bad_env_step: drop_episode`,
+    `restart_failed_sub_environments`).
 
     Raises:
-        InputError: it cannot be played.
+        InputError: it cannot be trained on.
     """
     from rllib_efficientzero.env.diagnosis import examine
 
     config = experiment.config
     vectorize = str(config.get("gym_env_vectorize_mode", "")).lower()
     if "vector_entry_point" in vectorize and not (isinstance(env, str) and _is_ours(env)):
-        return  # It makes vectors, which are checked step by step only.
+        return  # It makes vector environments, which are only checked while they are stepped.
     sizes = config.get("_model_config")
     support_size = sizes.get("support_size", 300) if isinstance(sizes, Mapping) else 300
     examination = examine(
@@ -122,7 +122,7 @@ def check_before_training(experiment: Experiment, env: Any, make: Callable[[], A
 
 
 def gymnasium_maker(env: str, env_config: Mapping[str, Any]) -> Callable[[], Any]:
-    """What makes an environment of gymnasium's or ours, without the wrapper that would complain in many lines."""
+    """Returns a function that makes an environment of gymnasium's or ours, without gymnasium's wordy checker."""
     import gymnasium
 
     from rllib_efficientzero.env.named import named_maker
@@ -147,7 +147,7 @@ def _import(module: str, where: str) -> Any:
 
 
 def _maker(env: str, env_config: dict[str, Any]) -> Callable[[], Any]:
-    """Raises InputError if there is no such environment."""
+    """Returns a function that makes the environment; raises InputError if there is no such environment."""
     creator = _registered_with_tune(env)
     if creator is not None:
         return functools.partial(call_maker, creator, env_config)
@@ -163,7 +163,7 @@ def _maker(env: str, env_config: dict[str, Any]) -> Callable[[], Any]:
 
 
 def _registered_with_tune(env: str) -> Any:
-    # If nobody imported Ray, nothing is registered with it, and seconds are saved.
+    # Ray, which takes seconds, is not imported here: unless it already was, nothing is registered with it.
     registry = sys.modules.get("ray.tune.registry")
     if registry is None or not registry._global_registry.contains(registry.ENV_CREATOR, env):
         return None

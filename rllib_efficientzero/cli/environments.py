@@ -1,4 +1,4 @@
-"""Whether an environment exists, asked of gymnasium alone: it is found out before ray is imported."""
+"""Finds out from gymnasium alone, before ray is imported, whether an environment exists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ATARI_EXTRA = "rllib_efficientzero[atari]"
 
 
 def find_problem(env: str) -> str | None:
-    """What is wrong with a gymnasium id (`Name-v0`, `module:Name-v0`) or the name of a benchmark's task, or None."""
+    """Says what is wrong with a gymnasium id (`Name-v0`, `module:Name-v0`) or a benchmark task's name, if anything."""
     import gymnasium
 
     from rllib_efficientzero.env.dm_control import is_dmc_id, task_problem
@@ -35,13 +35,13 @@ def find_problem(env: str) -> str | None:
     except gymnasium.error.Error:
         return f"unknown environment {env!r}{_hint(module, name)}"
     if not module and _is_atari(spec):
-        # Known here by chance: no worker would have imported ale_py.
+        # Known here only because something imported ale_py, which no worker would do.
         return f"unknown environment {env!r}; did you mean 'ale_py:{name}'?"
     return None
 
 
 def cannot_be_played(error: PlayError, env: str | None) -> InputError:
-    """What to say of it; of an unknown id of `--env` what it may have meant."""
+    """Turns a `PlayError` into an `InputError`; for an unknown id of `--env`, suggests what may have been meant."""
     import gymnasium
 
     is_unknown = env is not None and isinstance(error.__cause__, gymnasium.error.UnregisteredEnv)
@@ -61,14 +61,14 @@ def _import_problem(module: str) -> str | None:
 
 
 def _hint(module: str, name: str) -> str:
-    """The nearest registered id. Atari's ids are only registered by ale_py."""
+    """Suggests the nearest registered id; imports ale_py first if it is installed, since it registers Atari's ids."""
     import gymnasium
 
     if not module and importlib.util.find_spec("ale_py") is not None:
         importlib.import_module("ale_py")
     suggestions = _atari_ids() | {name: name for name, spec in gymnasium.registry.items() if not _is_atari(spec)}
     if name in gymnasium.registry and name not in suggestions:
-        return f"; did you mean 'ale_py:{name}'?"  # an older kind, but just that
+        return f"; did you mean 'ale_py:{name}'?"  # an older Atari id that lacks only the module
     meant = name if name in suggestions else nearest(name, suggestions)
     if meant is None:
         return "" if module else f"; if a module registers it, write 'module:{name}'"
@@ -76,7 +76,7 @@ def _hint(module: str, name: str) -> str:
 
 
 def _atari_ids() -> dict[str, str]:
-    """Id or plain name -> how the command takes it; of those alone that are played by the protocol of Atari 100k."""
+    """Id or plain game name -> the id to write; only of games that are played by the protocol of Atari 100k."""
     import gymnasium
 
     from rllib_efficientzero.env.atari import ATARI_100K_GAMES, AtariProtocol, is_atari_id

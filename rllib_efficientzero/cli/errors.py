@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, where it ends the command at once."""
+    """Raised where SIGTERM ends the command at once."""
 
 
 class InputError(Exception):

@@ -104,16 +104,16 @@ def evaluate(
                 on_decision=watch,
                 on_episode=None if out == "-" else _say_episode,
             )
-            # Before the pictures are spoken of: one may be missing, and the scores are there all the same.
+            # Within the block, which raises at its end if no tree was drawn: the scores are written all the same.
             write_report({"checkpoint": str(path), **report}, out)
 
 
 def load_or_explain(
     checkpoint: pathlib.Path, device: str = "cpu", networks: str | None = None
 ) -> tuple[Policy, pathlib.Path]:
-    """The policy of a checkpoint, or of the newest of a trial, and where that is; it need not be trusted.
+    """Loads the policy of a checkpoint, or of a trial's newest one, and returns it with its path; need not be trusted.
 
-    Of a checkpoint only the policy is read, not the gigabytes of its replay.
+    Reads only the policy of a checkpoint, not the gigabytes of its replay.
 
     Raises:
         InputError: see `loading_explained`.
@@ -155,7 +155,7 @@ def play(
     on_decision: Any = None,
     on_episode: Any = None,
 ) -> dict[str, Any]:
-    """Scores of `episodes` with the seeds from `seed` on, as JSON-able data.
+    """Plays `episodes` episodes, with seeds from `seed` on, and returns their scores as JSON-able data.
 
     Raises:
         InputError: the environment cannot be played here.
@@ -242,7 +242,7 @@ def write_report(report: dict[str, Any], out: str | None) -> None:
 
 
 def _check_files(out: str | None, video: pathlib.Path | None = None, tree_file: pathlib.Path | None = None) -> None:
-    """Before anything is played: scores that cannot be written would have been played for nothing."""
+    """Refuses output files that cannot be written, before time is spent on playing."""
     if video is not None and video.suffix != ".mp4":
         raise InputError(f"the video is an .mp4, not {video.suffix!r}", "--video")
     check_writable(None if out in (None, "-") else pathlib.Path(str(out)), "--out")
@@ -258,7 +258,7 @@ def _say_episode(index: int, episode: Episode) -> None:
 def _watching(
     video: pathlib.Path | None, fps: float, step: int, tree_file: pathlib.Path | None, *, quiet: bool
 ) -> Iterator[Any]:
-    """What is called at every decision to record the first episode and to draw one of its trees."""
+    """Yields a callback for every decision, which records the first episode and draws one of its trees, or None."""
     if video is None and tree_file is None:
         yield None
         return
@@ -312,7 +312,7 @@ def _is_efficientzeros(path: pathlib.Path) -> bool:
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line, be it as its default is."""
+    """Whether an option was given on the command line, even if with its default value."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -327,7 +327,7 @@ def _evaluate_with_rllib(
     env_config: dict[str, Any],
     out: str | None,
 ) -> None:
-    """A checkpoint of any algorithm, through RLlib."""
+    """Evaluates a checkpoint of any algorithm through RLlib, and reports its scores."""
     if not checkpoint.is_dir():
         raise InputError(f"there is no checkpoint directory {str(checkpoint)!r}")
     from rllib_efficientzero.checkpoint.manifest import RLLIB_MARK

@@ -1,4 +1,4 @@
-"""Scores of any algorithm of RLlib, from a trusted checkpoint: it is unpickled here, in a Ray of its own."""
+"""Evaluates any algorithm of RLlib from a trusted checkpoint, which is unpickled here, in a local Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def evaluate_algorithm(
     """Plays `episodes` with the algorithm's evaluation settings, in this process.
 
     Raises:
-        InputError: the checkpoint cannot be loaded, or the algorithm is not evaluated by episodes of one agent.
+        InputError: the checkpoint cannot be loaded, or its episodes are not those of a single agent.
     """
     from ray.rllib.algorithms.algorithm import Algorithm
 

@@ -78,7 +78,7 @@ def _examples() -> dict[str, pathlib.Path]:
 
 
 def _first_comment(file: pathlib.Path) -> str:
-    """What the file says of itself: its first sentence."""
+    """Returns the first sentence of the comment at the top of the file."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

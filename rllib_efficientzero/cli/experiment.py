@@ -1,4 +1,4 @@
-"""An experiment file, checked: the old `rllib train` schema as typed objects. Nothing here imports ray."""
+"""Reads experiment files in the schema of the old `rllib train`, and checks them. Nothing here imports ray."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Experiment:
     places: dict[str, str] = field(default_factory=dict)
     """Config key (`key.inner` within a mapping; `run`, `imports`) -> `file:line` or the option that set it."""
     spaces: dict[Any, tuple[gym.Space, gym.Space]] = field(default_factory=dict)
-    """Environment -> its spaces of observations and actions as EfficientZero plays them, where they were looked at."""
+    """Environment -> its observation and action spaces as EfficientZero sees them; filled in by `env_check`."""
 
     @property
     def path(self) -> pathlib.Path | str:
@@ -121,7 +121,7 @@ class Experiment:
 
 @dataclass
 class Overrides:
-    """What the command line puts over every experiment of the file."""
+    """Settings of the command line, which override those of every experiment."""
 
     config: dict[str, Any] = field(default_factory=dict)
     stop: dict[str, Any] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class Place(Protocol):
     """Says where a part of an experiment was written: `file:line`, or an option."""
 
     def __call__(self, *path: str | int) -> str:
-        """Of a path below the experiment; without one, of the experiment itself."""
+        """Returns the place of a path below the experiment; without a path, that of the experiment itself."""
         ...
 
 
@@ -162,7 +162,7 @@ def load_experiments(file: pathlib.Path, overrides: Overrides) -> list[Experimen
 
 
 def parse_experiment(name: Any, spec: Any, place: Place, overrides: Overrides) -> Experiment:
-    """One experiment with the command line's overrides on it.
+    """Checks one experiment and applies the command line's overrides to it.
 
     Raises:
         InputError: at the first mistake, with its place.
@@ -198,7 +198,7 @@ def parse_experiment(name: Any, spec: Any, place: Place, overrides: Overrides) -
 
 
 def _check_spec(name: str, spec: Mapping[str, Any], place: Place) -> dict[str, Any]:
-    """Keys and types of an experiment."""
+    """Checks the keys of an experiment, and returns its values converted to the keys' types."""
     try:
         check_known_keys(spec, EXPERIMENT_KEYS, f"experiment {name!r}", private=False)
     except UnknownKeyError as error:
@@ -209,7 +209,7 @@ def _check_spec(name: str, spec: Mapping[str, Any], place: Place) -> dict[str, A
 
 
 def _typed(spec: Mapping[str, Any], types: Mapping[str, str], place: Place, prefix: Path) -> dict[str, Any]:
-    """The values of a mapping as their keys' types."""
+    """Returns the values of a mapping, checked and converted to their keys' types."""
     values: dict[str, Any] = {}
     for key, value in spec.items():
         try:
@@ -242,7 +242,7 @@ def _config(
     overrides: Overrides,
     warnings: list[str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The flat config of file and command line, and where each key was set."""
+    """Merges the config of file and command line; returns it flat, with the place where each key was set."""
     layers: list[tuple[dict[str, Any], str]] = [(values.get("config") or {}, "")]
     if values.get("env"):
         layers.append(({"env": values["env"]}, "env"))
@@ -267,7 +267,7 @@ def _config(
 
 
 def _origins(resolved: ResolvedConfig) -> Iterator[tuple[str, Path]]:
-    """(key, path) of every setting, and (key.inner, path) of what a mapping is made of."""
+    """Yields (key, path) of every setting, and (key.inner, path) of every key inside a mapping."""
     for key, path in resolved.origins.items():
         yield key, path
         value = resolved.config.get(key)
@@ -276,7 +276,7 @@ def _origins(resolved: ResolvedConfig) -> Iterator[tuple[str, Path]]:
 
 
 def _resolve_layer(layer: dict[str, Any], run: str, schema: KeySchema | None) -> ResolvedConfig:
-    """One layer, flat and checked; a class of the user's own is only known, and checked, once it is imported."""
+    """Flattens and checks one layer; leaves it as it is for a user's own class, which is not imported yet."""
     if schema is None:
         return ResolvedConfig(dict(layer), [], {key: (key,) for key in layer})
     return resolve_config(layer, schema, f"the config of {run}")
@@ -289,7 +289,7 @@ def _where(option: str, place: Place, path: Path) -> str:
 
 
 def _explain(error: ConfigError, run: str) -> str:
-    """The message, with the algorithms that do know an unknown key."""
+    """Returns the error's message; for an unknown key, it names the algorithms that have this key."""
     if not isinstance(error, UnknownKeyError) or error.suggestion:
         return error.message
     schemas = known_keys.load()
@@ -303,7 +303,7 @@ def _check_env(name: str, run: str, config: Mapping[str, Any], place: Place) -> 
 
 
 def _stop(values: Mapping[str, Any], place: Place, overrides: Overrides, warnings: list[str]) -> dict[str, float]:
-    """The file's criteria with `--stop` over them."""
+    """Returns the file's stop criteria, overridden by `--stop`."""
     try:
         stop, told = resolve_stop(values.get("stop") or {})
     except ConfigError as error:
@@ -348,7 +348,7 @@ def _checkpoint(values: Mapping[str, Any], place: Place, overrides: Overrides, w
 
 
 def checkpoint_score(written: str | None) -> dict[str, str]:
-    """`checkpoint_score_attr`, whose prefix `min-` asks for the least, as arguments of `CheckpointConfig`."""
+    """Turns `checkpoint_score_attr` into arguments of `CheckpointConfig`; its prefix `min-` means less is better."""
     if not written:
         return {}
     order = "min" if written.startswith("min-") else "max"
@@ -371,7 +371,7 @@ def _search(
 
 
 def _places(values: Mapping[str, Any], place: Place, overrides: Overrides) -> dict[str, str]:
-    """Where those keys of an experiment stand that are looked at once it is read."""
+    """Returns the places of those keys that are checked later, after the experiment is read."""
     places = {key: place(key) for key in ("run", "imports", "restore", "loggers", "scheduler", "storage_path")}
     if values.get("local_dir") and not values.get("storage_path"):
         places["storage_path"] = place("local_dir")
@@ -381,7 +381,7 @@ def _places(values: Mapping[str, Any], place: Place, overrides: Overrides) -> di
 
 
 def _loggers(name: str, values: Mapping[str, Any], place: Place, overrides: Overrides) -> list[LoggerSettings]:
-    """The file's, and those of the options."""
+    """Returns the file's loggers and those of the options."""
     written = values.get("loggers") or []
     try:
         return resolve_loggers([*written, *overrides.loggers], name)

@@ -1,4 +1,4 @@
-"""`rllib export`: a policy out of its checkpoint, for whoever only acts."""
+"""`rllib export`: copies a policy out of its checkpoint, for uses that only act."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An experiment of the command line alone, as the old `rllib train --run PPO --env CartPole-v1` took it."""
+"""An experiment given by options alone, as the old `rllib train --run PPO --env CartPole-v1` took it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class _Options:
 
 
 def load_inline_experiment(name: str, run: str | None, given: dict[str, Any], overrides: Overrides) -> Experiment:
-    """The checked experiment.
+    """Makes an experiment from options, and checks it.
 
     Args:
         name: of the experiment.
         run: the algorithm, as in a file.
-        given: further keys of an experiment, whose options are called like them; None: not given.
-        overrides: what the options shared with files say.
+        given: further keys of the experiment, each from the option of the same name; None: not given.
+        overrides: from the options that `rllib train file` has, too.
 
     Raises:
         InputError: with the option at fault.

@@ -1,4 +1,4 @@
-"""Who else is told of results, beside the trial's own files: TensorBoard, Weights & Biases, MLflow."""
+"""Loggers that get results in addition to the trial's own files: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """Of a logger."""
+    """A kind of logger."""
 
     package: str
     callback: str
-    """Tune's class."""
+    """Dotted path of Tune's class."""
     experiment_key: str | None
-    """Setting that is the experiment's name unless it is given."""
+    """Setting whose default is the experiment's name; None if there is no such setting."""
     types: dict[str, str]
-    """Its settings, those of Tune's class."""
+    """Setting -> its type; settings are arguments of Tune's class."""
 
 
 LOGGERS = {
@@ -68,14 +68,14 @@ class LoggerSettings:
 
 
 def resolve_loggers(given: list[Any], experiment: str) -> list[LoggerSettings]:
-    """`[tensorboard, {wandb: {project: x}}]`, checked; needs no ray.
+    """Checks a list such as `[tensorboard, {wandb: {project: x}}]`, and returns its loggers; needs no ray.
 
     Args:
         given: names, or mappings of a name to its settings.
-        experiment: its name, which a logger's project has by default.
+        experiment: its name, the default for a logger's project.
 
     Raises:
-        ConfigError: with the path of what is wrong; a logger's package may be missing.
+        ConfigError: with the path of what is wrong; also if a logger's package is not installed.
     """
     found: dict[str, LoggerSettings] = {}
     for index, entry in enumerate(given):
@@ -111,15 +111,15 @@ def _resolve(entry: Any, experiment: str) -> LoggerSettings:
 
 
 def make_loggers(loggers: list[LoggerSettings], where: str, results: str | pathlib.Path) -> list[Callback]:
-    """Tune's callbacks, each of which has been heard by what it logs to; imports ray.
+    """Makes Tune's callbacks, and sets each one up to see that it reaches what it logs to; imports ray.
 
     Args:
         loggers: of one experiment.
-        where: they stand, for messages.
+        where: place of the loggers, for messages.
         results: the experiment's directory, or its URI.
 
     Raises:
-        InputError: one cannot be used: it has no key, or nobody answers at its address.
+        InputError: one cannot be used: it has no key, or nothing answers at its address.
     """
     made = []
     for logger in loggers:
@@ -127,7 +127,7 @@ def make_loggers(loggers: list[LoggerSettings], where: str, results: str | pathl
         module, _, name = LOGGERS[logger.name].callback.rpartition(".")
         try:
             callback = getattr(importlib.import_module(module), name)(**settings)
-            # Tune calls it once more, and would end with a traceback.
+            # Tune will call it again, where a failure would end in a traceback.
             callback.setup()
         except Exception as error:
             # Whatever a foreign package raises.
@@ -138,16 +138,16 @@ def make_loggers(loggers: list[LoggerSettings], where: str, results: str | pathl
 
 
 def _of_wandb(settings: dict[str, Any], results: str) -> dict[str, Any]:
-    """Settings with a directory for what is not sent at once, or never; the key goes to the environment.
+    """Returns settings with a directory for data that is not sent yet, or never; moves the key to the environment.
 
-    By default the directory would be one of Ray's temporary ones, and the copy among the results end before the run
-    does. And Tune writes its callbacks among the results, the key that one of them holds included.
+    By default the directory would be one of Ray's temporary ones, and its copy among the results would lack the end of
+    the run. The key must leave the settings, since Tune saves its callbacks among the results with all they hold.
     """
     if "api_key" in settings:
         settings = dict(settings)
         os.environ["WANDB_API_KEY"] = settings.pop("api_key")
     if settings.get("mode") in WANDB_WITHOUT_KEY:
-        # Tune asks for a key unless the environment itself says so.
+        # Tune asks for a key unless the environment variable has this mode.
         os.environ["WANDB_MODE"] = settings["mode"]
     directory = settings.get("dir", results)
     if "://" in directory:

@@ -1,4 +1,4 @@
-"""What Ray's own `rllib evaluate` and `rllib rollout` took and this command does not need."""
+"""Options of Ray's own `rllib evaluate` and `rllib rollout` that this command does not need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INSTEAD = {
 
 @dataclass(frozen=True)
 class OldEvaluateOptions:
-    """Hidden, and answered by a warning."""
+    """The old options: hidden from the help, and answered by a warning."""
 
     algo: Annotated[str | None, typer.Option("--algo", "--run", "-a", hidden=True)] = None
     steps: Annotated[int | None, typer.Option("--steps", hidden=True)] = None
@@ -35,10 +35,10 @@ class OldEvaluateOptions:
     track_progress: Annotated[bool, typer.Option("--track-progress", hidden=True)] = False
 
     def warn(self) -> None:
-        """Says what takes their place.
+        """Warns of each one that was given, and says what takes its place.
 
         Raises:
-            InputError: one of them would have changed what is played.
+            InputError: `--config` was given, which would have changed what is played.
         """
         if self.config is not None:
             raise InputError("use --env, --env-config and --num-simulations", "--config")

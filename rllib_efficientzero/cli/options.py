@@ -15,13 +15,13 @@ OPTIONS = "options"
 
 
 def verbs(**settings: Any) -> typer.Typer:
-    """An application of verbs whose help is plain text: as markup, `[serve]` would be a style, and not be shown."""
+    """Makes a typer application with plain-text help: as rich markup, `[serve]` would be a style and not be shown."""
     help_names = {"help_option_names": ["-h", "--help"]}
     return typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=help_names, **settings)
 
 
 def takes_options(options_class: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the fields of a dataclass as options; it gets them as its argument `options`.
+    """Decorates a command: the fields of a dataclass become its options, which it gets as the argument `options`.
 
     Args:
         options_class: a dataclass whose fields are annotated as typer wants it, each with a default.
@@ -42,7 +42,7 @@ def takes_options(options_class: type[Any]) -> Callable[[Callable[..., None]], C
             options = options_class(**{field.name: given.pop(field.name) for field in fields})
             command(**given, **{OPTIONS: options})
 
-        # What typer reads in place of the command's own.
+        # Typer reads these instead of the command's own signature.
         flat.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
         flat.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *fields]}
         return flat

@@ -1,4 +1,4 @@
-"""Files that a verb is to write at the end of long work: found out before it whether they can be."""
+"""Checks, before long work, that the files to be written at its end can be written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rllib_efficientzero.cli.errors import InputError
 
 
 def check_writable(file: pathlib.Path | None, option: str) -> None:
-    """Makes the file's directory. What can still go wrong, such as a full disk, is for whoever writes.
+    """Makes the file's directory and checks that the file can be written; a full disk, say, still shows only later.
 
     Raises:
         InputError: it cannot be written there.

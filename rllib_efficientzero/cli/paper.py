@@ -113,7 +113,7 @@ def _load(names: list[str], budget: str) -> list[Experiment]:
 
 
 def _given(options: list[str], chosen: list[Experiment]) -> dict[str, pathlib.Path]:
-    """Variant -> checkpoint, of variants that one of the experiments measures, and with a policy in each."""
+    """Parses `--checkpoint` into variant -> checkpoint; the variant must be measured, the checkpoint hold a policy."""
     from rllib_efficientzero.checkpoint.manifest import CheckpointError
     from rllib_efficientzero.checkpoint.policy_files import read_description
 
@@ -135,7 +135,7 @@ def _given(options: list[str], chosen: list[Experiment]) -> dict[str, pathlib.Pa
 
 
 def _print_plan(chosen: list[Experiment], setup: Setup, given: dict[str, pathlib.Path]) -> None:
-    """Runs by kind, with their state and, from a few timed network calls, how long they would take on this CPU."""
+    """Prints runs by kind, with their state and, from a few timed network calls, how long they take on this CPU."""
     from rllib_efficientzero import cost
     from rllib_efficientzero.analysis import estimates, running
 

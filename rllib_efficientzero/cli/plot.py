@@ -35,7 +35,7 @@ class Curve:
 
 
 class NothingToDrawError(InputError):
-    """A trial has no value of what is asked for, or none yet."""
+    """A trial has no values of the kind that is to be drawn, at least not yet."""
 
 
 def plot(
@@ -85,7 +85,7 @@ def find_trials(run: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_curves(trials: Sequence[pathlib.Path], metric: str | None, *, human: bool = False) -> list[Curve]:
-    """The curves of those trials that have something to draw; the others are named in a warning.
+    """Returns the curves of the trials that have something to draw, and names the others in warnings.
 
     Args:
         trials: their directories.
@@ -170,10 +170,10 @@ def draw(curves: Sequence[Curve], file: pathlib.Path, axis: str) -> None:
 
 
 def _rows(file: pathlib.Path) -> list[dict[str, Any]]:
-    """The results of a trial; of one that was killed the last line may be cut off.
+    """Returns the results of a trial, without the last line if that was cut off when the run was killed.
 
-    Where it was resumed from a checkpoint its iterations are counted from there again: what it had done beyond that is
-    no part of the run any more.
+    A resumed trial counts its iterations from its checkpoint on. Results of these and later iterations that it had
+    reported before are dropped: they are no longer part of the run.
     """
     rows: list[dict[str, Any]] = []
     lines = file.read_text(encoding="utf-8").splitlines()

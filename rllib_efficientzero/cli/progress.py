@@ -16,16 +16,16 @@ GROWING = ("training_iteration", "time_total_s", "time_since_restore", ENV_STEPS
 """Metrics that grow steadily, so that the time until they reach a criterion can be told."""
 
 WINDOW = 20
-"""Reports over which rates are taken."""
+"""Number of last reports over which rates are computed."""
 
 
 @dataclass
 class TrialProgress:
-    """One trial's reports, as far as rates need them."""
+    """The progress of one trial, from its last reports."""
 
     criteria: Mapping[str, float]
     budget: Mapping[str, float] = field(default_factory=dict)
-    """Metric -> what it comes to by the end of the run, which is over once all have; empty if the run does not say."""
+    """Metric -> its value at the end of the run, which ends once all are reached; empty if the run has no budget."""
     history: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """(seconds, fraction done, environment steps) of the last reports."""
 
@@ -49,7 +49,7 @@ class TrialProgress:
         return {name: text for name, text in columns.items() if text}
 
     def _steps(self, result: Mapping[str, Any]) -> str:
-        """Those that are counted: against a budget, with those hidden in resets."""
+        """Text of the steps so far: with a budget, its interactions, which include those hidden in resets."""
         counted = metrics.NUM_INTERACTIONS_LIFETIME if self.budget else ENV_STEPS
         steps, target = lookup(result, counted), {**self.criteria, **self.budget}.get(counted)
         if steps is None or not target:
@@ -57,8 +57,8 @@ class TrialProgress:
         return f"{steps:,.0f}/{target:,.0f} ({min(steps / target, 1):.0%})"
 
     def _fraction(self, result: Mapping[str, Any]) -> float:
-        """How much of the run is done: by the criterion that is nearest to its end, or by what is farthest from the
-        budget's, all of which is to be spent."""
+        """Fraction of the run that is done: the larger of that of the criterion nearest to being met, and that of the
+        budget's metric farthest from its end, since the whole budget is to be spent."""
 
         def shares(targets: Mapping[str, float], names: Iterable[str]) -> list[float]:
             return [(lookup(result, name) or 0.0) / targets[name] for name in names if targets.get(name)]
@@ -72,7 +72,7 @@ class TrialProgress:
         return (last[2] - first[2]) / (last[0] - first[0]) if last[0] > first[0] else None
 
     def _time_left(self) -> str:
-        """By the pace of the last reports; unknown before the second one."""
+        """Text of the time left, at the pace of the last reports; empty before the second report."""
         first, last = self.history[0], self.history[-1]
         gained, spent = last[1] - first[1], last[0] - first[0]
         if gained <= 0 or spent <= 0:

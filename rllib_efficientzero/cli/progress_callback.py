@@ -1,4 +1,4 @@
-"""Tune's hooks, drawn: one live table on a terminal, one plain line per report everywhere else."""
+"""A Tune callback that shows progress: one live table on a terminal, one plain line per report everywhere else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rllib_efficientzero.cli.progress import TrialProgress
 class ProgressCallback(Callback):
     """Shows progress and remembers the trials for the report at the end.
 
-    Tune pickles its callbacks with the run; only the constructor's arguments survive that.
+    Tune pickles its callbacks with the run; only the constructor's arguments survive that, except `begin_with`.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class ProgressCallback(Callback):
         begin_with: Mapping[str, pathlib.Path] | None = None,
     ) -> None:
         """Args:
-        name: The experiment's.
+        name: The experiment's name.
         criteria: Stop criteria.
-        budget: Metric -> what it comes to by the end of a run, if that is known.
+        budget: Metric -> its value at the end of a run, if that is known.
         live: Draw a table that is redrawn in place.
         checkpoint: Checkpoint settings (arguments of `CheckpointConfig`).
         begin_with: Trial id -> the checkpoint that a resumed trial goes on from.
@@ -43,7 +43,7 @@ class ProgressCallback(Callback):
         self.settings = (name, dict(criteria), dict(budget or {}), live, dict(checkpoint or {}))
         self.trials: list[Trial] = []
         self.unfinished: list[Trial] = []
-        """Those still to be trained when the last step ended; an interrupted run marks them as terminated later."""
+        """Trials that were not finished after the last step; Tune marks those of an interrupted run as terminated."""
         self.progress: dict[str, TrialProgress] = {}
         self.rows: dict[str, dict[str, str]] = {}
         self.table: Live | None = None

@@ -1,4 +1,4 @@
-"""Starting and stopping ray, and how much of its own talk is heard."""
+"""Starts and stops ray, and sets how many of its own messages are shown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RayOptions:
 
 
 def set_verbosity(verbosity: int) -> None:
-    """Imports ray, and silences its and gymnasium's warnings unless `-v` asks for them."""
+    """Silences the warnings of ray, which it imports for that, and of all other packages; does nothing under `-v`."""
     if verbosity > 0:
         return
     # Tune's "new output" prints a header even at verbosity 0; our own display takes its place.
@@ -50,7 +50,7 @@ def set_verbosity(verbosity: int) -> None:
 
 @contextmanager
 def ray_session(options: RayOptions) -> Iterator[None]:
-    """Ray for the length of the block: a local one, or a connection to `--ray-address`."""
+    """Runs the block with Ray, a local one or a connection to `--ray-address`, and shuts it down afterwards."""
     import ray
 
     if options.address:
@@ -62,7 +62,7 @@ def ray_session(options: RayOptions) -> Iterator[None]:
         if options.address:
             ray.init(address=options.address, **common)
         else:
-            # In a process of one of RLlib's algorithms nothing else would import this package first.
+            # Worker processes of RLlib's own algorithms do not import this package, which would load triton first.
             hook = {"worker_process_setup_hook": TRITON_HOOK} if must_load_triton_first() else None
             with _in_groups_of_their_own():
                 ray.init(
@@ -74,9 +74,9 @@ def ray_session(options: RayOptions) -> Iterator[None]:
                     **common,
                 )
     except Exception as error:
-        # Where its processes are not up within 30 s, Ray raises the base class itself.
+        # Any exception: if its processes are not up within 30 s, Ray raises `Exception` itself.
         raise InputError(f"ray does not start: {error}", "--ray-address" if options.address else "") from error
-    # Ray's own handler ends the process with an exit code of its own.
+    # Puts ours back: Ray's handler ends the process with an exit code of its own.
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
@@ -86,9 +86,9 @@ def ray_session(options: RayOptions) -> Iterator[None]:
 
 @contextmanager
 def _in_groups_of_their_own() -> Iterator[None]:
-    """Ray's processes that are started in the block get no signal that is meant for the command's whole group.
+    """Puts processes that Ray starts in the block into groups of their own, so that they outlive a signal to ours.
 
-    `timeout` and supervisors send SIGTERM to all of it. Without Ray no trial could save a checkpoint first.
+    `timeout` and supervisors send SIGTERM to the command's whole group. Without Ray no trial could save a checkpoint.
     """
     _starts_ray.set()
     try:
@@ -102,7 +102,7 @@ def _leave_group() -> None:
         os.setpgid(0, 0)
 
 
-# Called in what `subprocess` starts for Ray, since Ray has it call a function there.
+# `subprocess` runs this in the processes that it starts for Ray, because Ray passes it a `preexec_fn`.
 os.register_at_fork(after_in_child=_leave_group)
 
 
@@ -128,7 +128,7 @@ def check_resources(needed: Mapping[str, float], where: str, is_cluster: bool) -
 
 
 def missing_resources(needed: Mapping[str, float], available: Mapping[str, float]) -> str | None:
-    """What a trial needs and nobody has, in a sentence; None if there is enough."""
+    """Says in a sentence which resources a trial needs beyond those available; None if there is enough."""
     missing = [
         f"{amount:g} {name}s (there are {available.get(name, 0):g})"
         for name, amount in needed.items()

@@ -1,4 +1,4 @@
-"""The verbs' part of docs/cli.md, from the command: `python -m rllib_efficientzero.cli.reference docs/cli.md`."""
+"""Generates the part of docs/cli.md about the verbs: `python -m rllib_efficientzero.cli.reference docs/cli.md`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def reference_markdown() -> str:
 
 
 def with_reference(text: str) -> str:
-    """A document whose generated part is today's.
+    """Returns a document with its generated part brought up to date.
 
     Raises:
         ValueError: it has no such part.

@@ -1,4 +1,4 @@
-"""What is said around a run: what starts, how it ended, and the command that goes on."""
+"""Prints what is about to run, how it ended, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 SECRET_OPTION = "--wandb-key"
 SECRET = '"$WANDB_API_KEY"'
-"""What stands for it in a command that is printed: the variable in which Weights & Biases looks for a key, too."""
+"""Printed in place of the key: the environment variable in which Weights & Biases itself looks for one."""
 
 
 def print_start(prepared: Prepared, resume: bool) -> None:
-    """What is about to run, and the algorithm's notices."""
+    """Prints what is about to run, and the algorithm's notices."""
     experiment = prepared.experiment
     env = experiment.config.get("env", "offline data")
     say(f"{experiment.name}: {prepared.algorithm.__name__} on {env}", "bold")
@@ -51,7 +51,7 @@ def print_start(prepared: Prepared, resume: bool) -> None:
 
 
 def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None:
-    """Result table, checkpoints, errors, and how to resume; of what is finished, how to look at it."""
+    """Prints the results, checkpoints and errors, and the command to resume; for a finished run, to look at it."""
     say("")
     out.print(_table(outcome))
     for trial in outcome.trials:
@@ -72,7 +72,7 @@ def print_end(prepared: Prepared, outcome: Outcome, argv: Sequence[str]) -> None
 
 
 def is_left_to_do(outcome: Outcome, experiment: Experiment) -> bool:
-    """Whether `--resume` would train anything further: what failed before its first result would only fail again."""
+    """Whether `--resume` would train any trial further; one that failed before its first result would fail again."""
 
     def is_left(trial: Trial) -> bool:
         if outcome.status(trial) == "done":
@@ -83,7 +83,7 @@ def is_left_to_do(outcome: Outcome, experiment: Experiment) -> bool:
 
 
 def _best_checkpoint(outcome: Outcome, experiment: Experiment) -> str | None:
-    """EfficientZero's checkpoint of the trial that is best by the search's metric; None where there is none here."""
+    """Returns EfficientZero's checkpoint of the trial that is best by the search's metric; None if none is on disk."""
 
     def rank(trial: Trial) -> float:
         value = _last(trial, experiment.search.metric)
@@ -95,7 +95,7 @@ def _best_checkpoint(outcome: Outcome, experiment: Experiment) -> str | None:
 
 
 def resume_command(argv: Sequence[str]) -> str:
-    """This command again, with `--resume`; a secret, which logs must not keep, is the shell's variable."""
+    """Returns this command with `--resume`, and with the secret key, which logs must not keep, as a shell variable."""
     words = ["rllib"]
     for before, word in pairwise(["rllib", *argv]):
         option, equals, _ = word.partition("=")
@@ -125,7 +125,7 @@ def _table(outcome: Outcome) -> Table:
 
 
 def _last(trial: Trial, metric: str) -> float | None:
-    """The last value that a trial reported: few iterations evaluate, and in short ones no episode ends."""
+    """Returns the last value of a metric that a trial reported, maybe in an earlier result: few iterations evaluate."""
     value = lookup(trial.last_result or {}, metric)
     if value is not None or not trial.last_result:
         return value
@@ -149,7 +149,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def _error_file(trial: Trial) -> pathlib.Path:
-    """The trial's traceback, beside its results; in ray's own folder if these are not on this machine."""
+    """Returns the file of a trial's traceback: beside its results, or in ray's own folder if these are elsewhere."""
     beside = pathlib.Path(trial.path or "") / (trial.run_metadata.error_filename or "")
     return beside if beside.is_file() else pathlib.Path(trial.error_file or "")
 
@@ -164,7 +164,7 @@ def what_went_wrong(file: pathlib.Path) -> str:
     told = re.findall(r"^[A-Za-z_][\w.]*(?:Error|Exception): \S.*$", text, flags=re.MULTILINE)
     lost = re.search(r"^The actor died .*", text, flags=re.MULTILINE | re.DOTALL)
     if lost and not told:
-        # Ray's account of a lost process: what it died of stands amid identifiers, which are indented.
+        # Ray's account of a lost process: all lines but those of identifiers, which are indented.
         return " ".join(line.strip() for line in lost.group().splitlines() if not line.startswith("\t"))
     lines = told or text.strip().splitlines()
     return lines[-1] if lines else "(no message)"

@@ -33,16 +33,16 @@ class Outcome:
     trials: list[Trial]
     unfinished: list[Trial]
     signal: int | None = None
-    """That ended it."""
+    """The number of the signal that ended it."""
 
     @property
     def was_stopped(self) -> bool:
-        """Whether a signal ended it."""
+        """Whether it ended early: by a signal, with unfinished trials, or before it had any trial."""
         return self.signal is not None or bool(self.unfinished) or not self.trials
 
     @property
     def exit_code(self) -> ExitCode:
-        """The command's exit code as far as this experiment goes."""
+        """The exit code of the command if this were its only experiment."""
         if self.was_stopped:
             return ExitCode.TERMINATED if self.signal == signal.SIGTERM else ExitCode.INTERRUPTED
         errored = any(trial.status == Trial.ERROR for trial in self.trials)
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def finished_before(prepared: Prepared) -> Outcome | None:
-    """The outcome of an earlier run of which no trial is to go on today; needs no running ray."""
+    """Returns the outcome of an earlier run if no trial of it would train further, else None; ray need not run."""
     experiment = prepared.experiment
     saved = _saved_trials(str(experiment.path))
     done = saved and all(trial.status == Trial.TERMINATED and not goes_on(trial, experiment) for trial in saved)
@@ -63,15 +63,15 @@ def finished_before(prepared: Prepared) -> Outcome | None:
 
 
 def goes_on(trial: Trial, experiment: Experiment) -> bool:
-    """Whether a saved trial that had come to its end is to be trained further.
+    """Whether a saved trial that has ended is to be trained further.
 
-    Only where it has not met today's stop criteria: then these were raised, or the time of the search ran out, or its
-    scheduler ended it. What a scheduler ended stays ended, as long as the criteria are the same.
+    It is if it does not meet today's stop criteria: either they were raised, or it ended because the search ran out of
+    time. A trial that a scheduler ended stays ended, unless the criteria were raised.
     """
     result = trial.last_result or {}
     if is_met(experiment.stop, result):
         return False
-    # Tune says "done" of a trial that criteria or a scheduler ended, not of one for which there was no time any more.
+    # Tune sets "done" for trials that criteria or a scheduler ended, not for those that ran out of time.
     ended_early = experiment.search.ends_trials and result.get(DONE)
     return not ended_early or is_raised(trial.stopping_criterion, experiment.stop)
 
@@ -80,7 +80,7 @@ def run_experiment(prepared: Prepared, resume: bool, trusted: bool, verbosity: i
     """Trains every trial of the experiment to its end, or until Ctrl-C or SIGTERM.
 
     Raises:
-        InputError: there is a run to resume that cannot be, or that is not trusted; or a logger cannot be used.
+        InputError: the run cannot be resumed, or its checkpoints are not trusted, or a logger cannot be used.
     """
     experiment = prepared.experiment
     saved = _saved_trials(str(experiment.path)) if resume else []
@@ -109,7 +109,7 @@ def run_experiment(prepared: Prepared, resume: bool, trusted: bool, verbosity: i
 
 @dataclass
 class _Run:
-    """What a fresh and a resumed run are started with."""
+    """What both a fresh and a resumed run are started with."""
 
     prepared: Prepared
     callbacks: list[tune.Callback]
@@ -130,7 +130,7 @@ def _callback(prepared: Prepared, checkpoints: dict[str, pathlib.Path], verbosit
 
 
 def _start(run: _Run) -> None:
-    """A run from the beginning, or from a `restore:` checkpoint."""
+    """Starts a run from the beginning, or from a `restore:` checkpoint."""
     prepared = run.prepared
     experiment = prepared.experiment
     tuner = tune.Tuner(
@@ -160,10 +160,10 @@ def _start(run: _Run) -> None:
 
 
 def _resume(run: _Run, saved: list[Trial]) -> None:
-    """Every saved trial from its newest checkpoint, under today's stop criteria.
+    """Resumes every saved trial from its newest checkpoint, under today's stop criteria.
 
-    `Tuner.restore` would bring back the old callbacks too; `tune.run`, which it calls with the same `ResumeConfig`,
-    takes new ones, and ours gives each trial today's criteria. Tune lets all finished trials go on, or none.
+    `Tuner.restore` would bring back the old callbacks, too. `tune.run`, which it calls with the same `ResumeConfig`,
+    takes new ones, and ours gives each trial today's criteria. Tune resumes either all finished trials or none.
     """
     prepared = run.prepared
     experiment = prepared.experiment
@@ -209,7 +209,7 @@ def _saved_trials(path: str) -> list[Trial]:
 
 
 def _warn_of_changes(saved: list[Trial], prepared: Prepared, checkpoints: dict[str, pathlib.Path]) -> None:
-    """A resumed trial keeps the config it was started with."""
+    """Warns of settings that differ now, since a resumed trial keeps its config, and of trials without a checkpoint."""
     changed = changed_settings(prepared, [trial.config for trial in saved])
     if changed:
         say_warning(f"a resumed run keeps its config; these settings differ now and are ignored: {', '.join(changed)}")

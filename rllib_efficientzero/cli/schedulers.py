@@ -1,4 +1,4 @@
-"""Tune's schedulers and search spaces for what an experiment file says; every scheduler stops at signals."""
+"""Makes Tune's schedulers and search spaces from an experiment's settings; every scheduler stops at signals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ ITERATIONS = "training_iteration"
 
 
 class _Pausing:
-    """Over one of Tune's schedulers: once it is to stop, trials are paused, which saves them, and none is started."""
+    """Mixin over one of Tune's schedulers: after a signal it pauses trials, which saves them, and starts none.
+
+    It also keeps results without the metric from the scheduler.
+    """
 
     stop: Stop
 
@@ -44,28 +47,29 @@ class _Pausing:
         return None if self.stop else super().choose_trial_to_run(tune_controller)  # type: ignore[misc]
 
     def _can_judge(self, result: dict[str, Any]) -> bool:
-        """Whether a result has the metric. It is NaN, or missing, where no episode has ended or nothing was evaluated.
+        """Whether a result has the metric: it is NaN or missing if no episode has ended or nothing was evaluated.
 
-        Nothing is less than NaN: a rung with one would end nobody. Where it is missing PBT would end the search.
+        Nothing is less than NaN, so that a rung of ASHA with one would end no trial. Without the metric, PBT would end
+        the search.
         """
         metric = getattr(self, "metric", None)
         return metric is None or lookup(result, metric) is not None
 
 
 class PausingFIFO(_Pausing, FIFOScheduler):
-    """One trial after the other."""
+    """Starts trials in order, and ends none early."""
 
 
 class PausingASHA(_Pausing, ASHAScheduler):
-    """Asynchronous successive halving: of those that got as far, the better part goes on."""
+    """Asynchronous successive halving: at each rung, only the best of the trials that reached it go on."""
 
 
 class PausingMedian(_Pausing, MedianStoppingRule):
-    """A trial ends that is worse than the median of the others was at its time."""
+    """Ends a trial that is worse than the median of the others at the same time."""
 
 
 class PausingPBT(_Pausing, PopulationBasedTraining):
-    """Population based training: bad trials go on as copies of good ones, with other settings."""
+    """Population based training: bad trials continue as copies of good ones, with changed settings."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         chosen = super().choose_trial_to_run(tune_controller)
@@ -74,7 +78,7 @@ class PausingPBT(_Pausing, PopulationBasedTraining):
         waiting = [trial for trial in tune_controller.get_live_trials() if not trial.is_finished()]
         if not waiting or any(trial.status != Trial.PAUSED for trial in waiting):
             return None
-        # All wait for one that has ended, or that was judged an interval late for lack of the metric: for ever.
+        # All would wait for ever, for a trial that has ended or, for lack of the metric, was judged an interval late.
         furthest = max(self._trial_state[trial].last_train_time for trial in waiting)
         self._next_perturbation_sync = furthest + self._perturbation_interval
         return super().choose_trial_to_run(tune_controller)
@@ -89,11 +93,11 @@ _CLASSES: dict[str, type[Any]] = {
 
 
 def make_scheduler(settings: SearchSettings, param_space: Mapping[str, Any], stop: Stop) -> TrialScheduler:
-    """The scheduler of an experiment; its metric is given to Tune, which hands it on.
+    """Makes the scheduler of an experiment; not its metric, which is given to Tune and passed on to the scheduler.
 
     Args:
         settings: of the experiment.
-        param_space: its config; PBT mutates what is searched there, unless told otherwise.
+        param_space: its config, whose search spaces PBT mutates unless `hyperparam_mutations` names others.
         stop: tells whether a signal came.
 
     Raises:
@@ -113,7 +117,7 @@ def make_scheduler(settings: SearchSettings, param_space: Mapping[str, Any], sto
 
 
 def tune_space(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with Tune's objects in the place of the search spaces that a file writes."""
+    """Returns a config in which the search spaces of a file are replaced by Tune's objects."""
     return {key: _tuned(value) for key, value in config.items()}
 
 
@@ -129,9 +133,9 @@ def _tuned(value: Any) -> Any:
 
 
 def mutations(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What PBT mutates of a config: its search spaces, a file's and Tune's, also those in nested mappings.
+    """Returns what PBT mutates of a config: its search spaces, a file's and Tune's, also those in nested mappings.
 
-    A choice becomes a list, of which PBT takes a neighbour; it would multiply what `tune.choice` drew.
+    A choice becomes a list, in which PBT moves to a neighbour; a value drawn by `tune.choice` it would multiply.
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
@@ -141,7 +145,7 @@ def mutations(config: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Categorical):
             found[key] = list(value.categories)
         elif isinstance(value, Domain) and not isinstance(value, Function):
-            # A function (`tune.sample_from`) is asked once, with the rest of the config.
+            # Not `tune.sample_from`, whose function is called once, with the rest of the config.
             found[key] = value
         elif isinstance(value, dict) and (inner := mutations(value)):
             found[key] = inner
@@ -149,7 +153,7 @@ def mutations(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_begun(mutated: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """What a trial's config lacks PBT draws, but only at the top, or a mapping as a whole."""
+    """Refuses mutations of inner keys that the config lacks: PBT draws what is missing only for top-level keys."""
     for key, inner in mutated.items():
         if not isinstance(inner, dict) or key not in config:
             continue

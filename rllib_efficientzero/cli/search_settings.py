@@ -66,7 +66,7 @@ ALIASES = {
 
 @dataclass
 class SearchSettings:
-    """Of one experiment."""
+    """How the trials of one experiment compete."""
 
     scheduler: str = "fifo"
     scheduler_settings: dict[str, Any] = field(default_factory=dict)
@@ -81,11 +81,11 @@ class SearchSettings:
 
 
 def resolve_search(values: Mapping[str, Any], schema: KeySchema | None, warnings: list[str]) -> SearchSettings:
-    """The settings of an experiment's values, of which those in `SEARCH_KEYS` are looked at.
+    """Checks those values of an experiment that are in `SEARCH_KEYS`, and returns its search settings.
 
     Args:
         values: of the experiment.
-        schema: the algorithm's, which PBT's mutations are checked by; None: not known yet.
+        schema: the algorithm's, to check PBT's mutations by; None: not known yet.
         warnings: are added to.
 
     Raises:
@@ -104,7 +104,7 @@ def resolve_search(values: Mapping[str, Any], schema: KeySchema | None, warnings
 def _scheduler(
     given: str | Mapping[str, Any], schema: KeySchema | None, warnings: list[str]
 ) -> tuple[str, dict[str, Any]]:
-    """`asha`, or `{name: asha, max_t: 100}`."""
+    """Checks a scheduler, given as `asha` or `{name: asha, max_t: 100}`; returns its name and its settings."""
     settings: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
     written = settings.pop("name", None)
     if not isinstance(written, str):
@@ -129,10 +129,10 @@ def _scheduler(
 
 
 def resolve_mutations(given: Any, schema: KeySchema | None, warnings: list[str]) -> dict[str, Any]:
-    """PBT's `hyperparam_mutations` as a config whose values are search spaces, groups opened; a list is a choice.
+    """Turns PBT's `hyperparam_mutations` into a config of search spaces, flat if there is a schema; a list is a choice.
 
     Args:
-        given: as written, or as returned before.
+        given: as written, or as returned by an earlier call.
         schema: the algorithm's; None: not known yet, and keys and values are not checked.
         warnings: are added to.
 
@@ -152,7 +152,7 @@ def resolve_mutations(given: Any, schema: KeySchema | None, warnings: list[str])
 
 
 def _spaces(key: str, given: Any, path: Path) -> dict[str, Any]:
-    """A mapping of search spaces, as deep as it was written."""
+    """Checks a mapping of search spaces and keeps its nesting; lists become choices."""
     if not isinstance(given, Mapping) or is_search_space(given) or not given:
         raise WrongTypeError(f"{key!r} must map keys of the config to search spaces, or to lists", path)
     spaces: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def _spaces(key: str, given: Any, path: Path) -> dict[str, Any]:
 
 
 def _metric(written: str | None, warnings: list[str]) -> str:
-    """Today's name of a metric; what no result carries is refused as in stop criteria."""
+    """Returns the current name of a metric; refuses one that no result has, as in stop criteria."""
     if written is None:
         return EPISODE_RETURN
     try:

@@ -1,4 +1,4 @@
-"""`rllib play` and `rllib serve`: a policy behind HTTP, to look at and to ask."""
+"""`rllib play` and `rllib serve`: a policy behind HTTP, for people to watch and for programs to query."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _service(
     *,
     follow: bool,
 ) -> PolicyService:
-    """The policy; says what is wrong with it before anything is started."""
+    """Loads the policy; reports what is wrong with it before anything is started."""
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
@@ -175,7 +175,7 @@ def _check_env(service: PolicyService, env: str | None, env_config: dict[str, An
 
 
 def _warn_if_open(host: str, token: str | None) -> None:
-    """To other machines, and to everyone there."""
+    """Warns if other machines can reach the server and it asks for no token."""
     if host not in (LOCAL, "localhost", "::1") and token is None:
         say_warning(f"whoever reaches {host} may ask: consider --token (or {TOKEN_VARIABLE})")
 
@@ -186,12 +186,12 @@ def _serve_here(service: PolicyService, host: str, port: int, **settings: Any) -
 
     port = _free_port(host, port)
     _say_address(host, port, settings.get("token"))
-    with one_thread_unless_told():  # as a replica on Ray Serve has, which holds in the threads that search, too
+    with one_thread_unless_told():  # as on Ray Serve; this applies to the threads that search, too
         run_local(build_local(service, **settings), host, port)
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port, or one that is free for 0.
+    """Returns the port after checking that it is free; for 0, any free port.
 
     Raises:
         InputError: it is taken, or the address is not this machine's.

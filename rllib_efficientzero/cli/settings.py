@@ -1,4 +1,4 @@
-"""What a run's settings come to, as plain data: to be shown, and to be compared with those of an earlier run."""
+"""A run's settings as plain data, to be shown and to be compared with those of an earlier run."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     name = getattr(value, "__qualname__", None)
-    # An address is another one in every process.
+    # Without addresses of objects, which differ in every process.
     return f"{value.__module__}.{name}" if name else re.sub(" at 0x[0-9a-fA-F]+", "", str(value))
 
 
 def changed_settings(prepared: Prepared, saved: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the settings that today's experiment would give other values than a saved trial has.
+    """Returns the names of settings that have other values in today's experiment than in a saved trial.
 
-    Both are compared as the algorithm reads them, so that what is left out has its default, and merged mappings are
-    whole. A trial's draw from a search space, or a scheduler's mutation, is no change.
+    Both are compared as the algorithm reads them: with defaults for what is left out, and with mappings merged. Values
+    that a trial drew from a search space, or that a scheduler mutated, are no changes.
 
     Args:
         prepared: today's experiment.
@@ -85,12 +85,12 @@ def changed_settings(prepared: Prepared, saved: Sequence[Mapping[str, Any]]) -> 
 
 def _read(prepared: Prepared, config: Mapping[str, Any]) -> dict[str, Any]:
     default = prepared.algorithm.get_default_config().copy(copy_frozen=False)
-    # RLlib resolves class paths in place.
+    # A copy, since RLlib resolves class paths in place.
     return settings_of(default.update_from_dict(copy.deepcopy(dict(config))))
 
 
 def _as_drawn(today: Mapping[str, Any], saved: Any) -> dict[str, Any]:
-    """Today's settings, with what a saved trial has in the place of search spaces."""
+    """Returns today's settings, with a saved trial's values in place of search spaces."""
     saved = saved if isinstance(saved, Mapping) else {}
     drawn: dict[str, Any] = {}
     for key, value in today.items():
@@ -104,7 +104,7 @@ def _as_drawn(today: Mapping[str, Any], saved: Any) -> dict[str, Any]:
 
 
 def _differing(then: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Where two plain values differ, from `name` on."""
+    """Yields the names, from `name` on, under which two plain values differ."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in {**then, **now}:
             path = f"{name}/{key}" if name else key

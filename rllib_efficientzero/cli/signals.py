@@ -17,7 +17,7 @@ from rllib_efficientzero.cli.console import say_warning
 from rllib_efficientzero.cli.errors import Terminated
 
 SECONDS_TO_SAVE = 20.0
-"""After a signal; a machine that is taken away gives about 30."""
+"""How long trials may take to save after a signal; a machine that is taken away gives about 30 s."""
 
 
 class Stop:
@@ -83,5 +83,5 @@ class StopCallback(Callback):
             newest = f"the newest is {trial.checkpoint.path}" if trial.checkpoint else "there is none"
             say_warning(f"trial {trial.trial_id} saved no checkpoint within {SECONDS_TO_SAVE:g} s; {newest}")
         self._ended = True
-        # Tune ends its loop at this one, and writes the experiment's state.
+        # On this signal Tune ends its loop and writes the experiment's state.
         os.kill(os.getpid(), signal.SIGUSR1)

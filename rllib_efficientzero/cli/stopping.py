@@ -53,7 +53,7 @@ KNOWN_METRICS = (
     "evaluation/env_runners/episode_len_mean",
     "learners/__all_modules__/num_env_steps_trained_lifetime",
 )
-"""What a stop criterion usually names; anything else below a known section is let through, with a doubt."""
+"""Metrics that stop criteria usually name; others in `SECTIONS` are accepted, with a warning if they look misspelt."""
 
 SECTIONS = (
     *("env_runners", "evaluation", "learners", "replay_buffer", "timers", "perf", "fault_tolerance"),
@@ -63,10 +63,10 @@ SECTIONS = (
 
 
 def resolve_stop(stop: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Stop criteria under today's names and as numbers, and the warnings that go with them.
+    """Returns stop criteria under the metrics' current names, with numeric thresholds, and warnings about them.
 
     Raises:
-        ConfigError: A criterion that no result will ever carry, or a threshold that is no number.
+        ConfigError: A metric is in no result, or is named twice, or a threshold is no number.
     """
     criteria: dict[str, float] = {}
     warnings: list[str] = []
@@ -88,7 +88,7 @@ def is_met(criteria: Mapping[str, float], result: Mapping[str, Any]) -> bool:
 
 
 def is_raised(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
-    """Whether any criterion is met later now than before, or not at all any more."""
+    """Whether any criterion now has a higher threshold than before, or is gone."""
     return any(now.get(name, math.inf) > threshold for name, threshold in before.items())
 
 
@@ -107,7 +107,7 @@ def lookup(result: Mapping[str, Any], name: str) -> float | None:
 
 
 def _flatten(stop: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """`{env_runners: {episode_return_mean: 20}}` means the same as with slashes."""
+    """Flattens nested criteria: `{env_runners: {episode_return_mean: 20}}` means the same as with slashes."""
     pairs: list[tuple[str, Any]] = []
     for key, value in stop.items():
         name = f"{prefix}{key}"
@@ -116,10 +116,10 @@ def _flatten(stop: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 
 def _current_name(written: str, warnings: list[str]) -> str:
-    """A metric name of today's results.
+    """Returns the name that a metric has in results today.
 
     Raises:
-        UnknownKeyError: No result carries it.
+        UnknownKeyError: No result has it.
     """
     bare = written.removeprefix("sampler_results/").removeprefix("env_runners/")
     bare = bare.replace("evaluation/sampler_results/", "evaluation/")

@@ -1,4 +1,4 @@
-"""Whether results can be written where they are to go, and what lies there already."""
+"""Checks that results can be written where they are to go, and whether an interrupted run is there already."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_storage(experiment: Experiment) -> None:
     """Makes the experiment's directory and writes into it, as Tune would once Ray runs; leaves nothing behind.
 
     Raises:
-        InputError: neither is possible. Of a URI, only Tune can tell.
+        InputError: either fails. URIs are not checked: only Tune can tell whether they can be written.
     """
     if "://" in str(experiment.path):
         return
@@ -38,7 +38,7 @@ def check_storage(experiment: Experiment) -> None:
 
 
 def warn_of_interrupted(experiment: Experiment) -> None:
-    """Warns of a run that starts anew where another waits to go on: Tune only finds the newest of a directory."""
+    """Warns if a run starts afresh where an interrupted one is: Tune only resumes the newest run of a directory."""
     if "://" not in str(experiment.path) and _holds_interrupted(pathlib.Path(experiment.path)):
         experiment.warnings.append(
             f"{experiment.path} holds an interrupted run; --resume goes on with it, until this one has begun"
@@ -46,7 +46,7 @@ def warn_of_interrupted(experiment: Experiment) -> None:
 
 
 def _holds_interrupted(directory: pathlib.Path) -> bool:
-    """By Tune's newest record, which is read as JSON: whoever starts anew need not trust the pickles in it."""
+    """Whether a directory holds an interrupted run, by Tune's newest record; the pickles in that are not loaded."""
     try:
         newest = max(directory.glob("experiment_state-*.json"), default=None)
         trials = json.loads(newest.read_bytes())["trial_data"] if newest else []
@@ -59,6 +59,6 @@ def _is_interrupted(trial: dict[str, Any], metadata: dict[str, Any]) -> bool:
     """Whether a trial has begun and not come to its end."""
     result = metadata["last_result"] or {}
     if trial["status"] == "TERMINATED":
-        # Tune says "done" of what criteria or a scheduler ended, not of what ran out of time.
+        # Tune sets "done" for trials that criteria or a scheduler ended, not for those that ran out of time.
         return not (result.get("done") or is_met(trial["stopping_criterion"], result))
     return bool(result)

@@ -1,4 +1,4 @@
-"""`rllib train`: the verb that trains, what a file or the command line says."""
+"""`rllib train`: trains the experiments of a file, or one that the command line describes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def train(
 
 
 def _check_nothing_is_given(context: typer.Context) -> None:
-    """Options that stand before a verb of their own would be ignored.
+    """Refuses options that stand before a verb such as `file`, which would be ignored.
 
     Raises:
         InputError: with the first of them.
@@ -94,10 +94,10 @@ def train_file(
 
 
 def _train(experiments: list[Experiment], options: TrainOptions) -> None:
-    """The last checks; then the runs, or with `--dry-run` their plans."""
+    """Makes the last checks, then runs the experiments or, with `--dry-run`, prints their plans."""
     for experiment in experiments:
         resolve_restore(experiment, options.trust_checkpoint)
-        if not (options.ray_address or "").startswith("ray://"):  # where Tune runs on the cluster's head
+        if not (options.ray_address or "").startswith("ray://"):  # with Ray Client, Tune runs on the cluster's head
             check_storage(experiment)
             if not options.resume:
                 warn_of_interrupted(experiment)
@@ -109,7 +109,7 @@ def _train(experiments: list[Experiment], options: TrainOptions) -> None:
 
 
 def _load(file: pathlib.Path, overrides: Overrides, verbosity: int) -> list[Experiment]:
-    """The checked experiments of a file, by its extension."""
+    """Loads and checks the experiments of a file: YAML or Python, by its extension."""
     if file.suffix == ".py":
         set_verbosity(verbosity)
         from rllib_efficientzero.cli.python_source import load_python_experiment
@@ -124,7 +124,7 @@ def _load(file: pathlib.Path, overrides: Overrides, verbosity: int) -> list[Expe
 
 
 def _prepare(experiments: list[Experiment], options: TrainOptions) -> list[Prepared]:
-    """The last checks, with ray imported but not started; then the warnings all checks collected."""
+    """Makes the last checks, with ray imported but not started, then prints the warnings that all checks collected."""
     set_verbosity(options.verbosity)
     from rllib_efficientzero.cli.algorithms import prepare
 
@@ -135,7 +135,7 @@ def _prepare(experiments: list[Experiment], options: TrainOptions) -> list[Prepa
 
 
 def _print_plans(prepared: list[Prepared], options: TrainOptions) -> None:
-    """With a warning of what a run would refuse because this machine, where it runs, is too small."""
+    """Prints the plans, and warns if this machine, where the trials would run, is too small for one of them."""
     from rllib_efficientzero.cli.algorithms import total_resources
     from rllib_efficientzero.cli.dry_run import print_plan
 
@@ -148,7 +148,7 @@ def _print_plans(prepared: list[Prepared], options: TrainOptions) -> None:
 
 
 def _run(prepared: list[Prepared], options: TrainOptions) -> ExitCode:
-    """One experiment after another; the first bad end is the command's, and a signal ends them all."""
+    """Runs one experiment after another; returns the worst exit code, or at once that of a signal."""
     from rllib_efficientzero.cli.algorithms import total_resources
     from rllib_efficientzero.cli.report import print_end, print_start
     from rllib_efficientzero.cli.runner import run_experiment
@@ -172,7 +172,7 @@ def _run(prepared: list[Prepared], options: TrainOptions) -> ExitCode:
 
 
 def _is_finished(prepared: Prepared) -> bool:
-    """Says so if an earlier run of the experiment leaves nothing to do."""
+    """Whether an earlier run of the experiment leaves nothing to do; prints its outcome then."""
     from rllib_efficientzero.cli.report import print_end
     from rllib_efficientzero.cli.runner import finished_before
 

@@ -60,10 +60,10 @@ def train_decoder_command(
 def _load(
     checkpoint: pathlib.Path, device: str, networks: str | None, seed: int
 ) -> tuple[Policy, FixedReplay, FixedReplay]:
-    """The policy, the frames to learn from and those held out.
+    """Loads the policy, the frames to learn from and those held out.
 
     Raises:
-        CheckpointError: the policy cannot be had, or there are no frames to decode.
+        CheckpointError: the policy cannot be loaded, or its latents cannot be decoded into frames.
         InputError: there is no replay, or too little in it.
     """
     from rllib_efficientzero.analysis import fixed_replay
@@ -105,7 +105,7 @@ def _train(policy: Policy, train: FixedReplay, *, updates: int, batch_size: int,
 
 
 def _say_errors(policy: Policy, decoder: Decoder, held_out: FixedReplay, batch_size: int) -> None:
-    """How well frames are decoded that were not learned from, and how well their mean would do for each."""
+    """Prints how well held-out frames are decoded, and how well their mean would do in place of each."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""Options of `rllib train`, with and without a file; those of the old command are understood."""
+"""Options of `rllib train`, with and without a file, including those of the old command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WANDB = "Weights & Biases"
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """As they were given."""
+    """The options as they were given."""
 
     stop: Annotated[
         str, typer.Option("--stop", "-s", metavar="JSON", help="Stop criteria (over a file's): metric -> threshold.")
@@ -107,7 +107,7 @@ class TrainOptions:
         return max(min(self.verbose, 2), int(self.log_info), 2 * int(self.log_debug))
 
     def warn_of_old_ones(self) -> None:
-        """Says which options of the old command have no meaning any more.
+        """Warns of given options of the old command that have no meaning any more.
 
         Raises:
             InputError: one of them would have changed what runs.
@@ -123,7 +123,7 @@ class TrainOptions:
                 say_warning(f"--{name} is not needed any more")
 
     def overrides(self) -> Overrides:
-        """What they put over every experiment.
+        """Returns what the options override in every experiment.
 
         Raises:
             InputError: one is no JSON object.
@@ -144,7 +144,7 @@ class TrainOptions:
         )
 
     def ray(self) -> RayOptions:
-        """Those that `ray.init` takes."""
+        """Returns the options for `ray.init`, and the verbosity."""
         return RayOptions(
             self.ray_address,
             self.ray_num_cpus,

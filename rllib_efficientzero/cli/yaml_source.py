@@ -51,7 +51,7 @@ class FilePlace:
 
 
 def read_text(file: pathlib.Path) -> str:
-    """The file's text; a missing file is answered with the nearest name beside it."""
+    """Returns the file's text; the error for a missing file suggests the nearest name beside it."""
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""A trained policy at play: episodes, pictures, videos and trees for people to look at. No Ray in here."""
+"""Playing with a trained policy: episodes, and pictures, videos and search trees for people to look at. Without Ray."""
 
 from rllib_efficientzero.playing.environment import PlayError, make_environment
 from rllib_efficientzero.playing.episodes import Episode, Moment, play_episodes

@@ -1,4 +1,4 @@
-"""The environment that a policy was trained in, made again to watch it there."""
+"""Makes the environment that a policy was trained in, to play it there, and draws what it shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rllib_efficientzero.policy import Policy
 
 TRUSTED_MODULES = ("ale_py", "minigrid")
-"""Modules that a policy's file may have imported by naming an environment; others must be named by whoever plays."""
+"""Modules that may be imported because a policy's file names them; the user must allow any other by `--env`."""
 TRUSTED_MAKERS = (dotted_path_of(make_pixels),)
 
 
@@ -31,7 +31,7 @@ class PlayError(ValueError):
 
 
 def make_environment(policy: Policy, *, env: str | None = None, env_config: Mapping[str, Any] | None = None) -> gym.Env:
-    """An environment in which the policy can act, with pictures where it can draw them.
+    """Makes an environment in which the policy can act; it draws pictures if it can.
 
     Benchmarks are played by their evaluation protocol: full lives, raw rewards.
 
@@ -71,7 +71,7 @@ def make_environment(policy: Policy, *, env: str | None = None, env_config: Mapp
 
 
 def raw_picture(env: gym.Env, observation: Any) -> np.ndarray:
-    """What a person would see now, u8 `[H, W, 3]`: the emulator's or renderer's frame, else the observation drawn."""
+    """Returns what a person would see, u8 `[H, W, 3]`: the emulator's or renderer's frame, else a drawn observation."""
     ale = getattr(env.unwrapped, "ale", None)
     if ale is not None:
         return np.asarray(ale.getScreenRGB())
@@ -86,31 +86,31 @@ def raw_picture(env: gym.Env, observation: Any) -> np.ndarray:
 
 
 def picture_of_frame(frame: np.ndarray) -> np.ndarray:
-    """u8 `[H, W, C]` as the policy sees it -> `[H, W, 3]`: of many channels the last, of few the last in grey."""
+    """u8 `[H, W, C]` as the policy sees it -> `[H, W, 3]`: the last three channels, or of fewer the last in grey."""
     return np.repeat(frame[..., -1:], 3, axis=2) if frame.shape[2] < 3 else np.ascontiguousarray(frame[..., -3:])
 
 
 def names_at(env: gym.Env, result: SearchResult, row: int) -> list[str]:
-    """Names of the A actions that a search chose between: those of the environment, or what sampled ones are."""
+    """Names the A actions that a search chose between, sampled ones by their components; see `action_names`."""
     if result.candidates is None:
         return action_names(env, result.policy.shape[1])
     return [vector_name(candidate) for candidate in result.candidates[row]]
 
 
 def vector_name(action: Iterable[float]) -> str:
-    """What an action of several numbers is called."""
+    """Returns the name of an action that is a vector of numbers."""
     return " ".join(f"{number:.3g}" for number in action)
 
 
 def action_names(env: gym.Env, num_actions: int) -> list[str]:
-    """The environment's names of its actions where it has any, else their numbers."""
+    """Returns the environment's names of its actions if it has any, else their indices."""
     meanings = getattr(env.unwrapped, "get_action_meanings", None)
     names = list(meanings()) if callable(meanings) else []
     return [str(name) for name in names] if len(names) == num_actions else [str(index) for index in range(num_actions)]
 
 
 def _check_trusted(name: str) -> None:
-    """Raises PlayError if a module would be imported because the policy's file alone asks for it."""
+    """Raises PlayError if a module that is not trusted would be imported only because the policy's file names it."""
     is_dotted = is_dotted_path(name)
     module, is_imported, _ = name.rpartition("." if is_dotted else ":")
     if is_imported and not (name in TRUSTED_MAKERS if is_dotted else module in TRUSTED_MODULES):
@@ -120,7 +120,7 @@ def _check_trusted(name: str) -> None:
 
 
 def _settings(name: str, description: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What the environment of evaluation is made with: of a benchmark, its protocol's fields."""
+    """Returns the settings to make the evaluation environment with; for a benchmark, the fields of its protocol."""
     described = protocol.get("evaluation") or protocol.get("training")
     known = named_protocol(name, {})
     if known is None:
@@ -141,11 +141,11 @@ def _make(name: str, settings: Mapping[str, Any]) -> gym.Env:
     module, colon, bare = name.partition(":")
     if colon:
         importlib.import_module(module)
-    # Nothing is shown on a screen or heard; looking for either only fills the terminal with complaints.
+    # Neither screen nor sound is needed: without these, SDL would look for devices and print complaints.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     with warnings.catch_warnings():
-        # Of environments that cannot draw: the observation is drawn instead.
+        # Environments that cannot draw warn of it; the observation is drawn instead.
         warnings.simplefilter("ignore")
         try:
             return gym.make(bare or name, **{"render_mode": "rgb_array", **settings})
@@ -167,7 +167,7 @@ def _check_spaces(env: gym.Env, policy: Policy, name: str) -> None:
 
 
 def _picture_of(observation: Any) -> np.ndarray:
-    """An image as it is; a vector as bars around a line."""
+    """Draws an observation: an image as it is, a vector as bars around a line."""
     if isinstance(observation, dict):
         observation = observation[OBSERVATIONS]
     values = np.asarray(observation)

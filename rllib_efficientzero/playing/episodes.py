@@ -1,4 +1,4 @@
-"""Whole episodes, one per seed, several at once in one search."""
+"""Plays whole episodes, one per seed; a search serves several environments at once."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """A decision that was made and not yet acted upon; valid during the call that it is given to."""
+    """A decision whose action is not taken yet; valid only during the call of `on_decision`."""
 
     episode: int
-    """Index of its seed."""
+    """Index of the episode's seed."""
     step: int
     env: gym.Env
     observation: Any
     row: int
-    """Of the search."""
+    """Of this environment in `result`."""
     result: SearchResult
     policy: Policy
     episode_return: float
-    """Before the step."""
+    """Sum of the rewards before this step."""
 
 
 OnDecision = Callable[[Moment], None]
@@ -63,7 +63,7 @@ class _Slot:
         self._see(observation)
 
     def step(self, action: Any) -> Episode | None:
-        """The episode, if it ended."""
+        """Steps the environment; returns the episode if it ended."""
         observation, reward, terminated, truncated, _ = self.env.step(action)
         self.length += 1
         self.episode_return += float(reward)
@@ -88,12 +88,12 @@ def play_episodes(
 ) -> Iterator[tuple[int, Episode]]:
     """Plays one episode per seed to its end and yields (index of the seed, episode) as they end.
 
-    Exactly the episodes asked for are played, so that short ones do not count for more. The same seeds in as many
-    environments give the same episodes.
+    Plays exactly one episode per seed, so that short episodes do not count for more. The same seeds in the same number
+    of environments give the same episodes.
 
     Args:
         policy: acts by its best action, without noise.
-        envs: equal ones, as `make_environment` makes them; so many episodes are played at once.
+        envs: equal environments, as `make_environment` makes them; each plays one episode at a time.
         seeds: of the episodes.
         num_simulations: see `Policy.act`.
         on_decision: called before every step of every episode.

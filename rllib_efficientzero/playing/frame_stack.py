@@ -17,13 +17,13 @@ class FrameStack:
         self._frames: collections.deque[np.ndarray] = collections.deque(maxlen=frame_stack)
 
     def copy(self) -> FrameStack:
-        """Another stack of the same frames: what is added to one is not in the other."""
+        """Returns a copy with the same frames; frames pushed to one do not appear in the other."""
         twin = FrameStack(self._frames.maxlen or 1)
         twin._frames.extend(self._frames)
         return twin
 
     def reset(self) -> None:
-        """The next frame is an episode's first."""
+        """Empties the stack, as the next frame is an episode's first."""
         self._frames.clear()
 
     def push(self, frame: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ class FrameStack:
 
 
 def split_mask(observation: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """An observation as the policy is given it -> the frame, and the legal actions `[A]` bool where it has them."""
+    """Splits an observation into its frame and, if it has a mask, the legal actions `[A]` bool (else None)."""
     if isinstance(observation, dict):
         return np.asarray(observation[OBSERVATIONS]), np.asarray(observation[ACTION_MASK]).astype(bool)
     return np.asarray(observation), None

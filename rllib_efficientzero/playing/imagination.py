@@ -1,4 +1,4 @@
-"""What a policy imagines along a line of actions, as frames; and the file that the decoder for it is kept in."""
+"""Decodes what a policy imagines along a line of actions into frames; writes and loads the decoder's file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rllib_efficientzero.models.decoder import Decoder
 from rllib_efficientzero.policy import Policy
 
 MAX_BYTES = 64 << 20
-"""A decoder of 32 channels has 0.3 MB."""
+"""Of a decoder's file. One of 32 channels has 0.3 MB."""
 MAX_WIDTH = 1 << 10
 
 
 @torch.inference_mode()
 def imagine(policy: Policy, decoder: Decoder, stack: np.ndarray, actions: Sequence[int]) -> np.ndarray:
-    """Decoded latents: that of an observation, then those which the dynamics reach by one action after the other.
+    """Decodes the latent of an observation, then those that the dynamics reach from it, action by action.
 
     Args:
-        policy: whose latents the decoder knows.
-        decoder: as `load_decoder` gives it.
+        policy: whose latents the decoder was trained on.
+        decoder: as `load_decoder` returns it.
         stack: `[S, H, W, C]` the observation, oldest frame first.
         actions: k numbers of actions.
 
@@ -43,10 +43,10 @@ def imagine(policy: Policy, decoder: Decoder, stack: np.ndarray, actions: Sequen
 
 
 def check_decodable(policy: Policy) -> None:
-    """Whether what a policy imagines can be drawn.
+    """Checks that a policy's latents can be decoded into frames.
 
     Raises:
-        CheckpointError: it cannot; the message says why.
+        CheckpointError: they cannot; the message says why.
     """
     if len(policy.frame_shape) != 3:
         raise CheckpointError("The policy sees vectors: there are no frames to decode what it imagines into.")
@@ -59,17 +59,17 @@ def check_decodable(policy: Policy) -> None:
 
 
 def write_decoder(path: pathlib.Path, decoder: Decoder, policy: Policy, width: int) -> None:
-    """Writes a decoder as safetensors, with its width and with the hash of the weights whose latents it knows."""
+    """Writes a decoder as safetensors, with its width and with the hash of the policy's weights that it belongs to."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
     told = {"policy": policy.description["weights"]["sha256"], "width": str(width)}
     write_file(path, safetensors.torch.save(tensors, told))
 
 
 def load_decoder(path: pathlib.Path, policy: Policy) -> Decoder:
-    """The decoder of a policy's latents, in eval mode on the policy's device. The file need not be trusted.
+    """Loads the decoder of a policy's latents, in eval mode on the policy's device. The file need not be trusted.
 
     Raises:
-        CheckpointError: the policy has no frames, or the file is missing, damaged, or of another policy's decoder.
+        CheckpointError: the policy's latents cannot be decoded, or the file is missing, damaged or for other weights.
     """
     check_decodable(policy)
     try:

@@ -1,4 +1,4 @@
-"""A search tree to look at: its nodes, its principal line, and where each subtree is drawn."""
+"""A search tree for people to look at: its nodes, its principal line, and its value prefixes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Node:
-    """One node; the edge is the action that led to it."""
+    """A node, and its edge: the action that leads to it from its parent."""
 
     slot: int
-    """0 is the root, s what simulation s found."""
+    """0: the root; s: the node that simulation s added."""
     parent: int
     action: int
     depth: int
     visits: int
     value: float
-    """Mean of the returns that were backed up through it: of its own network value before it was visited again."""
+    """Mean of the returns backed up through the node; after its first visit, its network value."""
     reward: float
-    """Of the edge, the difference of value prefixes."""
+    """Reward of the edge: the difference of value prefixes."""
     prior: float
     children: list[Node] = dataclasses.field(default_factory=list)
 
     def qvalue(self, discount: float) -> float:
-        """Of the edge."""
+        """Returns the Q-value of the edge."""
         return self.reward + discount * self.value
 
 
@@ -39,10 +39,10 @@ class SearchTree:
 
     Args:
         table: columns by name; see `BatchedTree.node_table`.
-        discount: of each edge.
-        horizon: value prefixes begin anew at every multiple of this depth.
-        action: that was chosen; the principal line begins with it. None: with the most visited.
-        sampled: whether every node has actions of its own.
+        discount: per edge.
+        horizon: value prefixes start again from 0 at every multiple of this depth.
+        action: the chosen one, with which the principal line begins; None: it begins with the most visited one.
+        sampled: whether every node has sampled actions of its own.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SearchTree:
 
     @classmethod
     def of_last_search(cls, policy: Policy, row: int, action: int) -> SearchTree:
-        """The tree below one observation of the policy's last search, which chose `action` there."""
+        """Makes the tree of one row of the policy's last search, which chose `action` there."""
         config = policy.search_config
         return cls(
             policy.node_table(row),
@@ -80,11 +80,11 @@ class SearchTree:
         )
 
     def name_of(self, node: Node, root_names: Sequence[str]) -> str:
-        """What the action that led to a node is called, given the names of the root's."""
+        """Returns the name of the action that led to a node, given the names of the root's actions."""
         return name_in_tree(node.action, node.depth, root_names, sampled=self.sampled)
 
     def principal_line(self) -> list[Node]:
-        """From the root's child down, always the most visited child."""
+        """Returns the nodes below the root along the chosen action (see `action`), then the most visited children."""
         line: list[Node] = []
         children = [child for child in self.root.children if self.action in (None, child.action)]
         while children:
@@ -93,7 +93,7 @@ class SearchTree:
         return line
 
     def value_prefixes(self, line: list[Node]) -> list[float]:
-        """Sums of rewards along a line since the last multiple of the horizon: what the LSTM predicted."""
+        """Returns for each node of a line the sum of rewards since the last multiple of the horizon, as predicted."""
         prefixes: list[float] = []
         total = 0.0
         for node in line:
@@ -104,7 +104,7 @@ class SearchTree:
         return prefixes
 
     def as_json(self) -> dict[str, Any]:
-        """The root's children and the principal line."""
+        """Returns the root's children and the principal line, as JSON-able data."""
         line = self.principal_line()
         return {
             "children": [_described(child, self.discount) for child in self.root.children],
@@ -116,7 +116,7 @@ class SearchTree:
 
 
 def name_in_tree(action: int, depth: int, root_names: Sequence[str], *, sampled: bool) -> str:
-    """What the action that led to a node of this depth is called; samples below the root's are only numbered."""
+    """Returns the name of the action that led to a node of this depth; actions sampled below the root are numbered."""
     return f"sample {action}" if sampled and depth > 1 else root_names[action]
 
 

@@ -1,4 +1,4 @@
-"""A search tree as SVG, alone or in a page with a table of the root's actions. Depth goes to the right."""
+"""Draws a search tree as SVG, alone or in a page with a table of the root's actions. Depth grows to the right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 from rllib_efficientzero.playing.search_tree import Node, SearchTree
 
 MAX_DRAWN = 300
-"""Nodes of a drawing; of larger trees the most visited."""
+"""Most nodes in a drawing; of larger trees, the most visited nodes are drawn."""
 COLUMN, ROW, MARGIN, LABEL = 190, 26, 24, 150
 STYLE = """
 svg.tree, body { color-scheme: light dark; font: 12px system-ui, sans-serif; }
@@ -35,7 +35,7 @@ class _Placed:
 
 
 def tree_svg(tree: SearchTree, action_names: Sequence[str], title: str = "") -> str:
-    """The drawing: areas of circles and widths of edges grow with the visits, the principal line stands out."""
+    """Returns the drawing: circles' areas and edges' widths grow with visits, and the principal line stands out."""
     shown = _most_visited(tree)
     placed = _place(tree, shown)
     on_line = {0, *(node.slot for node in tree.principal_line())}
@@ -56,7 +56,7 @@ def tree_svg(tree: SearchTree, action_names: Sequence[str], title: str = "") -> 
 
 
 def tree_html(tree: SearchTree, action_names: Sequence[str], title: str) -> str:
-    """A page that needs nothing else: what the search says of the root's actions, and the drawing."""
+    """Returns a self-contained page: a table of the root's actions, and the drawing."""
     rows = "".join(
         f"<tr><th>{escape(tree.name_of(child, action_names))}</th><td>{child.visits}</td><td>{child.prior:.3f}</td>"
         f"<td>{child.qvalue(tree.discount):.3f}</td><td>{child.reward:.3f}</td><td>{child.value:.3f}</td></tr>"
@@ -79,7 +79,7 @@ def tree_html(tree: SearchTree, action_names: Sequence[str], title: str) -> str:
 
 
 def _most_visited(tree: SearchTree) -> set[int]:
-    """Slots that are drawn; with a node its parent, which has more visits and an earlier slot."""
+    """Returns the slots to draw; a node's parent is always among them, as it has more visits and a lower slot."""
     ranked = sorted(tree.nodes, key=lambda node: (-node.visits, node.slot))
     return {node.slot for node in ranked[:MAX_DRAWN]}
 
@@ -89,7 +89,7 @@ def _shown_children(node: Node, shown: set[int]) -> list[Node]:
 
 
 def _place(tree: SearchTree, shown: set[int]) -> dict[int, _Placed]:
-    """Leaves below each other, every other node in the middle of its children. Depth first, without recursion."""
+    """Places leaves one below the other, and every other node in the middle of its children; without recursion."""
     placed: dict[int, _Placed] = {}
     leaves = 0
     stack: list[tuple[Node, bool]] = [(tree.root, False)]

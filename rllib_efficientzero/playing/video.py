@@ -1,4 +1,4 @@
-"""Videos of episodes: raw frames, and beside them what the search thought."""
+"""Videos of episodes: raw frames, and beside them the results of the search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rllib_efficientzero.playing.environment import PlayError, names_at, raw_pic
 from rllib_efficientzero.playing.episodes import Moment
 
 SMALLEST_HEIGHT = 320
-"""Frames are enlarged to about this, by a whole factor, so that what is written beside them can be read."""
+"""Frames are enlarged to about this height, by a whole factor, so that the text beside them fits."""
 PANEL = 260
 FONT, SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
 BACKGROUND, TEXT, BAR, CHOSEN, PRIOR = (28, 24, 21), (225, 225, 225), (216, 134, 74), (31, 122, 224), (130, 130, 130)
@@ -37,7 +37,7 @@ class VideoRecorder:
         self.num_frames = 0
 
     def add(self, moment: Moment) -> None:
-        """One frame: what is seen, and the decision made upon it."""
+        """Appends one frame: what is seen, and the decision made from it."""
         frame = annotated_frame(moment)
         if self._writer is None:
             self._size = (frame.shape[1], frame.shape[0])
@@ -58,7 +58,7 @@ class VideoRecorder:
 
 
 def annotated_frame(moment: Moment) -> np.ndarray:
-    """u8 `[H, W + PANEL, 3]` BGR, both sides even."""
+    """Draws one frame of the video: u8 `[H, W + PANEL, 3]` BGR, with even height and width."""
     picture = np.ascontiguousarray(raw_picture(moment.env, moment.observation)[..., ::-1])
     factor = max(1, round(SMALLEST_HEIGHT / picture.shape[0]))
     picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
@@ -103,7 +103,7 @@ def _draw_bars(
 
 
 def _fitting(policy: np.ndarray, action: int, count: int) -> list[int]:
-    """All actions where there is room, else the likeliest, in order."""
+    """Returns the actions to show, in order: all if there is room, else the likeliest and the chosen one."""
     if len(policy) <= count:
         return list(range(len(policy)))
     best = set(np.argsort(-policy, kind="stable")[: count - 1].tolist()) | {action}

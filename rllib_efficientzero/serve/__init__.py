@@ -1,1 +1,1 @@
-"""A policy as an HTTP service: `application.create_app` is all of it but processes; `app.build` uses Ray Serve."""
+"""A policy as an HTTP service: made by `application`, run in one process by `local`, on Ray Serve by `app`."""

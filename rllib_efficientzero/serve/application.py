@@ -57,14 +57,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of what one server takes on."""
+    """Limits of what one server accepts."""
 
     max_body_bytes: int = 8 << 20
     body_timeout_s: float = 10.0
     max_pending: int = 512
-    """Requests that are being answered; more are told 503."""
+    """Requests being answered at a time; further ones get 503."""
     max_batch: int = MAX_BATCH
-    """Requests of one batch: no more than may be pending, or wait for a search, or it would be told 503 for ever."""
+    """Requests in one batch; no more than may be pending or queued, else a full batch would always get 503."""
     retry_after_s: int = 1
     max_sessions: int = 1000
     session_lifetime_s: float = 600.0
@@ -72,7 +72,7 @@ class Limits:
 
 
 class _Server:
-    """What the routes share."""
+    """The state that the routes share: the batcher, sessions, games and counts."""
 
     def __init__(
         self,
@@ -96,10 +96,10 @@ class _Server:
 
     @contextlib.contextmanager
     def admitted(self, count: int = 1) -> Any:
-        """Counts requests that are being answered.
+        """Counts `count` requests as being answered during the block.
 
         Raises:
-            OverloadedError: there are too many.
+            OverloadedError: there would be too many.
         """
         if self.pending + count > self.limits.max_pending:
             raise OverloadedError(f"{self.pending} requests are being answered")
@@ -111,18 +111,18 @@ class _Server:
 
     @contextlib.asynccontextmanager
     async def drafts(self, requests: Iterable[ActRequest]) -> AsyncIterator[dict[str, Session]]:
-        """Drafts of the sessions that requests name, by id; the sessions become these if the block succeeds."""
-        # In the same order always: two batches with the same sessions would wait for each other.
+        """Yields session id -> draft, for the sessions that requests name; saves the drafts if the block succeeds."""
+        # Always in the same order: otherwise two batches with the same sessions could wait for each other for ever.
         names = sorted({request.session_id for request in requests if request.session_id is not None})
         async with contextlib.AsyncExitStack() as held:
             yield {name: await held.enter_async_context(self.sessions.get(name).draft()) for name in names}
 
     async def act(self, request: ActRequest, drafts: Mapping[str, Session]) -> ActResponse:
-        """Searches; the draft of the request's session has its frame then, or is as it was if there is no answer.
+        """Searches from a request's observation, and adds its frame to the draft of its session if there is an answer.
 
         Raises:
             BadInputError: its observation or its legal actions are wrong, or the network has no answer.
-            OverloadedError: too much is waiting.
+            OverloadedError: too many requests are waiting.
         """
         observation, mask = decode_observation(request.observation, self.facts)
         legal = decode_legal_actions(request.legal_actions, self.facts)
@@ -137,7 +137,7 @@ class _Server:
     async def _stacked(
         self, observation: np.ndarray, request: ActRequest, drafts: Mapping[str, Session]
     ) -> AsyncIterator[np.ndarray]:
-        """`[S, ...]`; the draft keeps the frame if the block succeeds."""
+        """Yields the stack `[S, ...]` to search from; the session's draft keeps the frame if the block succeeds."""
         is_frame = observation.ndim == len(self.facts.frame_shape)
         if request.session_id is None:
             yield FrameStack(self.facts.frame_stack).push(observation) if is_frame else observation
@@ -150,7 +150,7 @@ class _Server:
             yield draft.stack.push(observation)
 
     async def begin_game(self, request: GameRequest) -> dict[str, Any]:
-        """A new game; of too many the oldest ends."""
+        """Begins a game and returns its first position; if there are too many, ends the least recently used one."""
         if self.make_env is None:
             raise HTTPException(404, "this server shows no games: it was not given an environment")
         try:
@@ -165,7 +165,7 @@ class _Server:
             return await game.begin(request.seed, self.batcher, request.num_simulations)
 
     def game(self, game_id: str) -> Game:
-        """A running game."""
+        """Returns a running game."""
         game = self.games.pop(game_id, None)
         if game is None:
             raise HTTPException(404, "there is no such game any more: begin a new one")
@@ -173,7 +173,7 @@ class _Server:
         return game
 
     def close(self) -> None:
-        """Ends games and threads."""
+        """Ends all games and the thread that steps them."""
         for game in self.games.values():
             game.close()
         self.games.clear()
@@ -191,15 +191,15 @@ def create_app(
     on_start: Callable[[], None] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> fastapi.FastAPI:
-    """The application.
+    """Makes the application.
 
     Args:
         batcher: answers queries.
         facts: of the policy behind it.
         make_env: makes an environment for the page's games; None: the page has none.
         limits: see `Limits`.
-        token: that every request but for the page and its health has to bring; None: none.
-        describe: metadata of the policy that answers now, if it may be exchanged.
+        token: bearer token for all requests except those for the page and `/healthz`; None: none is needed.
+        describe: returns the metadata of the policy in service, which may be exchanged; None: those of `facts`.
         on_start, on_stop: called when the server starts and stops.
     """
     limits = limits or Limits()
@@ -299,7 +299,7 @@ def _game_routes(server: _Server) -> fastapi.APIRouter:
 
 
 def _parsed(one: Any) -> ActRequest | Problem:
-    """One request of a batch, or what is wrong with it."""
+    """Parses one request of a batch, or says what is wrong with it."""
     try:
         return ActRequest.model_validate(one)
     except pydantic.ValidationError as error:
@@ -328,7 +328,7 @@ def _add_page(app: fastapi.FastAPI) -> None:
 
 
 def _add_problem_handlers(app: fastapi.FastAPI, limits: Limits) -> None:
-    """Every problem is JSON with a `detail` in words; none repeats what was sent, or tells of files."""
+    """Answers every error with JSON that has a `detail` in words, which repeats no input and names no file."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: fastapi.Request, error: RequestValidationError) -> JSONResponse:
@@ -353,7 +353,7 @@ def _add_problem_handlers(app: fastapi.FastAPI, limits: Limits) -> None:
 
 
 def _told(errors: Any) -> str:
-    """Pydantic's findings as one sentence, without the values."""
+    """Sums up pydantic's errors in one line, without the values that were sent."""
     errors = list(errors)
     if errors and errors[0]["type"] == "json_invalid":
         return f"the body is no JSON: it goes wrong at character {errors[0]['loc'][-1]}"

@@ -1,4 +1,4 @@
-"""Concurrent queries share one search."""
+"""Batching of concurrent queries, so that they share one search."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ T = TypeVar("T")
 
 
 class OverloadedError(RuntimeError):
-    """More is waiting than is allowed to; try again later."""
+    """More requests are waiting than may wait; the client should try again later."""
 
 
 class Batcher(Protocol):
-    """Whoever answers queries: `LocalBatcher` in this process, or Ray Serve's replicas."""
+    """Interface of what answers queries: `LocalBatcher` in this process, or Ray Serve's replicas."""
 
     async def act(self, query: Query) -> Answer:
-        """Raises `OverloadedError` if too much is waiting."""
+        """Answers a query; raises `OverloadedError` if too many are waiting."""
         ...
 
 
 class LocalBatcher:
-    """Collects what arrives while a search runs, and searches for all of it next.
+    """Collects the queries that arrive while a search runs, and answers them together with the next search.
 
     Args:
         search: answers a batch; called in `executor`, one batch at a time.
-        executor: of one thread.
-        max_batch_size: queries of one search.
+        executor: with one thread.
+        max_batch_size: most queries of one search.
         wait_s: how long the first query of a batch waits for others.
         max_queued: queries that may wait.
     """
@@ -61,11 +61,11 @@ class LocalBatcher:
         try:
             return await future
         finally:
-            # Whoever has gone need not be answered, and leaves the place to others.
+            # A client that has disconnected needs no answer: its place in the queue is freed.
             self._waiting.pop(future, None)
 
     async def _work(self) -> None:
-        """As long as anything waits."""
+        """Searches until no query is waiting."""
         await asyncio.sleep(self._wait_s)
         while self._waiting:
             futures = list(itertools.islice(self._waiting, self._max_batch_size))
@@ -87,7 +87,7 @@ def _fail(futures: list[asyncio.Future[Answer]], error: Exception) -> None:
 
 
 async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Their results, in order; once one of them fails, or nobody waits any more, none of the others goes on."""
+    """Runs coroutines together and returns their results in order; if one fails, or on cancellation, cancels them."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)

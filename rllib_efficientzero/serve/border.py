@@ -1,4 +1,4 @@
-"""Between the network and the application: bodies that are too large, too slow or coded, and who may ask."""
+"""Checks requests before the application: their token, and bodies that are too large, too slow or compressed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/", "/healthz")
 OPEN_PREFIX = "/page/"
-"""What needs no token: the page itself has no secrets."""
+"""Paths that need no token: the page itself has no secrets."""
 
 
 class Border:
-    """ASGI middleware that lets only whole, small, plain JSON requests through.
+    """ASGI middleware that lets through only requests whose body is complete, small enough and uncompressed JSON.
 
     Args:
-        app: what is behind.
-        max_body_bytes: a larger body is answered by 413, from its Content-Length alone where there is one.
+        app: the application behind it.
+        max_body_bytes: a larger body is answered by 413, without reading it if its Content-Length says so.
         body_timeout_s: a body that has not arrived by then is answered by 408.
-        token: without it (`Authorization: Bearer ...`) the answer is 401; None: everyone may ask.
+        token: requests without it (`Authorization: Bearer ...`) are answered by 401; None: none is needed.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Border:
             await _refuse(send, 408, f"the body did not arrive within {self._body_timeout_s:g} s")
             return
         if body is None:
-            return  # Whoever asked has gone.
+            return  # The client has disconnected.
         if len(body) > self._max_body_bytes:
             await _refuse(send, 413, self._too_large())
             return
         await self._app(scope, _once(body, receive), send)
 
     def _refusal(self, scope: Message, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        """What can be refused without the body."""
+        """Returns status and reason if a request can be refused without its body, else None."""
         # Behind a prefix, as Ray Serve may put the application, a path begins with it.
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
@@ -95,7 +95,7 @@ class Border:
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, for those who read it again."""
+    """Returns a `receive` that gives the application the body that was already read, then goes on with `receive`."""
     pending = [body]
 
     async def receive_again() -> Message:

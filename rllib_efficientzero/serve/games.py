@@ -1,4 +1,4 @@
-"""Games that the page shows: an environment, its frames stacked, and the search's thoughts about each position."""
+"""Games that the page shows: an environment, its stacked frames, and the search's results for each position."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Game:
     Args:
         env: as `make_environment` makes it.
         facts: of the policy.
-        executor: of one thread, in which the environment is stepped and drawn: some cannot change threads.
+        executor: with one thread, in which the environment is stepped and drawn: some must stay in one thread.
     """
 
     def __init__(self, env: gym.Env, facts: PolicyFacts, executor: Executor) -> None:
@@ -48,15 +48,15 @@ class Game:
         """whether `_answer` is about the position as it is now"""
 
     async def begin(self, seed: int | None, batcher: Batcher, num_simulations: int | None) -> dict[str, Any]:
-        """The first position."""
+        """Resets the environment, and searches from the first position."""
         await self._call(self._reset, seed)
         return await self.search(batcher, num_simulations)
 
     async def step(self, action: int | None, batcher: Batcher, num_simulations: int | None) -> dict[str, Any]:
-        """Takes an action, the search's own by default, and thinks about the next position.
+        """Takes an action, by default that of the search, and searches from the next position.
 
-        If the last position was not thought about, because too many requests were waiting, no action is taken: whoever
-        asks again has taken it already.
+        If the last search failed, because too many requests were waiting, no action is taken but that search repeated:
+        the client is only asking again, and its action was taken the first time.
 
         Raises:
             BadInputError: the game is over, or there is no such action.
@@ -74,7 +74,7 @@ class Game:
         return await self.search(batcher, num_simulations)
 
     async def search(self, batcher: Batcher, num_simulations: int | None) -> dict[str, Any]:
-        """Thinks about the position, which is not changed.
+        """Searches from the current position, which is not changed.
 
         Raises:
             BadInputError: the network has no answer.
@@ -88,7 +88,7 @@ class Game:
         return self._state()
 
     def close(self) -> None:
-        """Frees the environment, some time soon."""
+        """Has the executor's thread close the environment; does not wait for that."""
         with contextlib.suppress(RuntimeError):
             self._executor.submit(self._env.close)
 
@@ -146,7 +146,7 @@ class Game:
 
 
 def _as_png(picture: np.ndarray) -> str:
-    """A data URL; small pictures are enlarged by a whole factor, sharp."""
+    """Returns a picture as a data URL; small ones are enlarged by a whole factor, without smoothing."""
     factor = max(1, -(-SMALLEST_SIDE // picture.shape[0]))
     if factor > 1:
         picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)

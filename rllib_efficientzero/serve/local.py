@@ -1,4 +1,4 @@
-"""The server in one process, without Ray: uvicorn, one searching thread."""
+"""The server in one process, without Ray: uvicorn, and one thread that searches."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def build_local(
     token: str | None = None,
     follow: bool = False,
 ) -> fastapi.FastAPI:
-    """The application over a policy in this process.
+    """Makes the application over a policy in this process.
 
     Args:
         service: the policy.
-        env, env_config: of the page's games; by default the policy's own.
+        env, env_config: environment of the page's games; by default the policy's own.
         max_batch_size: queries of one search.
         max_queued: queries that may wait.
         token: see `create_app`.
-        follow: look for newer checkpoints of the policy's trial, and exchange the policy.
+        follow: look for newer checkpoints of the policy's trial, and exchange the policy for them.
 
     Raises:
         CheckpointError: there is no trial to follow.
@@ -72,7 +72,7 @@ def build_local(
 
 
 def run_local(app: fastapi.FastAPI, host: str, port: int, *, verbose: bool = False) -> None:
-    """Serves until Ctrl-C or SIGTERM; requests that are being answered are answered."""
+    """Serves until Ctrl-C or SIGTERM; then gives requests that are being answered 10 s to finish."""
     uvicorn.run(
         app,
         host=host,

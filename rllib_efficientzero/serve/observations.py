@@ -1,4 +1,4 @@
-"""Observations from outside -> arrays of just the shape and type that the policy knows. Nothing here is trusted."""
+"""Decodes observations from clients into arrays of the policy's shape and type; no input here is trusted."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MAX_HEADER = 10_000
 
 
 class BadInputError(ValueError):
-    """What was sent cannot be an observation, or a set of legal actions; the message says why."""
+    """The input cannot be an observation or a set of legal actions; the message says why."""
 
 
 def decode_observation(given: Any, facts: PolicyFacts) -> tuple[np.ndarray, np.ndarray | None]:
-    """One frame `[...]` or a whole stack `[S, ...]`, and the mask `[A]` if one came with it.
+    """Returns one frame `[...]` or a whole stack `[S, ...]`, and the mask `[A]` if the observation has one, else None.
 
     Args:
         given: nested lists of numbers; `{"png": base64}` or `{"npy": base64}`; or `{"observations": one of these,
@@ -47,7 +47,7 @@ def decode_observation(given: Any, facts: PolicyFacts) -> tuple[np.ndarray, np.n
 
 
 def decode_legal_actions(given: Any, facts: PolicyFacts) -> np.ndarray | None:
-    """Numbers of legal actions, or one flag per action -> `[A]` bool; None stays None.
+    """Turns numbers of legal actions, or one flag per action, into `[A]` bool; returns None for None.
 
     Raises:
         BadInputError: it is neither, or no action is legal.
@@ -107,7 +107,7 @@ def _decode_encoded(given: dict[str, Any], facts: PolicyFacts) -> np.ndarray:
 
 
 def _decode_png(content: bytes, facts: PolicyFacts) -> np.ndarray:
-    """An image as u8 `[H, W, C]`. Its size is looked at before it is unpacked."""
+    """Decodes an image into u8 `[H, W, C]`; checks its size before it is decompressed."""
     if len(facts.frame_shape) != 3 or facts.frame_dtype != "uint8":
         raise BadInputError("this policy does not see images of 8 bits")
     height, width, channels = facts.frame_shape
@@ -130,7 +130,7 @@ def _decode_png(content: bytes, facts: PolicyFacts) -> np.ndarray:
 
 
 def _decode_npy(content: bytes, facts: PolicyFacts) -> np.ndarray:
-    """An array without pickle, whose header has to fit before memory is taken for what it claims."""
+    """Decodes a numpy array without pickle; its header must fit the policy before memory is allocated for its data."""
     stream = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(stream)
@@ -156,7 +156,7 @@ def _check_shape(shape: tuple[int, ...], facts: PolicyFacts) -> None:
 
 
 def _as_known(array: np.ndarray, facts: PolicyFacts) -> np.ndarray:
-    """In the policy's own type, if no value is lost."""
+    """Converts an array to the policy's type; refuses values that would not fit or would lose their fractions."""
     _check_shape(array.shape, facts)
     dtype = np.dtype(facts.frame_dtype)
     if not np.isfinite(array).all():

@@ -1,4 +1,4 @@
-"""What answers observations: a policy, searched in batches, that can be exchanged while it answers. No HTTP, no Ray."""
+"""A policy that answers queries by batched searches, and can be exchanged while it does. No HTTP and no Ray here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rllib_efficientzero.policy import Policy, load_policy
 logger = logging.getLogger(__name__)
 
 MAX_IMAGINED = 8
-"""Steps of the principal line that are decoded."""
+"""Most steps of the principal line that are decoded into frames."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the search said, in plain numbers; or in `problem` why it could not."""
+    """The result of a search, in plain numbers; or, in `problem`, why there is none."""
 
     action: int = 0
-    """Its number."""
+    """The number of the chosen action."""
     value: float = 0.0
     network_value: float = 0.0
     visit_policy: list[float] = dataclasses.field(default_factory=list)
@@ -59,20 +59,20 @@ class Answer:
     tree: dict[str, Any] | None = None
     problem: str | None = None
     candidates: list[list[float]] | None = None
-    """`[A, D]`, what the numbers stand for where actions are sampled."""
+    """`[A, D]` the actions that the numbers stand for, if the policy samples its actions."""
     imagined: np.ndarray | None = None
     """u8 `[1 + k, H, W, C]`: the observation and the first k steps of the principal line, decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyFacts:
-    """What must be known to ask; the same for every checkpoint of a run."""
+    """What must be known to make queries; all but `metadata` is the same for every checkpoint of a run."""
 
     frame_shape: tuple[int, ...]
     frame_dtype: str
     frame_stack: int
     num_actions: int | None
-    """None where they are sampled"""
+    """None if the policy samples its actions"""
     num_simulations: int
     metadata: dict[str, Any]
     """JSON-able; no paths"""
@@ -101,7 +101,7 @@ class PolicyService:
     ) -> None:
         self._device, self._networks = device, networks
         self._searching = threading.Lock()
-        # A newer checkpoint of the last trial must not come after the policy of another.
+        # Held for a whole exchange: `load_newer` must not replace what `load` has just taken from another trial.
         self._exchanging = threading.RLock()
         self.loaded_from = newest_policy(pathlib.Path(checkpoint).absolute(), below=POLICY_FILES)
         self._policy = load_policy(self.loaded_from, device=device, networks=networks)
@@ -109,11 +109,11 @@ class PolicyService:
 
     @property
     def policy(self) -> Policy:
-        """That answers now."""
+        """The policy in service."""
         return self._policy
 
     def load(self, checkpoint: str | pathlib.Path) -> None:
-        """Exchanges the policy. What is being searched ends with the old one, what comes later gets the new one.
+        """Exchanges the policy. A search that is running ends with the old policy, later ones use the new policy.
 
         Raises:
             CheckpointError: there is none, or it was trained on other observations or actions; the old one stays.
@@ -126,22 +126,22 @@ class PolicyService:
                 raise CheckpointError(
                     f"{path} was trained on other observations or actions than the policy in service."
                 )
-            # It knows the old policy's latents only; first, lest a search has it with the new one.
+            # A decoder fits the old policy's latents only; dropped first, so that no search has it with the new policy.
             self._decoder = None
             self._policy, self.loaded_from = new, path
 
     def trial(self) -> pathlib.Path:
-        """The directory whose newer checkpoints `load_newer` takes: where the one in service lies.
+        """Returns the directory of the checkpoint in service, where `load_newer` looks for newer ones.
 
         Raises:
-            CheckpointError: what is in service is no checkpoint, and nothing newer will ever lie beside it.
+            CheckpointError: the policy in service is not from a trial's checkpoint, so that there will be none newer.
         """
         if not self.loaded_from.match("checkpoint_*"):
             raise CheckpointError(f"{self.loaded_from} is no checkpoint of a trial, so that no newer one will appear.")
         return self.loaded_from.parent
 
     def load_newer(self) -> bool:
-        """Exchanges the policy if its trial has a newer checkpoint that is whole; one that is not is left for later.
+        """Exchanges the policy if its trial has a newer complete checkpoint, and returns whether it did.
 
         Raises:
             CheckpointError: see `trial`.
@@ -162,7 +162,7 @@ class PolicyService:
             return True
 
     def facts(self) -> PolicyFacts:
-        """Of the policy in service."""
+        """Returns the facts about the policy in service."""
         policy = self._policy
         space, actions = policy.observation_space, policy.action_space
         box = space[OBSERVATIONS] if isinstance(space, gym.spaces.Dict) else space
@@ -190,9 +190,10 @@ class PolicyService:
         )
 
     def search(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answers in the order of the queries; those with equally many simulations share one search.
+        """Returns answers in the order of the queries.
 
-        A query that cannot be answered gets an answer with `problem`, the others are answered all the same.
+        Queries share a search if they have equally many simulations, and either all or none have legal actions. One
+        that cannot be answered gets an answer with `problem`; the others are answered all the same.
         """
         groups: dict[tuple[int | None, bool], list[int]] = {}
         for index, query in enumerate(queries):
@@ -207,7 +208,7 @@ class PolicyService:
 
 
 def _search_together(policy: Policy, decoder: Decoder | None, queries: list[Query]) -> list[Answer]:
-    """One search; if it fails, one for each, so that only those fail whose fault it is."""
+    """Answers queries by one search; if that fails, by one search each, so that only the queries at fault fail."""
     legal = None
     if queries[0].legal_actions is not None:
         legal = np.stack([query.legal_actions for query in queries if query.legal_actions is not None])

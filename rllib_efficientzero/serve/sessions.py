@@ -1,4 +1,4 @@
-"""What is remembered between requests, for so long and of so many only."""
+"""Sessions: state kept between requests, for a limited time and a limited number of clients."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Session:
-    """The last frames of an episode.
+    """The last frames of a client's episode.
 
     Args:
-        stack: of them.
+        stack: of these frames.
     """
 
     def __init__(self, stack: FrameStack) -> None:
@@ -27,9 +27,10 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def draft(self) -> AsyncIterator[Session]:
-        """What the session becomes if the block succeeds; if it fails, the session is as it was. One block at a time.
+        """Yields a copy of the session, which replaces it if the block succeeds; allows one block at a time.
 
-        Whoever is told to come back sends the same frame again, and it must not be there twice.
+        If the block fails, the session stays as it was: a client that is told to try again sends the same frame again,
+        which must not be in the stack twice.
         """
         async with self._lock:
             draft = Session(self.stack.copy())
@@ -38,14 +39,14 @@ class Session:
 
 
 class SessionStore(Generic[T]):
-    """Things by id; those unused for `lifetime_s`, or unused the longest when there are too many, are forgotten.
+    """Keeps things by id; forgets those unused for `lifetime_s` and, if there are too many, the least recently used.
 
     Args:
-        make: of a new id's thing.
-        max_sessions: kept at most.
-        lifetime_s: seconds without use.
-        on_end: called with what is forgotten.
-        clock: seconds, for tests.
+        make: makes the thing of a new id.
+        max_sessions: most things that are kept.
+        lifetime_s: seconds without use after which a thing is forgotten.
+        on_end: called with each thing that is forgotten.
+        clock: returns seconds; replaced in tests.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class SessionStore(Generic[T]):
         return len(self._things)
 
     def get(self, session_id: str) -> T:
-        """The thing of this id, new if there is none."""
+        """Returns the thing of this id; makes it if there is none."""
         thing = self.find(session_id)
         if thing is None:
             thing = self._make()

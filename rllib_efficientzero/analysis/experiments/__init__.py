@@ -1,4 +1,4 @@
-"""The paper's experiments: one YAML each, over the suites and variants of `suites.yaml`."""
+"""The paper's experiments: one YAML file each, which refers to the suites and variants of `suites.yaml`."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Plan:
     label: Label
     suite: str
     episodes: int | None
-    """to play with the final weights; None: its experiment wants no scores"""
+    """to play with the final weights; None: its experiment needs no scores"""
     keep_all_checkpoints: bool
 
     @property
     def name(self) -> str:
-        """Of its directory below the budget's."""
+        """Name of its directory, below that of the budget."""
         return f"{self.label.task}_{self.label.variant}_seed-{self.label.seed}"
 
 
@@ -55,7 +55,7 @@ class Experiment:
 
     @property
     def reproduces(self) -> str:
-        """Tables and figures of the paper."""
+        """The tables and figures of the paper that it reproduces."""
         return str(self.content["reproduces"])
 
     @property
@@ -68,20 +68,20 @@ class Experiment:
 
     @property
     def measure(self) -> Callable[..., Any] | None:
-        """What is measured with the trained runs; None where their scores are all."""
+        """The function that measures with the trained networks; None if only their scores are needed."""
         return _function(self.content["measure"]) if "measure" in self.content else None
 
     @property
     def present(self) -> Callable[..., Any]:
-        """What makes the report's section."""
+        """The function that makes the blocks of its section in the report."""
         return _function(self.content["function"])
 
     def parameters(self, budget: str) -> dict[str, Any]:
-        """Of `measure`."""
+        """Parameters of `measure`."""
         return dict(self._budget(budget).get("parameters", {}))
 
     def suite(self, budget: str) -> str:
-        """Of the runs; a smaller budget may take smaller tasks."""
+        """The suite of the runs; that of a smaller budget may have smaller tasks."""
         return str(self._budget(budget).get("suite", self.content["suite"]))
 
     def tasks(self, budget: str) -> list[str]:
@@ -94,7 +94,7 @@ class Experiment:
         return int(self._budget(budget)["seeds"])
 
     def plans(self, budget: str) -> list[Plan]:
-        """The runs it needs, those of one seed together, so that early results cover all tasks."""
+        """The runs it needs, ordered by seed first, so that early results cover all tasks."""
         episodes = self.content.get("episodes", {}).get(budget)
         keep = bool(self.content.get("keep_all_checkpoints"))
         return [
@@ -127,17 +127,17 @@ def load_all() -> list[Experiment]:
 
 
 def budgets() -> dict[str, str]:
-    """Budget -> what has to be said beside its numbers; nothing about the paper's own."""
+    """Budget -> the note that goes with its numbers; empty for the paper's own budget."""
     return dict(_yaml(SUITES_FILE)["budgets"])
 
 
 def variant_label(variant: str) -> str:
-    """As people read it."""
+    """The name of a variant for people to read."""
     return str(_yaml(SUITES_FILE)["variants"].get(variant, {}).get("label", variant))
 
 
 def train_spec(plan: Plan) -> dict[str, Any]:
-    """A run as an experiment of a file for `rllib train file`."""
+    """Returns a run as an experiment in a file of `rllib train file`."""
     content = _yaml(SUITES_FILE)
     suite, label = content["suites"][plan.suite], plan.label
     settings = suite[label.budget]
@@ -158,7 +158,7 @@ def train_spec(plan: Plan) -> dict[str, Any]:
 
 
 def _with_task(value: Any, task: str) -> Any:
-    """The task's name in place of `{task}`, wherever it stands."""
+    """Replaces `{task}` in all strings by the task's name."""
     if isinstance(value, dict):
         return {key: _with_task(inner, task) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,10 +1,10 @@
 """Figure 8: what a decoder of frozen latents shows of imagined states, with and without the consistency loss.
 
-The decoder learns from latents of real frames only, of other parts of the episodes than those shown. What it makes of
-an imagined latent says how far the dynamics stay where the representation would have gone.
+The decoder learns only from latents of real frames, from other parts of the episodes than those shown. How well it
+decodes an imagined latent shows how close the dynamics stay to the latents that the representation would give.
 
-One replay serves both variants, that of the agent with the consistency loss: that agent has learned from all of it, the
-parts that are held out from the decoder too, and the other from a replay of its own.
+Both variants use the replay of the agent with the consistency loss. That agent has learned from all of it, also from
+the parts held out from the decoder; the other agent has learned from its own replay.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def measure(
         checkpoints: variant -> checkpoint; observations must be images.
         parameters: `updates`, `batch_size`, `test_positions`, `width` of the decoder; `seed` (0).
         device: to compute on.
-        log: is told how far it is.
+        log: called with messages on the progress.
     """
     seed = int(parameters.get("seed", 0))
     train, held_out = fixed_replay.load(checkpoints[REPLAY_OF], held_out=HELD_OUT, unroll_steps=UNROLL_STEPS, seed=seed)
@@ -89,7 +89,7 @@ def _train_decoder(
 def _evaluate(
     network: EfficientZeroNetwork, decoder: Decoder, test: Windows, chunk: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """PSNR of decoded imagined and real latents, and cosine between the latents, by step 0 .. K; and some pictures."""
+    """Returns PSNR of decoded imagined and real latents, and their cosine, by step 0 .. K; and some pictures."""
     device = next(network.parameters()).device
     stack = test.frames.shape[1] - UNROLL_STEPS
     errors, real_errors, imagined, real = [], [], [], []
@@ -108,7 +108,7 @@ def _evaluate(
         imagined.append(latents.flatten(2))
         real.append(real_latents.flatten(2))
         if number == len(parts) // 2:
-            # Neighbouring positions look alike.
+            # Far apart within the part, since neighbouring positions look alike.
             shown = np.linspace(0, len(part) - 1, NUM_SHOWN).astype(int)
             pictures = {
                 name: images[shown].movedim(2, -1).cpu().numpy()
@@ -123,7 +123,7 @@ def _evaluate(
 
 
 def _imagine(network: EfficientZeroNetwork, stacks: Tensor, actions: Tensor) -> Tensor:
-    """`[B, K+1, ...]`: the latent of the observations, then those of the dynamics."""
+    """Returns `[B, K+1, ...]`: the latents of the observations, then those that the dynamics reach from them."""
     latent = network.represent(observation_planes(stacks))
     hidden = network.initial_reward_hidden(latent)
     latents = [latent]
@@ -134,7 +134,7 @@ def _imagine(network: EfficientZeroNetwork, stacks: Tensor, actions: Tensor) -> 
 
 
 def _stacks(windows: Windows, frame_stack: int, device: torch.device) -> Tensor:
-    """`[B, K+1, S, H, W, C]` stacked frames of the times t .. t + K."""
+    """Returns `[B, K+1, S, H, W, C]` stacked frames of the times t .. t + K."""
     frames = torch.as_tensor(np.array(windows.frames), device=device)
     return torch.stack([frames[:, k : k + frame_stack] for k in range(frames.shape[1] - frame_stack + 1)], dim=1)
 
@@ -145,9 +145,9 @@ def psnr(squared_error: Tensor) -> Tensor:
 
 
 def centred_cosine(imagined: Tensor, real: Tensor) -> Tensor:
-    """`[M, K+1, D]` -> `[K+1]` mean cosine, after the mean real latent is taken from both.
+    """`[M, K+1, D]` -> `[K+1]` mean cosine, after the mean real latent is subtracted from both.
 
-    Latents are rectified, so that any two of them have a high cosine before that.
+    Latents are rectified, so that without this any two of them have a high cosine.
     """
     centre = real.mean(dim=(0, 1))
     return F.cosine_similarity(imagined - centre, real - centre, dim=-1).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Tables 1, 2 and 3, and Figure 1: the scores of runs beside the published ones. What was not run is an empty cell."""
+"""Tables 1, 2 and 3, and Figure 1: the scores of runs next to the published ones. Cells of missing runs are empty."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rllib_efficientzero.analysis.runs import STANDARD, STICKY, UNLABELLED, Run,
 
 BARS = ("mean", "median")
 MAX_NAMED = 3
-"""Games named in a heading."""
+"""Most games that are named in a row's heading."""
 INTERVALS = (
     "In brackets 95 % stratified bootstrap intervals, over runs within each game; without at least two runs of every "
     "game there is none. A published column has one number per game: its IQM is over games, and that of runs over runs."
@@ -95,7 +95,7 @@ def _figure_1(scores: Mapping[str, Mapping[str, np.ndarray]], note: str) -> Figu
 
 
 def _episodes_table(by_game: Mapping[str, Sequence[Run]], note: str) -> Table:
-    """How many of the episodes of each run differ: games without chance repeat themselves."""
+    """Returns statistics of each run's episodes, and how many differ: games without chance repeat themselves."""
     rows = [
         [game, str(run.label.seed), protocol, str(len(returns)), str(len(np.unique(returns)))]
         + [f"{value:g}" for value in (returns.mean(), np.median(returns), returns.min(), returns.max())]
@@ -120,7 +120,7 @@ def dmc100k(runs: Runs, experiment: Experiment, budget: str, note: str) -> list[
 
 
 def ablations(runs: Runs, experiment: Experiment, budget: str, note: str) -> list[Block]:
-    """Table 3: aggregates where the tasks are the benchmark's games, and the score of every task."""
+    """Table 3: aggregates for variants with runs of all the benchmark's games, and the score of every task."""
     published = reference.published_ablations()
     planned = experiment.tasks("full" if budget == UNLABELLED else budget)
     there = {run.label.task for run in runs.of(budget=budget)}
@@ -162,7 +162,7 @@ def ablations(runs: Runs, experiment: Experiment, budget: str, note: str) -> lis
 
 
 def _learning_curves(found: Mapping[str, Sequence[Run]], tasks: Sequence[str], note: str) -> list[Block]:
-    """Evaluations while training: a panel per task, a line per run."""
+    """Draws the evaluations while training: a panel per task, a line per run."""
     panels: dict[str, dict[str, plots.Lines]] = {}
     for task in tasks:
         for label, of_label in found.items():
@@ -176,7 +176,7 @@ def _learning_curves(found: Mapping[str, Sequence[Run]], tasks: Sequence[str], n
 
 
 def _evaluated(run: Run) -> tuple[list[int], list[float]]:
-    """Environment steps and mean returns of a run's evaluations, and of its final weights if these played later."""
+    """Returns environment steps and mean returns of a run's evaluations, and of its final weights if played later."""
     steps = [record[names.NUM_INTERACTIONS_LIFETIME] for record in run.evaluations]
     returns = [float(np.mean(record[names.EPISODE_RETURNS])) for record in run.evaluations]
     if run.returns and run.evaluations[-1][names.NUM_UPDATES_LIFETIME] < run.last_result[names.NUM_UPDATES_LIFETIME]:
@@ -185,7 +185,7 @@ def _evaluated(run: Run) -> tuple[list[int], list[float]]:
 
 
 def mean_and_std(scores: Sequence[float]) -> str:
-    """`813 ± 19 (3)`; of one run there is no deviation, of none nothing."""
+    """Returns scores as `813 ± 19 (3)`; those of one run without a deviation, those of none as an empty string."""
     if not scores:
         return ""
     deviation = f" ± {np.std(scores, ddof=1):.3g}" if len(scores) > 1 else ""

@@ -1,8 +1,8 @@
 """Figure 9: value prefix against per-step reward, learned from one fixed replay without any reinforcement learning.
 
-Both models are the whole network, from the same initial weights, with all losses: policy and value learn what the
-searches of self-play found. They differ in the horizon alone, which is 1 for single rewards. Both are asked the same
-question, the sum of the next 1 to K rewards, for which single rewards are added up.
+Both models are the whole network, from the same initial weights, trained with all losses: policy and value learn what
+the searches of self-play found. They differ only in the horizon, which is 1 for per-step rewards. Both are tested on
+the sum of the next 1 to K rewards, for which predicted per-step rewards are added up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SPLITS = {"train": "on what is learned from", "held_out": "held out"}
 
 
 class Model(nn.Module):
-    """Network and consistency heads, and the horizon of its value prefixes."""
+    """A network with its consistency heads, and the horizon of its value prefixes."""
 
     def __init__(self, policy: Policy, horizon: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def measure(
         checkpoints: variant -> checkpoint; its networks' sizes and its replay are used, not its weights.
         parameters: `updates`, `evaluate_every`, `batch_size`, `test_positions`; `seed` (0), `lr` (0.001).
         device: to learn on.
-        log: is told how far it is.
+        log: called with messages on the progress.
     """
     policy = load_policy(checkpoints[VARIANT])
     seed = int(parameters.get("seed", 0))
@@ -95,7 +95,7 @@ def measure(
 
 
 def _tests(splits: Mapping[str, fixed_replay.FixedReplay], count: int, shape: WindowShape) -> dict[str, Windows]:
-    """What the models are asked about: positions of each split, and those before a reward."""
+    """Returns the windows to test on: positions of each split, and only those before a reward."""
     rng, found = np.random.default_rng(0), {}
     for name, split in splits.items():
         found[name] = split.spread(count, shape, rng)
@@ -115,7 +115,7 @@ def _learn(
     log: Log,
     label: str,
 ) -> dict[str, list[float]]:
-    """Updates, and every so often the errors: test -> values, beside `updates`."""
+    """Trains a model; returns `updates`, the updates at which it was tested, and for each test the errors there."""
     optimizer = torch.optim.Adam(model.parameters(), lr=float(parameters.get("lr", 1e-3)))
     size, updates, every = parameters["batch_size"], parameters["updates"], parameters["evaluate_every"]
     curve: dict[str, list[float]] = {"updates": [], **{name: [] for name in tests}}
@@ -152,14 +152,14 @@ def _loss(model: Model, windows: Windows) -> Tensor:
 
 @torch.no_grad()
 def prefix_error(model: Model, windows: Windows, statistics: list[Windows], chunk: int) -> float:
-    """Mean squared error of the sums of the next 1 .. K rewards, over positions and sums.
+    """Returns the mean squared error of the sums of the next 1 .. K rewards, over positions and sums.
 
-    Predictions are expectations. Of rare rewards the absolute error is least for who predicts none at all.
+    Squared, since predictions are expectations: if rewards are rare, always predicting 0 has the least absolute error.
 
     Args:
         model: is left in eval mode.
-        windows: positions asked about.
-        statistics: batches from which normalisation takes its statistics anew.
+        windows: positions to predict from.
+        statistics: batches from which the statistics of normalisation are computed anew.
         chunk: positions per forward pass.
     """
     model.train()
@@ -176,7 +176,7 @@ def prefix_error(model: Model, windows: Windows, statistics: list[Windows], chun
 
 
 def reward_sums(value_prefix: np.ndarray, horizon: int) -> np.ndarray:
-    """`[B, K]` value prefixes that begin anew every `horizon` steps -> `[B, K]` sums from the first step on."""
+    """`[B, K]` value prefixes that start again every `horizon` steps -> `[B, K]` sums from the first step on."""
     blocks = range(0, value_prefix.shape[1], horizon)
     sums, before = np.empty_like(value_prefix), np.zeros_like(value_prefix[:, :1])
     for start in blocks:
@@ -186,7 +186,7 @@ def reward_sums(value_prefix: np.ndarray, horizon: int) -> np.ndarray:
 
 
 def present(measurement: Measurement, note: str) -> list[Block]:
-    """The figure, and the errors at the end."""
+    """Returns the figure, and a table of the errors after training."""
     curves = measurement.measured.values["curves"]
     tests = [name for name in next(iter(curves.values())) if name != "updates"]
     blocks: list[Block] = []

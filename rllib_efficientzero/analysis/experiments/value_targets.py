@@ -1,10 +1,10 @@
-"""Tables 4 and 5: how far value targets lie from what the final policy really earns.
+"""Tables 4 and 5: how far value targets are from what the final policy really earns.
 
-Each stage of training is a checkpoint. Its policy plays whole games as self-play did then (they are the trajectories of
-the replay), and the emulator is saved at positions drawn from all of their steps. The targets are those that reanalysis
-would make at the end of training: rewards of that trajectory, then the final network; the horizon is the full one
-without the correction, and shortened by the trajectory's age with it. The truth is what the final policy earns when it
-plays greedily from the saved states.
+Each stage of training has a checkpoint. Its policy plays whole games as self-play did then, in place of the replay's
+trajectories, and the emulator's state is saved at positions drawn from all their steps. The targets are those that
+reanalysis would make at the end of training: rewards of the trajectory, then the value of the final network. Without
+the correction the horizon is the full one; with it, it is shortened by the trajectory's age. The truth is what the
+final policy earns when it plays greedily from the saved states.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ CORRECTIONS = ("without", "with")
 def measure(
     checkpoints: Mapping[str, pathlib.Path], parameters: Mapping[str, Any], *, device: str, log: Log
 ) -> Measured:
-    """Errors of both targets by stage.
+    """Measures the errors of both targets, with and without the correction, by stage.
 
     Args:
-        checkpoints: variant -> final checkpoint; those of the stages lie beside it.
+        checkpoints: variant -> final checkpoint; those of the stages are in the same directory.
         parameters: `stages`, `samples` per stage, `rollout_steps` after which the truth is cut, `bootstrap` ("network"
-            or "root", the value head's or a search's), `max_game_steps` after which sampled games are cut; `td_steps`
-            (5), `off_policy_tau` (0.3), `seed` (0).
+            or "root": the value of the value head or of a search), `max_game_steps` after which sampled games are cut;
+            `td_steps` (5), `off_policy_tau` (0.3), `seed` (0).
         device: of the networks.
-        log: is told how far it is.
+        log: called with messages on the progress.
     """
     final = load_policy(checkpoints[VARIANT], device=device)
     total = int(final.description["num_interactions"])
@@ -93,7 +93,7 @@ def measure(
 
 
 def _temperature(behaviour: Policy, log: Log) -> float:
-    """Self-play's at these weights' update."""
+    """Returns the temperature that self-play had at the update of these weights."""
     if "temperature_schedule" not in behaviour.description:
         log("the checkpoint is of a version that did not write its temperature schedule: actions are sampled at 1")
         return 1.0
@@ -101,7 +101,7 @@ def _temperature(behaviour: Policy, log: Log) -> float:
 
 
 def _describe(played: Played) -> dict[str, Any]:
-    """How much was drawn, and from where in the games."""
+    """Returns how many positions were drawn, and from where in the games."""
     starts = [position.start for position in played.positions]
     return {
         "positions": len(starts),
@@ -112,10 +112,10 @@ def _describe(played: Played) -> dict[str, Any]:
 
 
 def stage_checkpoints(final: pathlib.Path, stages: int) -> list[tuple[int, pathlib.Path]]:
-    """(steps at the end of the stage, the run's checkpoint nearest to it) for `stages` equal parts of training.
+    """Returns (steps at its end, the run's checkpoint nearest to that) for each of `stages` equal parts of training.
 
-    A checkpoint stands for one stage at most, and for none that it is more than half a stage away from. Of equally near
-    ones it is the earliest: updates that come after the last environment step have played nothing that is learned from.
+    A checkpoint stands for at most one stage, and for none whose end is more than half a stage away. Of equally near
+    checkpoints, the earliest is taken: those of updates after the last environment step have played no training data.
     """
     steps = {
         path.parent.parent: int(load_description(path.parent.parent)["num_interactions"])
@@ -146,7 +146,7 @@ def load_description(checkpoint: pathlib.Path) -> Mapping[str, Any]:
 def targets(
     final: Policy, positions: Sequence[Position], horizon: int, bootstrap: str, rng: np.random.Generator
 ) -> np.ndarray:
-    """`[M, K+1]` n-step targets with a horizon, continued by the final network.
+    """Returns `[M, K+1]` n-step targets with a horizon, bootstrapped from the final network.
 
     Raises:
         ValueError: `bootstrap` is neither "network" nor "root".
@@ -179,7 +179,7 @@ def _values(final: Policy, frames: np.ndarray, bootstrap: str, rng: np.random.Ge
 def true_values(
     final: Policy, make: Callable[[], gym.Env], positions: Sequence[Position], max_steps: int
 ) -> np.ndarray:
-    """`[M, K+1]` discounted returns of greedy play from each saved state; 0 at a terminal one, NaN beyond the end."""
+    """Returns `[M, K+1]` discounted returns of greedy play from each saved state: 0 at the terminal one, NaN beyond."""
     states = [state for position in positions for state in position.states]
     returns = discounted_returns(final, make, states, gamma=final.search_config.discount, max_steps=max_steps)
     truth = np.full((len(positions), UNROLL_STEPS + 1), np.nan)
@@ -193,14 +193,14 @@ def true_values(
 
 
 def errors_by_step(distance: np.ndarray, games: np.ndarray) -> dict[str, Any]:
-    """Mean absolute errors: `current` state, `next` K on average, and `all`; and the standard error of the last.
+    """Returns mean absolute errors of the `current` state, the `next` K and `all`, and the standard error of `all`.
 
-    All are means over states, so that a position shortly before an end counts for less of `all`.
+    All are means over states, so that a position shortly before an end, which has fewer states, weighs less in `all`.
 
     Args:
         distance: `[M, K+1]` of targets from the truth; NaN for states beyond the end of their episode, which do not
             count.
-        games: `[M]` in which each position lies, see `clustered_standard_error`.
+        games: `[M]` game of each position, see `clustered_standard_error`.
     """
     return {
         "current": float(np.nanmean(distance[:, 0])),
@@ -211,9 +211,9 @@ def errors_by_step(distance: np.ndarray, games: np.ndarray) -> dict[str, Any]:
 
 
 def paired_difference(with_correction: np.ndarray, without: np.ndarray, games: np.ndarray) -> dict[str, Any]:
-    """`mean` of what the correction changes of the error, the difference of both `all`, and its `standard_error`.
+    """Returns the `mean` of what the correction changes of the error `all`, and the `standard_error` of that.
 
-    Both targets are of the same positions, so that what these differ in among themselves drops out of the latter.
+    Both targets are of the same positions, so that differences between positions cancel out of the standard error.
 
     Args:
         with_correction: `[M, K+1]` distances, see `errors_by_step`.
@@ -225,10 +225,10 @@ def paired_difference(with_correction: np.ndarray, without: np.ndarray, games: n
 
 
 def clustered_standard_error(values: np.ndarray, games: np.ndarray) -> float | None:
-    """Of the mean over all values that are no NaN, where only games are independent; None of a single game.
+    """Returns the standard error of the mean over all values but NaN, if only games are independent; None for one game.
 
-    States of a position, and positions of a game, share what happened there: what counts is how far the sums of games
-    deviate. With one value per game it is the usual standard deviation (ddof 1) over the root of their number.
+    States of a position, and positions of a game, are correlated, so that it is computed from the deviations summed
+    over each game. With one value per game, it is the usual standard deviation (ddof 1) over the root of their number.
 
     Args:
         values: `[M, K+1]`.
