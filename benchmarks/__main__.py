@@ -1,8 +1,8 @@
-"""Every benchmark in its quick form, one after the other, each in a process of its own; then one table.
+"""Runs all benchmarks in their quick form, one after the other in separate processes, and prints a table of results.
 
     python -m benchmarks [--full] [NAME ...]
 
-Writes `benchmarks/results/<name>.json`. With `--full` the grids are whole and the loops longer: an hour or so on a CPU
+Writes `benchmarks/results/<name>.json`. With `--full` grids are complete and loops longer: about an hour on a CPU
 instead of minutes.
 """
 
@@ -40,11 +40,11 @@ FULL = {
 
 
 def run(name: str, module: str, *arguments: str) -> tuple[Path, bool]:
-    """One benchmark, its output shown as it comes: where its result is, and whether it ended well."""
+    """Runs one benchmark and shows its output. Returns the path of its result, and whether it succeeded."""
     out = reports.RESULTS / f"{name}.json"
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--out", str(out)]
     print(f"--- {' '.join(command[1:])}", flush=True)
-    # One thread, unless the caller says otherwise: figures of different machines are then of one core each.
+    # One thread, unless the caller sets the number, so that figures of different machines are for one core each.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     started = time.perf_counter()
     code = subprocess.run(command, cwd=reports.ROOT, env=environment, check=False).returncode
@@ -53,7 +53,7 @@ def run(name: str, module: str, *arguments: str) -> tuple[Path, bool]:
 
 
 def table(results: dict[str, Path]) -> str:
-    """The summaries of all results, aligned."""
+    """Formats the summaries of all results as an aligned table."""
     lines = []
     for name, path in results.items():
         lines.append(f"\n{name} ({_when(path)})")
@@ -71,7 +71,7 @@ def _when(path: Path) -> str:
 
 
 def main() -> int:
-    """Returns 1 if a benchmark failed; the others are run and shown all the same."""
+    """Returns 1 if a benchmark failed; the others are still run and shown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="whole grids and longer loops")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(FULL)}")

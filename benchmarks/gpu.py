@@ -1,22 +1,22 @@
-"""What a GPU makes of the search and of a whole update.
+"""The speed of the search, and of whole updates, on a GPU.
 
     python -m benchmarks.gpu [--device cuda|cpu] [--quick] [--updates N] [--out benchmarks/results/gpu.json]
 
 Searches: the paper's network for Atari with 18 actions, "puct" with 50 and "gumbel" with 16 simulations, from 4, 256
 and 1536 roots, as acting and reanalysis run them (bfloat16, fused kernels, CUDA graphs, trees on the GPU), and with
-trees on the host, which is what happens without Triton: two halves in turns, whose time of the host is split into its
-work on the trees, starting the device, and waiting for it. In another run, torch's profiler says for how much of the
-time the device was busy, and how long with trees, with copies between device and host, and with the network. "no graph"
-is the search with trees on the host, in one part and without CUDA graphs. All times are wall time.
+trees on the host, as without Triton: the roots are searched as two halves in turns, and the host's time is split into
+its work on the trees, launching work of the device, and waiting for it. In another run, torch's profiler measures for
+how much of the time the device was busy, and how long with trees, with copies between device and host, and with the
+network. "no graph" is the search with trees on the host, in one part and without CUDA graphs. All times are wall time.
 
-Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates without clocks, as a run makes them;
-from these, the minutes of a run of 100k environment steps. That is an extrapolation: evaluation, the first steps at
-random and compiling are not in it. `pong-ezv2` is measured once more as it is after `mixed_start_updates`, when values
-of old positions come from their searches; all positions are taken for old. Then 200 updates of each with clocks, for
-which the host waits between the parts and no batch is made ahead. The file is written after each of these, should the
-time on the GPU end.
+Updates: `pong-ez` and `pong-ezv2` at full size in `benchmarks.loop`, 500 updates without clocks, as a run makes them.
+The minutes of a run of 100k environment steps are extrapolated from these, without evaluation, the first random steps
+and compilation. `pong-ezv2` is measured again in its state after `mixed_start_updates`, when values of old positions
+come from their searches; all positions count as old. Then 200 updates of each are measured with clocks, for which the
+host waits between the parts, and no batch is made ahead. The file is written after each of these measurements, in case
+the time on the GPU ends.
 
-`--quick` is the same with next to no work, to see that it runs; on a CPU it needs `--device cpu`.
+`--quick` does the same with as little work as possible, as a smoke test; on a CPU it needs `--device cpu`.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ NUM_ACTIONS = 18
 ROOTS = (4, 256, 1536)
 SEARCHES = {"puct": 50, "gumbel": 16}
 EXAMPLES = {"pong-ez": 60.0, "pong-ezv2": 25.0}
-"""Example -> minutes of its run that are the goal."""
+"""Example -> the goal for the minutes of its run."""
 LATE = {"pong-ezv2": {"mixed_start_updates": 0, "mixed_recent_steps": 0}}
-"""Example -> what its updates are like after as many as its `mixed_start_updates`."""
+"""Example -> settings with which its updates are like those after its `mixed_start_updates`."""
 UPDATE_GOAL_MS = 30.0
 QUICK_NETWORK = {
     "channels": 4,
@@ -76,7 +76,7 @@ TREE_KERNELS = ("begin", "puct_select", "gumbel_select", "expand_and_backup")
 
 
 def search_subject(network: Any, planes: Tensor, searcher: Searcher) -> Callable[[], object]:
-    """A search from evaluated roots."""
+    """Returns a function that runs a search from roots evaluated beforehand."""
     root = network.initial_inference(planes)
 
     def run() -> object:
@@ -86,7 +86,7 @@ def search_subject(network: Any, planes: Tensor, searcher: Searcher) -> Callable
 
 
 def watch_parts(searcher: Searcher, watch: Stopwatch) -> None:
-    """Clocks of the host around its work in a search that has been run before."""
+    """Attaches clocks to the host's work in a searcher, which must have run before."""
     ((*parts,),) = searcher._parts.values()
     for part in parts:
         watch.wrap_method(part, "launch", LAUNCH)
@@ -99,7 +99,7 @@ def watch_parts(searcher: Searcher, watch: Stopwatch) -> None:
 
 
 class Work(NamedTuple):
-    """Something that the device did."""
+    """A kernel or copy that the device executed."""
 
     name: str
     start: float  # microseconds
@@ -108,7 +108,7 @@ class Work(NamedTuple):
 
 
 def device_times(run: Callable[[], object], device: str) -> dict[str, float]:
-    """Of one run, as the profiler saw the device: what `device_summary` says; nothing of a CPU."""
+    """Profiles one run and returns its `device_summary`; empty on a CPU."""
     if device != "cuda":
         return {}
     works, wall = profiled(run)
@@ -116,7 +116,7 @@ def device_times(run: Callable[[], object], device: str) -> dict[str, float]:
 
 
 def profiled(run: Callable[[], object]) -> tuple[list[Work], float]:
-    """What a GPU did meanwhile, in order, and the seconds of the run."""
+    """Runs a function under torch's profiler. Returns the GPU's work by start time, and the seconds of the run."""
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         started = time.perf_counter()
         run()
@@ -130,11 +130,11 @@ def profiled(run: Callable[[], object]) -> tuple[list[Work], float]:
 
 
 def device_summary(spans: list[tuple[str, float, float]], wall: float) -> dict[str, float]:
-    """Milliseconds that the device was busy in all, copied (to, from and within it), grew trees, and did other things,
-    which is to compute the network.
+    """Milliseconds that the device was busy in total, and with copies (to, from and within it), with trees, and with
+    everything else, which is the network.
 
     Args:
-        spans: name, start and end of everything that it did, in microseconds.
+        spans: name, start and end of all its work, in microseconds.
         wall: seconds of the run.
     """
     kinds: dict[str, list[tuple[float, float]]] = {"copies_ms": [], "trees_ms": [], "network_ms": []}
@@ -201,7 +201,7 @@ def measure_search(
 
 
 def measure_searches(device: str, quick: bool) -> list[dict[str, Any]]:
-    """All rows of the grid; the quick one has the small network and few roots."""
+    """Measures all rows of the grid; the quick grid has the small network and few roots."""
     plain, input_shape = make_network("small" if quick else "paper", NUM_ACTIONS)
     network = InferenceNetwork(plain.to(device), mixed_precision=True, fused=True)
     rows = []
@@ -216,7 +216,7 @@ def measure_searches(device: str, quick: bool) -> list[dict[str, Any]]:
 
 
 def measure_updates(example: str, device: str, updates: int, quick: bool) -> dict[str, Any]:
-    """Whole iterations of an example as a run makes them, and what a run of it would take."""
+    """Measures whole iterations of an example as a run makes them, and extrapolates the time of a run."""
     plan, batch = plan_of(example, device, updates, quick)
     measured = loop.measure_as_it_runs(plan, batch)
     config, ms_per_update = plan.config(batch), measured["ms_per_update"]
@@ -231,7 +231,7 @@ def measure_updates(example: str, device: str, updates: int, quick: bool) -> dic
 
 
 def measure_parts(example: str, device: str, updates: int, quick: bool) -> dict[str, dict[str, float]]:
-    """Milliseconds of the parts of a step and of an update, one after another."""
+    """Milliseconds of the parts of a step and of an update, which run one after another."""
     plan, batch = plan_of(example, device, updates, quick)
     figures = loop.figures(plan, [loop.measure(plan, batch)])
     return {key: figures[key] for key in ("ms_per_env_step", "ms_per_update")}
@@ -240,7 +240,7 @@ def measure_parts(example: str, device: str, updates: int, quick: bool) -> dict[
 def plan_of(
     example: str, device: str, updates: int, quick: bool, settings: Mapping[str, Any] | None = None
 ) -> tuple[loop.Plan, int]:
-    """With the example's own batch size, and as much in the replay as when a run begins to learn."""
+    """A plan with the example's own batch size, and as many steps in the replay as when a run begins to learn."""
     overrides: dict[str, Any] = {"num_gpus_per_learner": int(device == "cuda")} | (QUICK if quick else {})
     overrides |= settings or {}
     config = loop.load_config(example, overrides)
@@ -252,7 +252,7 @@ def plan_of(
 
 
 def goals(updates: list[dict[str, Any]], device: str, quick: bool) -> dict[str, Any]:
-    """What a GPU is held to."""
+    """The goals for a GPU: figure, limit and whether it was met."""
     if device != "cuda" or quick:
         return {}
     results = {}
@@ -271,7 +271,7 @@ def goals(updates: list[dict[str, Any]], device: str, quick: bool) -> dict[str, 
 def summary(
     searches: list[dict[str, Any]], updates: list[dict[str, Any]], device: str, warnings: list[str]
 ) -> dict[str, str]:
-    """A line per search and per example, and one per warning: something did not run as it should."""
+    """A line per search and per example, and one per warning, which means that something did not run as it should."""
     lines = {f"WARNING {number}": warning for number, warning in enumerate(warnings, start=1)}
     for row in searches:
         busy = "no GPU"
@@ -304,7 +304,7 @@ def summary(
 
 
 def run(device: str, *, quick: bool, updates: int) -> Iterator[dict[str, Any]]:
-    """The report as it grows: the last one is whole."""
+    """Yields the report after each measurement; only the last one is complete."""
     conditions = reports.conditions("torch", "ray", "ale_py") | {"device": device, "quick": quick}
     if device == "cuda":
         conditions["gpu"] = torch.cuda.get_device_name()
@@ -331,7 +331,7 @@ def run(device: str, *, quick: bool, updates: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
-    """Returns 1 where a GPU was asked for and there is none."""
+    """Returns 1 if a GPU was asked for and there is none."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="next to no work: a smoke test")

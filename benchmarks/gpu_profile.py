@@ -1,19 +1,19 @@
-"""What the device and the threads beside it do in an update as a run makes it: where to look for what is slow.
+"""Profiles the GPU and the host's threads during updates as a run makes them, to find what is slow.
 
     python -m benchmarks.gpu_profile [--example NAME] [--set JSON] [--device cuda|cpu] [--quick] [--out DIR]
 
-Of a tuned example at full size, once what is compiled is compiled:
+Measures, for a tuned example at full size and after all compilation:
 
 - milliseconds of wall time per update, self-play included, without clocks;
-- calls of each thread: how many per update, how long they took, and how much CPU time of their thread (a wait for the
-  device counts, since it spins);
-- an iteration as torch's profiler sees the device: for how long it was busy, by stream, in which gaps it had nothing to
-  do, and which kernels took how long;
+- calls of each thread: how many per update, how long they took, and how much CPU time of their thread (including waits
+  for the device, which spin);
+- an iteration of the device by torch's profiler: how long it was busy, by stream, the gaps in which it was idle, and
+  the time of each kernel;
 - the Learner's graph and a batch by themselves, kernel by kernel, in `learn.txt` and `batch.txt`.
 
-The first part is what counts; clocks and the profiler make the host slower. `--set` overrides keys of the config,
-`--quick` is the same with next to no work. On a CPU there is no device to look at, and batches are made ahead only if
-`--set '{"reanalyze_prefetch": 2}'` asks for them.
+The first measurement is the one that counts, as clocks and the profiler slow the host down. `--set` overrides keys of
+the config, `--quick` does the same with as little work as possible. On a CPU there is no device to profile, and batches
+are made ahead only with `--set '{"reanalyze_prefetch": 2}'`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from rllib_efficientzero.replay import PrioritizedReplay
 from rllib_efficientzero.targets import reanalyze
 
 MEASURED, CLOCKED = 500, 100
-"""Updates without and with clocks."""
+"""Number of updates measured without and with clocks."""
 MOST_KERNELS = 40
 CLOCKS = {
     (PrioritizedReplay, "sample"): "draw windows",
@@ -58,7 +58,7 @@ CLOCKS = {
 
 @contextlib.contextmanager
 def clocked(calls: dict[tuple[str, str], list[tuple[float, float]]]) -> Iterator[None]:
-    """Within, `CLOCKS` add (wall, CPU) seconds of every call, by thread and name."""
+    """Within the block, functions in `CLOCKS` add (wall, CPU) seconds of every call to `calls`, by thread and name."""
 
     def wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -92,7 +92,7 @@ def describe_calls(calls: dict[tuple[str, str], list[tuple[float, float]]], upda
 
 
 def gaps(works: list[Work]) -> list[float]:
-    """Microseconds in which a device had nothing to do, one number for every time that this was so."""
+    """Lengths, in microseconds, of the intervals in which the device was idle."""
     found, reached = [], works[0].start if works else 0.0
     for work in works:
         if work.start > reached:
@@ -102,7 +102,7 @@ def gaps(works: list[Work]) -> list[float]:
 
 
 def describe_device(works: list[Work], updates: int) -> Iterator[str]:
-    """How busy it was, per update, and with what."""
+    """Lines on how long the device was busy per update, and with what."""
     if not works:
         return
     busy = gpu.covered([(work.start, work.end) for work in works])
@@ -126,7 +126,7 @@ def describe_device(works: list[Work], updates: int) -> Iterator[str]:
 
 
 def describe_order(works: list[Work]) -> Iterator[str]:
-    """Kernel by kernel: when it began, the gap before it, how long it took."""
+    """A line per kernel: its start, the gap before it, its duration."""
     reached = first = works[0].start if works else 0.0
     for work in works:
         gap, took = work.start - reached, work.end - work.start
@@ -135,7 +135,7 @@ def describe_order(works: list[Work]) -> Iterator[str]:
 
 
 def updates_of(algo: Any, updates: int) -> int:
-    """Trains until so many were made; how many it were."""
+    """Trains for at least so many updates and returns their exact number."""
     before = algo.num_updates
     while algo.num_updates - before < updates:
         algo.train()
@@ -143,7 +143,7 @@ def updates_of(algo: Any, updates: int) -> int:
 
 
 def alone(algo: Any) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A batch and a gradient step, made twice each, with nothing beside."""
+    """Returns two functions: one makes a batch twice, the other a gradient step twice, with no other thread at work."""
     learner, size = algo.learner_group._learner, algo.config.total_train_batch_size
     (step,) = learner._gradient_steps.values()
     windows = algo.local_replay_buffer.sample(size, beta=1.0)
@@ -160,7 +160,7 @@ def alone(algo: Any) -> tuple[Callable[[], object], Callable[[], object]]:
 
 
 def report(example: str, overrides: dict[str, Any], device: str, quick: bool, out: Path) -> Iterator[str]:
-    """The lines, as they are found."""
+    """Yields the report's lines as they are measured."""
 
     def look_at(run: Callable[[], object]) -> list[Work]:
         if device == "cuda":
@@ -198,7 +198,7 @@ def report(example: str, overrides: dict[str, Any], device: str, quick: bool, ou
 
 
 def main() -> int:
-    """Returns 1 where a GPU was asked for and there is none."""
+    """Returns 1 if a GPU was asked for and there is none."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--example", default="pong-ez")
     parser.add_argument("--set", type=json.loads, default={}, metavar="JSON", help="overrides of the example's config")

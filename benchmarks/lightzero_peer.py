@@ -1,18 +1,18 @@
-"""LightZero's own EfficientZero on Pong, measured as `lightzero_settings.py` measures ours; run by LightZero's python.
+"""Measures LightZero's EfficientZero on Pong as `lightzero_settings.py` measures ours; run it with LightZero's python.
 
     python -I benchmarks/lightzero_peer.py [--steps N] [--iterations N] [--batch-size N]
 
-It imports nothing of this package. LightZero's classes do all the work, with its settings for Pong
+It imports nothing from this package. LightZero's classes do all the work, with its settings for Pong
 (`zoo/atari/config/atari_efficientzero_config.py`: 4 grey frames of 64x64, 64 channels, latents of 8x8, LSTM of 512,
 8 environments, 50 simulations in its C++ tree, batches of 256, no policy reanalyzed) but on a CPU, with one thread and
 the environments in the same process. Measured in CPU time of the process, each after an untimed warm-up:
 
-- self-play: `MuZeroCollector.collect` with search, as many steps as asked for; resets are not counted, as they hardly
-  count in episodes of full length;
+- self-play: `MuZeroCollector.collect` with search, for `--steps` steps; resets are not timed, as their share in whole
+  episodes is small;
 - an iteration of the learner on a replay of random steps: `EfficientZeroGameBuffer.sample` (`targets_s`: windows,
   values by the target network) and `policy.learn_mode.forward` (`train_s`: forward, backward, optimiser).
 
-The last line of the output is one JSON object. LightZero 0.2.0 wants Python 3.11 and an environment of its own:
+The last line of the output is one JSON object. LightZero 0.2.0 needs Python 3.11 and its own virtual environment:
 
     python3.11 -m venv lightzero && . lightzero/bin/activate
     pip install torch==2.13.0                # the CPU build, where your index has it: pip's choice may bring CUDA
@@ -50,11 +50,11 @@ from zoo.atari.config.atari_efficientzero_config import create_config, main_conf
 
 SEED = 0
 STEPS_TO_WARM_UP, RANDOM_STEPS = 2, 64
-"""Of each environment."""
+"""Steps of each environment: to warm up, and the fewest random ones that fill the replay."""
 
 
 class RandomPolicy(LightZeroRandomPolicy):
-    """LightZero's, which in 0.2.0 does not know an argument that its collector passes."""
+    """LightZero's random policy, which in 0.2.0 lacks an argument that its collector passes."""
 
     def _forward_collect(self, *args: Any, timestep: Any = None, **kwargs: Any) -> Any:
         return super()._forward_collect(*args, **kwargs)
@@ -93,18 +93,18 @@ def self_play(collector: Any, config: Any, steps_each: int) -> float:
 
 
 def random_replay(collector: Any, policy: Any, config: Any) -> Any:
-    """A replay of random steps, more of them than a batch has: none is drawn twice."""
+    """A replay with more random steps than a batch has, since none is drawn twice."""
     replay = EfficientZeroGameBuffer(config.policy)
     manager = environments(config, max(RANDOM_STEPS, 2 * config.policy.batch_size // config.policy.collector_env_num))
     collector.reset_env(manager)
     quick = copy.deepcopy(config.policy)
-    quick.num_simulations = 1  # LightZero searches for random actions, too, and all that is asked for here is steps
+    quick.num_simulations = 1  # LightZero searches even when it acts at random, and only the steps are needed here
     random_collect(quick, policy, RandomPolicy, collector, manager, replay)
     return replay
 
 
 def learn(policy: Any, replay: Any, batch_size: int, iterations: int) -> dict[str, float]:
-    """CPU seconds of an iteration, by part."""
+    """CPU seconds per iteration of the learner, in total and by part."""
     targets = train = 0.0
     for iteration in range(iterations + 1):
         start = time.process_time()
@@ -122,7 +122,7 @@ def learn(policy: Any, replay: Any, batch_size: int, iterations: int) -> dict[st
 
 
 def measure(steps: int, iterations: int, batch_size: int) -> dict[str, Any]:
-    """All figures, and what they were measured of."""
+    """Measures all figures and returns them with the versions and settings that they hold for."""
     config = compiled_config(batch_size)
     set_pkg_seed(SEED, use_cuda=False)
     policy = create_policy(config.policy, enable_field=["learn", "collect"])
@@ -151,7 +151,7 @@ def measure(steps: int, iterations: int, batch_size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures and prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=160, help="steps of all environments to time (default: 160)")
     parser.add_argument("--iterations", type=int, default=4, help="iterations to time (default: 4)")

@@ -1,16 +1,16 @@
-"""Self-play and learning at the settings of LightZero's EfficientZero on Pong, beside figures measured of LightZero.
+"""Measures self-play and learning with the settings of LightZero's EfficientZero on Pong, and compares with LightZero.
 
     python -m benchmarks.lightzero_settings [--updates N] [--peer PYTHON] [--out FILE]
 
 One process and one thread: 8 environments, 50 simulations, batches of 256, no policy reanalyzed; 4 grey frames of
 64x64, 64 channels, latents of 8x8, LSTM of 512 (11.1 M parameters with the consistency heads). Times are CPU time of
-the process, all of it: emulator, RLlib, replay. LightZero's own figures (`LIGHTZERO`) are wall time of one thread on
-two cores of a 2.5 GHz Xeon that did nothing else; on another processor the ratios say less. With `--peer`, the python
-of an environment that has LightZero (`lightzero_peer.py` says how to make one), LightZero itself is measured before and
-after ours, in CPU time too, and the ratios to the mean of both stand beside those to the recorded figures.
+the whole process, including emulator, RLlib and replay. LightZero's recorded figures (`LIGHTZERO`) are wall time of one
+thread on two otherwise idle cores of a 2.5 GHz Xeon; on another processor the ratios mean less. With `--peer`, which
+takes the python of an environment with LightZero (`lightzero_peer.py` says how to make one), LightZero itself is
+measured before and after ours, also in CPU time, and the report adds the ratios to the mean of both.
 
-Measured in float32, as LightZero computes, and where the processor has instructions for it again with
-`mixed_precision: cpu`, which a user of ours has to ask for.
+Measured in float32, as LightZero computes, and again with `mixed_precision: cpu`, which users have to set, if the
+processor has instructions for it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from benchmarks.report import Stopwatch
 from rllib_efficientzero.models.precision import ON_CPUS, cpu_has_bfloat16
 
 LIGHTZERO = {"env_steps_per_s": 11.8, "learner_iterations_per_s": 1 / 14.7}
-"""HEAD 9f717c80 of 2026-08 with Python 3.11 and torch 2.13, one thread."""
+"""Recorded figures of LightZero at HEAD 9f717c80 of 2026-08 with Python 3.11 and torch 2.13, one thread."""
 GOALS = {"env_steps_per_s": 2.0, "learner_iterations_per_s": 3.0}
-"""Times LightZero's."""
+"""Goals as multiples of LightZero's figures."""
 ENVIRONMENTS, FRAGMENT = 8, 5
 SETTINGS: dict[str, Any] = {
     "env_config": {"screen_size": 64, "grayscale": True},
@@ -54,7 +54,7 @@ PEER_FIGURES = ("env_steps_per_s", "seconds_per_iteration", "train_s", "targets_
 PEER_TIMEOUT_S = 3600
 PEER_ERROR_LINES = 5
 HERE = "here"
-"""In names of goals and lines of the summary: against LightZero as measured on this machine, in this run."""
+"""Marks goals and summary lines that compare with LightZero as measured on this machine, in this run."""
 
 
 class PeerError(RuntimeError):
@@ -62,9 +62,9 @@ class PeerError(RuntimeError):
 
 
 def measure_peer(python: Path, updates: int) -> dict[str, Any]:
-    """What `lightzero_peer.py` prints, run by `python` for as many steps and iterations as ours."""
+    """Runs `lightzero_peer.py` with `python`, for as many steps and iterations as ours, and returns its figures."""
     arguments = ("--steps", str(updates * ENVIRONMENTS * FRAGMENT), "--iterations", str(updates))
-    # Isolated: names of modules beside the script (`replay`, `tree`) must not hide those that LightZero imports.
+    # -I: modules beside the script (`replay`, `tree`) must not hide modules that LightZero imports.
     command = [str(python), "-I", str(PEER_SCRIPT), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
@@ -90,7 +90,7 @@ def measure_peer(python: Path, updates: int) -> dict[str, Any]:
 
 
 def peer_report(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Both runs, their mean, and the mean's rates under the names of `LIGHTZERO`."""
+    """The report on LightZero: both runs, and their mean, which includes rates under the names of `LIGHTZERO`."""
     mean = {name: sum(run[name] for run in runs) / len(runs) for name in PEER_FIGURES}
     rates = {
         "env_steps_per_s": mean["env_steps_per_s"],
@@ -114,7 +114,7 @@ def measure(updates: int, overrides: dict[str, Any]) -> dict[str, Any]:
     watch.wrap_method(algo, "_sample", SELF_PLAY, before=REST)
     watch.wrap_method(learner, "_learner_connector", TARGETS, before=REST)
     watch.wrap_method(learner, "_possibly_compiled_update", LEARN, before=REST)
-    while algo.num_updates == 0 or algo._updates_owed() >= 1:  # random steps, and what they owe
+    while algo.num_updates == 0 or algo._updates_owed() >= 1:  # random steps, and the updates that they require
         algo.train()
     watch.start()
     first_step, first_update = algo.num_interactions, algo.num_updates
@@ -138,7 +138,7 @@ def measure(updates: int, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def goals(measured: dict[str, Any], precision: str, peer: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Times LightZero's figures, recorded or (`peer`) measured here, and whether that is what was asked for."""
+    """The figures as multiples of LightZero's, recorded or (`peer`) measured here, and whether they meet the goals."""
     ratios = {name: measured[name] / (peer or LIGHTZERO)[name] for name in GOALS}
     whose = f"LightZero's {HERE}" if peer else "LightZero's"
     return {
@@ -152,7 +152,7 @@ def goals(measured: dict[str, Any], precision: str, peer: dict[str, Any] | None 
 
 
 def summary(measured: dict[str, Any], precision: str, peer: dict[str, Any] | None = None) -> dict[str, str]:
-    """Both figures beside LightZero's, recorded or (`peer`) measured here."""
+    """Lines that compare both figures with LightZero's, recorded or (`peer`) measured here."""
     theirs, where = (peer, f", beside LightZero {HERE}") if peer else (LIGHTZERO, "")
     speed, peer_speed = measured["env_steps_per_s"], theirs["env_steps_per_s"]
     iteration, peer_iteration = (1.0 / rates["learner_iterations_per_s"] for rates in (measured, theirs))
@@ -165,7 +165,7 @@ def summary(measured: dict[str, Any], precision: str, peer: dict[str, Any] | Non
 
 
 def run_beside(peer: Path, updates: int, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The whole report, LightZero measured before and after ours; or `["peer"]["error"]`, and why, beside ours."""
+    """The whole report, with LightZero measured before and after ours; if that fails, `["peer"]["error"]` says why."""
     try:
         first = measure_peer(peer, updates)
     except PeerError as error:
@@ -182,7 +182,7 @@ def run_beside(peer: Path, updates: int, overrides: dict[str, Any] | None = None
 
 
 def run(updates: int, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The report of ours."""
+    """Measures this package and returns the report."""
     conditions = reports.conditions("torch", "ray", "ale_py") | {"threads": torch.get_num_threads()}
     conditions["clock"] = "CPU time of the process"
     if not ray.is_initialized():
@@ -202,7 +202,7 @@ def run(updates: int, overrides: dict[str, Any] | None = None) -> dict[str, Any]
 
 
 def main() -> int:
-    """Measures and writes one JSON file; the exit status is 1 where LightZero was to be measured and could not be."""
+    """Measures and writes one JSON file; the exit status is 1 if LightZero was to be measured but could not be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=4, help="updates to time, with 40 steps for each (default: 4)")
     parser.add_argument("--peer", type=Path, metavar="PYTHON", help="a python that has LightZero, measured beside ours")

@@ -1,18 +1,18 @@
-"""The whole loop on real Pong, in one process: self-play, replay, reanalysis, learning.
+"""Measures the whole training loop on real Pong in one process: self-play, replay, reanalysis, learning.
 
     python -m benchmarks.loop [--example NAME | --network paper|small] [--updates N] [--out FILE]
 
-A tuned example is run for a few iterations: random steps until the replay can fill a batch, the updates those owe, then
-the measured part. Figures per step and per update come from the metrics that the algorithm logs (`timers/*`,
-`learners/default_policy/reanalyze/*`) and from clocks around the calls that search, compute or emulate; what these
-leave over of the wall clock is Python, RLlib and replay ("neither network nor search"). An iteration is then put
-together at the example's own replay ratio, however few updates were measured. Parts of an update are measured one after
-another, also where a GPU's run would make batches ahead; `gpu.py` measures how that runs.
+Runs a tuned example for a few iterations: random steps until the replay can fill a batch, the updates that these
+require, then the measured part. Figures per step and per update come from the metrics that the algorithm logs
+(`timers/*`, `learners/default_policy/reanalyze/*`) and from clocks around the calls that search, compute or emulate;
+the rest of the wall clock time is Python, RLlib and replay ("neither network nor search"). The figures of an iteration
+are then computed for the example's own replay ratio, however few updates were measured. Parts of an update are measured
+one after another, even if a run on a GPU would make batches ahead; `gpu.py` measures such runs.
 
-On a CPU, a batch of 256 of the paper's network takes minutes per update. Batches of 8 and 16 are measured there and a
-straight line is drawn through both, from nowhere flatter than constant to nowhere steeper than proportional, because
-so short a line magnifies noise. Such figures carry `"extrapolated": true`; for the same reason their search and network
-are counted in CPU time of the thread (with one thread), which other work disturbs less than wall time.
+On a CPU, an update with a batch of 256 of the paper's network takes minutes. There, batches of 8 and 16 are measured
+and extrapolated by a straight line, whose slope is limited to between constant and proportional time, because so short
+a line magnifies noise. Such figures have `"extrapolated": true`; for the same reason their search and network are
+counted in CPU time of the thread (with one thread), which other work disturbs less than wall time.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ EXAMPLES = {"paper": "pong-ez", "small": "pong-ez-cpu"}
 EXTRAPOLATION_BATCHES = (8, 16)
 MOST_CLOCKED_UPDATES = 200
 ITERATIONS_BEFORE = 3
-"""In which what is compiled at its first call is compiled, and graphs are recorded."""
+"""Iterations before measuring, in which functions are compiled and graphs recorded at their first calls."""
 # Phases of the stopwatch: calls of network or search (which calls the network), and the emulator.
 ACT, EMULATE, SEARCH, ENCODE, LEARN = "act", "emulator", "reanalyze_search", "reanalyze_encode", "learn"
 
 
 def load_config(example: str, overrides: dict[str, Any]) -> EfficientZeroConfig:
-    """A tuned example as `rllib train file` would read it, without evaluation, on this machine's device."""
+    """Reads a tuned example as `rllib train file` would, without evaluation and with everything in one process."""
     file = reports.ROOT / "tuned_examples" / f"{example}.yaml"
     fixed = {"evaluation_interval": None, "num_env_runners": 0, "num_learners": 0, "log_level": "ERROR"}
     (experiment,) = load_experiments(file, Overrides(config=fixed | overrides))
@@ -56,14 +56,14 @@ def load_config(example: str, overrides: dict[str, Any]) -> EfficientZeroConfig:
 
 @dataclass
 class Plan:
-    """What is run of an example, and at which of its batch sizes."""
+    """Which example is run, with which batch sizes and for how many updates."""
 
     example: str
     batches: tuple[int, ...]
     updates: int
     overrides: dict[str, Any]
     filled: int = 0
-    """Steps of random play that are in the replay beforehand. With few, windows end where the replay does."""
+    """Random steps in the replay before measuring. With few, many windows are cut off by the end of the replay."""
 
     def config(self, batch: int) -> EfficientZeroConfig:
         whole = load_config(self.example, self.overrides)
@@ -80,12 +80,12 @@ class Plan:
 
 
 def reanalyzer_of(learner: Any) -> Any:
-    """That of a Learner's connector."""
+    """The reanalyzer of a Learner's connector."""
     return next(piece.reanalyzer for piece in learner._learner_connector.connectors if hasattr(piece, "reanalyzer"))
 
 
 def attach_clocks(algo: Any, watch: Stopwatch) -> None:
-    """Clocks around every call of this process that searches, computes or emulates; none of them calls another."""
+    """Attaches clocks to every call that searches, computes or emulates; none of these calls contains another."""
     runner, learner = algo.env_runner_group.local_env_runner, algo.learner_group._learner
     reanalyzer = reanalyzer_of(learner)
     module = learner.module["default_policy"].unwrapped()
@@ -98,7 +98,7 @@ def attach_clocks(algo: Any, watch: Stopwatch) -> None:
 
 
 def begin(plan: Plan, batch: int) -> Any:
-    """The example at one batch size, once self-play searches and no update is owed."""
+    """Returns the algorithm at one batch size, after its self-play has begun to search and all due updates are made."""
     algo = plan.config(batch).build_algo()
     if plan.filled:
         for sample in algo.self_play.sample(plan.filled, budget=plan.filled, num_updates=0):
@@ -112,7 +112,7 @@ def measure(plan: Plan, batch: int) -> dict[str, Any]:
     """Runs the example at one batch size until `plan.updates` updates were timed, part by part."""
     algo = begin(plan, batch)
     cuda = algo.config.has_gpu_in_this_process()
-    # On a GPU every clock makes the host wait, which without them goes on; and batches are made ahead.
+    # On a GPU every clock makes the host wait for the device, where a run would not wait and make batches ahead.
     algo.batches.stop()
     algo.batches = InlineBatches(algo.local_replay_buffer, num_learners=0)
     if cuda:
@@ -148,7 +148,7 @@ def measure(plan: Plan, batch: int) -> dict[str, Any]:
 
 
 def measure_as_it_runs(plan: Plan, batch: int) -> dict[str, Any]:
-    """Whole iterations without clocks: milliseconds of self-play per step, and of all else per update."""
+    """Measures whole iterations without clocks: milliseconds of self-play per step, and of all else per update."""
     algo = begin(plan, batch)
     for _ in range(ITERATIONS_BEFORE):
         algo.train()
@@ -172,7 +172,7 @@ def measure_as_it_runs(plan: Plan, batch: int) -> dict[str, Any]:
 
 
 def _add_timers(totals: dict[str, float], algo: Any) -> None:
-    """One iteration; what it logs of its time is added to `totals`."""
+    """Runs one iteration and adds the times that it logs to `totals`."""
     before, started = algo.num_updates, time.perf_counter()
     result = algo.train()
     totals["wall"] += time.perf_counter() - started
@@ -185,7 +185,7 @@ def _add_timers(totals: dict[str, float], algo: Any) -> None:
 
 
 def memory_mb() -> dict[str, float]:
-    """Resident now and at its peak (of this process: Python, torch, Ray's driver), and the GPU's peak."""
+    """Memory in MB: resident now and at its peak (of this process: Python, torch, Ray's driver), and the GPU's peak."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     memory = {"resident": round(resident / 1e6, 1), "peak": round(peak / 1e6, 1)}
@@ -201,7 +201,7 @@ WALL, CPU = "phases_s", "phases_thread_cpu_s"
 
 
 def per_step(run: dict[str, Any], clock: str = WALL) -> dict[str, float]:
-    """Milliseconds of self-play per environment step; search and emulator by that clock, the rest by wall time."""
+    """Milliseconds of self-play per environment step; search and emulator by `clock`, the rest by wall time."""
     timers, phases, scale = run["timers_s"], run[WALL], 1000 / run["env_steps"]
     return {
         "search": scale * run[clock].get(ACT, 0.0),
@@ -212,7 +212,7 @@ def per_step(run: dict[str, Any], clock: str = WALL) -> dict[str, float]:
 
 
 def per_update(run: dict[str, Any], clock: str = WALL) -> dict[str, float]:
-    """Milliseconds per update, in the order in which they pass; search and network by that clock, the rest by wall."""
+    """Milliseconds per update by part, in order; search and network by `clock`, the rest by wall time."""
     timers, phases, scale = run["timers_s"], run[WALL], 1000 / run["updates"]
     in_targets = phases.get(ENCODE, 0.0) + phases.get(SEARCH, 0.0)
     return {
@@ -228,7 +228,7 @@ def per_update(run: dict[str, Any], clock: str = WALL) -> dict[str, float]:
 
 
 def per_iteration_rest(run: dict[str, Any]) -> float:
-    """Milliseconds of an iteration's wall clock outside of all timers: RLlib around `training_step`."""
+    """Milliseconds of an iteration's wall clock time outside all timers: RLlib's work around `training_step`."""
     counted = ("wall", "reanalyze", "reanalyze_search")
     timed = sum(seconds for name, seconds in run["timers_s"].items() if name not in counted)
     return 1000 * (run["timers_s"]["wall"] - timed) / run["iterations"]
@@ -247,7 +247,7 @@ def line(batch: int, runs: list[dict[str, Any]], clock: str = WALL) -> dict[str,
 
 
 def figures(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a user wants to know, at the example's own batch size and replay ratio."""
+    """The final figures, for the example's own batch size and replay ratio."""
     config = load_config(plan.example, plan.overrides)
     batch, envs = config.train_batch_size_per_learner, config.num_envs_per_env_runner
     steps = config.rollout_fragment_length * envs
@@ -294,7 +294,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 
 
 def summary(plan: Plan, result: dict[str, Any]) -> dict[str, str]:
-    """The figures that have goals, and those a user asks for."""
+    """The figures that have goals, and those that matter to users, as text."""
     how = f", extrapolated from batches {result['measured_batches']}" if result["extrapolated"] else ""
     update, iteration = result["ms_per_update"], result["iteration"]
     reanalyze = sum(update[name] for name in update if name.startswith("reanalyze"))
@@ -311,13 +311,13 @@ def summary(plan: Plan, result: dict[str, Any]) -> dict[str, str]:
 
 
 def start_ray() -> None:
-    """One that nobody else uses, unless there is one."""
+    """Starts a Ray of its own for this process, unless it is connected to one already."""
     if not ray.is_initialized():
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """All batch sizes of a plan, and what follows from them."""
+    """Measures all batch sizes of a plan and returns the report."""
     conditions = reports.conditions("torch", "ray", "ale_py") | {"threads": torch.get_num_threads()}
     conditions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     start_ray()
@@ -330,7 +330,7 @@ def run(plan: Plan) -> dict[str, Any]:
 
 
 def make_plan(example: str, updates: int | None = None, overrides: dict[str, Any] | None = None) -> Plan:
-    """The example's own batch size, except for large networks without a GPU."""
+    """A plan with the example's own batch size, or smaller ones for the paper's network without a GPU."""
     batch = load_config(example, overrides or {}).train_batch_size_per_learner
     too_slow = example == EXAMPLES["paper"] and not torch.cuda.is_available()
     batches = EXTRAPOLATION_BATCHES if too_slow else (batch,)

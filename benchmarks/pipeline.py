@@ -1,8 +1,8 @@
-"""A simulation of the pipeline: how many environment steps per second, and who is waited for, with how many processes.
+"""Simulates the training pipeline: its environment steps per second and its bottleneck, by the number of processes.
 
-The driver is one thread that asks, stores, draws, waits and learns in the order of `EfficientZero.training_step`; so is
-the simulation, on a clock of its own. EnvRunners and reanalyze actors are servers that work while the driver does
-something else. Every service takes its measured time, spread log-normally.
+The driver is one thread that requests, stores, draws, waits and learns in the order of `EfficientZero.training_step`.
+The simulation does the same on a simulated clock. EnvRunners and reanalyze actors are servers that work in parallel to
+the driver. The time of every service is its measured time with log-normal variation.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections import deque
 
 @dataclasses.dataclass(frozen=True)
 class ServiceTimes:
-    """Seconds of work, measured alone."""
+    """Seconds of each kind of work, measured alone."""
 
     play_step: float
     """one environment step with its search, in an EnvRunner"""
     request: float
-    """asking one EnvRunner and taking its answer, in the driver"""
+    """sending a request to one EnvRunner and receiving its answer, in the driver"""
     add_step: float
     """storing one step"""
     sample: float
@@ -29,28 +29,28 @@ class ServiceTimes:
     """writing a batch to shared memory, or reading it from there"""
     reanalyze_fixed: float
     reanalyze_per_window: float
-    """targets of a batch: so much, and so much for each window"""
+    """computing the targets of a batch: a fixed time, and a time per window"""
     learn_fixed: float
     learn_per_window: float
-    """a gradient step on a batch, likewise"""
+    """a gradient step on a batch: a fixed time, and a time per window"""
     reduce_gradients: float
-    """summing the gradients of two Learners; more in a ring cost up to twice that"""
+    """summing the gradients of two Learners; a ring of more takes up to twice that"""
     priorities: float
     """writing a batch's priorities back"""
     publish: float
-    """giving the newest weights to the EnvRunners"""
+    """sending the newest weights to the EnvRunners"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """How many of what."""
+    """The numbers of processes, and the settings that the simulation needs."""
 
     num_runners: int
     num_learners: int = 1
     num_reanalyze_actors: int = 0
     asynchronous: bool = False
     fragment: int = 20
-    """steps in one answer of an EnvRunner"""
+    """environment steps in one answer of an EnvRunner"""
     batch: int = 256
     replay_ratio: float = 1.0
     self_play_update_freq: int = 100
@@ -58,7 +58,7 @@ class Pipeline:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a simulated run came to; shares are of its time."""
+    """The result of a simulated run; `*_busy` are shares of its time."""
 
     steps_per_s: float
     runners_busy: float
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def limited_by(self) -> str:
-        """Who is busy most."""
+        """The part with the largest share of busy time."""
         busy = {
             "EnvRunners": self.runners_busy,
             "Learners": self.learners_busy,
@@ -79,10 +79,10 @@ class Outcome:
 
 
 class Simulation:
-    """One run of a pipeline."""
+    """A simulated run of a pipeline."""
 
     def __init__(self, times: ServiceTimes, pipeline: Pipeline, *, variation: float = 0.2, seed: int = 0) -> None:
-        """`variation` is the standard deviation of a service over its mean."""
+        """`variation` is the standard deviation of a service's time, relative to its mean."""
         self._times, self._pipeline = times, pipeline
         self._random = random.Random(seed)
         self._sigma = math.sqrt(math.log1p(variation**2))
@@ -105,7 +105,7 @@ class Simulation:
                 self._update()
         servers = {
             "runners": pipeline.num_runners,
-            "learners": 1,  # they work and wait together
+            "learners": 1,  # all are busy at the same time
             "reanalyze": max(1, pipeline.num_reanalyze_actors),
             "driver": 1,
         }
@@ -113,7 +113,7 @@ class Simulation:
         return Outcome(self._steps / self._now, **shares)
 
     def _collect(self) -> None:
-        """The answers of all EnvRunners; asynchronously, of those that have one, and at least of one."""
+        """Takes the answers of all EnvRunners; if asynchronous, waits for one and takes those that are ready."""
         runners = range(self._pipeline.num_runners)
         if self._pipeline.asynchronous:
             self._now = max(self._now, min(self._answers_at))
@@ -155,7 +155,7 @@ class Simulation:
             self._drive(times.publish)
 
     def _wait_for_batch(self) -> None:
-        """The batch that was asked for longest ago, with as many more asked for as there are actors."""
+        """Waits for the oldest requested batch, after requesting as many further ones as there are actors."""
         times, pipeline = self._times, self._pipeline
         while len(self._batches_at) <= pipeline.num_reanalyze_actors:
             self._drive(times.sample + times.transfer)

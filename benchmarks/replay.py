@@ -1,4 +1,4 @@
-"""The replay: memory per step of real Pong, and the time of its operations.
+"""Measures the replay: its memory per step of real Pong, and the time of its operations.
 
 python -m benchmarks.replay --out benchmarks/results/replay.json
 """
@@ -32,7 +32,7 @@ NUM_ACTIONS = 6
 
 @dataclass
 class Chunk:
-    """What the replay reads of RLlib's `SingleAgentEpisode`."""
+    """The part of RLlib's `SingleAgentEpisode` that the replay reads."""
 
     id_: str
     observations: npt.NDArray[Any]
@@ -94,7 +94,7 @@ def play_pong(replay: PrioritizedReplay, num_steps: int, chunk_steps: int = 200)
 
 
 def timed_ms(function: Callable[[], Any], repeats: int = 30) -> dict[str, float]:
-    """Milliseconds of CPU time of a call, after three to warm up: the best and the median."""
+    """Milliseconds of CPU time per call, the best and the median, after three calls to warm up."""
     durations = []
     for _ in range(repeats + 3):
         start = time.thread_time()
@@ -105,14 +105,14 @@ def timed_ms(function: Callable[[], Any], repeats: int = 30) -> dict[str, float]
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process (Linux with glibc), without what the allocator merely keeps in reserve."""
+    """Resident memory of this process (Linux with glibc), without memory that is free but kept by the allocator."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_of_pong(num_steps: int) -> dict[str, Any]:
     """Resident memory per step."""
-    play_pong(new_replay(), min(500, num_steps))  # so that imports and the emulator do not count as the replay's memory
+    play_pong(new_replay(), min(500, num_steps))  # so that imports and the emulator are not counted as replay memory
     before = resident_bytes()
     replay = new_replay()
     play_pong(replay, num_steps)
@@ -120,7 +120,7 @@ def memory_of_pong(num_steps: int) -> dict[str, Any]:
 
 
 def benchmark_pong(num_steps: int, repeats: int = 30) -> dict[str, Any]:
-    """Bytes per step as the replay counts them, and the times of adding, sampling, saving and loading."""
+    """Measures bytes per step as the replay counts them, and the times of adding, sampling, saving and loading."""
     replay = new_replay()
     per_step = play_pong(replay, num_steps)
     frames = replay.sample(BATCH, beta=1.0).frames
@@ -149,7 +149,7 @@ def benchmark_pong(num_steps: int, repeats: int = 30) -> dict[str, Any]:
 
 
 def benchmark_priorities(num_positions: int, repeats: int = 30) -> dict[str, Any]:
-    """Times that depend on the number of positions; observations are vectors of four numbers."""
+    """Measures times that depend on the number of positions; observations are vectors of four numbers."""
     replay, rng = new_replay(num_positions), np.random.default_rng(0)
     length = 1000
     for game in range(num_positions // length):
@@ -167,7 +167,7 @@ def benchmark_priorities(num_positions: int, repeats: int = 30) -> dict[str, Any
 
 
 def summary(pong: dict[str, Any], priorities: list[dict[str, Any]]) -> dict[str, str]:
-    """The figures that have goals."""
+    """The figures that have goals, as text."""
     per_step = pong["bytes_per_step"]
     result = {
         "replay of 100k steps of Pong": f"{per_step / 10:.1f} MB ({per_step:.0f} bytes per step)",
@@ -187,9 +187,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=reports.RESULTS / "replay.json")
     parser.add_argument("--steps", type=int, default=20_000, help="steps of Pong to play")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # frames are decoded by as many as torch uses
+    torch.set_num_threads(1)  # the replay decodes frames with as many threads as torch uses
     conditions = reports.conditions("lz4", "ale_py")
-    # Memory first: what is kept for later would count as the replay's. The rest runs as in a process that trains.
+    # Memory first, before the allocator is set to keep freed memory, as in a process that trains: it would count as the
+    # replay's.
     memory = memory_of_pong(arguments.steps)
     reuse_freed_memory()
     pong = memory | benchmark_pong(arguments.steps)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: conditions of a run, turns and clocks, the JSON file."""
+"""Shared by the benchmarks: the conditions of a run, timing of subjects in turns, clocks, the JSON file."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 SOURCES = ("ctree", "rllib_efficientzero", "benchmarks/*.py", "tuned_examples")
 SUMMARY = "summary"
-"""Key of a report: the few figures worth a line in the table of `python -m benchmarks`, as text."""
+"""Key of a report's most important figures, as text, for the table of `python -m benchmarks`."""
 
 Subject = tuple[Callable[[], object], Callable[[], float]]
-"""What is timed once, and the clock it is timed with."""
+"""A function to time, and the clock to time it with."""
 
 
 def conditions(*packages: str) -> dict[str, Any]:
-    """Hardware, commit and versions; call it before the measurements, for the load that they met."""
+    """Hardware, load, commit and versions. Call it before the measurements, so that their own load is not counted."""
     found = {name: importlib.metadata.version(name) for name in ("numpy", *packages) if importlib.util.find_spec(name)}
     return {
         "commit": _commit(),
         "cpu": _processor(),
         "cores": os.cpu_count(),
-        "load_average_before": round(os.getloadavg()[0], 2),  # other work on the same cores makes every figure worse
+        "load_average_before": round(os.getloadavg()[0], 2),  # other work on the same cores makes all figures worse
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "python": platform.python_version(),
         **found,
@@ -57,7 +57,7 @@ def _processor() -> str:
 
 
 class Warnings(logging.Handler):
-    """Keeps what the package and torch's compiler warn of: on a GPU, each time, something does not run as it should."""
+    """Collects warnings of the package and of torch's compiler; on a GPU each means that something runs wrongly."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -66,12 +66,12 @@ class Warnings(logging.Handler):
             logging.getLogger(name).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """The first line of what it says."""
+        """Keeps the first line of the message."""
         self.lines.append(f"{record.name}: {record.getMessage().splitlines()[0]}")
 
 
 def spread(values: list[float], digits: int = 3) -> dict[str, float]:
-    """The best (a machine left alone) and the median (as it was)."""
+    """The best time, which estimates that of an idle machine, and the median, under the load that there was."""
     return {"min": round(min(values), digits), "median": round(statistics.median(values), digits)}
 
 
@@ -80,7 +80,7 @@ def time_in_turns(
 ) -> dict[str, list[float]]:
     """Milliseconds of every repetition; subjects take turns, and the first turn is dropped.
 
-    Each gets `at_least` repetitions, and up to `repetitions` while its own fit `budget_s`.
+    Each gets `at_least` repetitions, and further ones up to `repetitions` until its own take more than `budget_s`.
     """
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for repetition in range(max(repetitions, at_least) + 1):
@@ -107,13 +107,13 @@ class Stopwatch:
         self._last = self._now()
 
     def mark(self, phase: str) -> None:
-        """What ran since the last mark was `phase`."""
+        """Attributes the time since the last mark to `phase`."""
         now = self._now()
         self.seconds[phase] += now - self._last
         self._last = now
 
     def wrap(self, function: Callable[..., Any], phase: str, before: str = "other") -> Callable[..., Any]:
-        """`function`, its time attributed to `phase` and the time since the last mark to `before`."""
+        """Wraps `function` so that its time is attributed to `phase`, and the time since the last mark to `before`."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self.mark(before)
@@ -125,7 +125,7 @@ class Stopwatch:
         return timed
 
     def wrap_method(self, owner: Any, method: str, phase: str, before: str = "other") -> None:
-        """Replace `owner.method` by its timed self, on this object only."""
+        """Replaces `owner.method` by its timed version, on this object only."""
         setattr(owner, method, self.wrap(getattr(owner, method), phase, before))
 
     def _now(self) -> float:
@@ -135,6 +135,6 @@ class Stopwatch:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """One JSON file; its directory is made if need be."""
+    """Writes a report as a JSON file, and makes its directory if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")

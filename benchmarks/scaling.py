@@ -1,12 +1,13 @@
-"""What more processes bring: measured with one and two EnvRunners, predicted by simulation beyond that.
+"""The speedup by more processes: measured with one and two EnvRunners, predicted by simulation for more.
 
     python -m benchmarks.scaling [--example NAME] [--seconds N] [--out FILE] [--predict RESULT.json]
 
 Every service of the pipeline is timed alone, as the best of several repetitions: on a CPU in CPU time of its thread,
-what crosses processes in wall time. `benchmarks.pipeline` then plays the whole with as many processes as one likes, as
-if each had a core (and each Learner and reanalyze actor a device) of its own. Whole runs with one and two EnvRunners
-are timed, too, and put beside what is predicted of them. `--predict` takes the measurements from an earlier result
-instead, for instance of a machine with a GPU. `python -m benchmarks.scaling_page` puts a result into docs/scaling.md.
+communication between processes in wall time. `benchmarks.pipeline` then simulates the whole with any number of
+processes, as if each had its own core (and each Learner and reanalyze actor its own device). Whole runs with one and
+two EnvRunners are timed, too, and compared with the predictions for them. `--predict` takes the measurements from an
+earlier result, for instance of a machine with a GPU. `python -m benchmarks.scaling_page` puts a result into
+docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ SIMULATED_STEPS, ANSWERS_EACH = 100_000, 50
 
 
 def search_from_the_start(runner: Any) -> None:
-    """Weights that were never trained act at random; these are said to have been."""
+    """Makes an EnvRunner search from its first step: with untrained weights it would act at random."""
     runner.module.num_updates.fill_(1)
 
 
 def best(work: Callable[[], object], clock: Callable[[], float], repetitions: int = REPETITIONS) -> float:
-    """Seconds of the fastest repetition, after one that is not counted."""
+    """Seconds of the fastest repetition; the first one is not counted."""
     seconds = []
     for _ in range(repetitions + 1):
         start = clock()
@@ -79,10 +80,10 @@ def measure_runners(example: str, num_runners: int, seconds: float) -> dict[str,
 
 
 def measure_training(example: str, num_runners: int, seconds: float) -> dict[str, float]:
-    """Environment steps and updates per second of a whole run: asynchronous self-play, one Learner that reanalyzes."""
+    """Environment steps and updates per second of a run with asynchronous self-play and one Learner that reanalyzes."""
     settings = {"num_env_runners": num_runners, "sample_asynchronously": True, "num_gpus_per_learner": 0}
     algo = load_config(example, settings | {"num_steps_sampled_before_learning_starts": 200}).build_algo()
-    while algo.num_updates == 0 or algo._updates_owed() >= 1:  # as long as there is no search in self-play, or debt
+    while algo.num_updates == 0 or algo._updates_owed() >= 1:  # until self-play searches and all due updates are made
         algo.train()
     steps, updates, started = algo.num_interactions, algo.num_updates, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
@@ -93,7 +94,7 @@ def measure_training(example: str, num_runners: int, seconds: float) -> dict[str
 
 
 def measure_services(example: str) -> ServiceTimes:
-    """Every service alone, in this process and on its device."""
+    """Times every service alone, in this process and on its device."""
     algo = load_config(example, {"replay_ratio": 0.0}).build_algo()
     config, learner, replay = algo.config, algo.learner_group._learner, algo.local_replay_buffer
     on_gpu = learner.device.type == "cuda"
@@ -106,7 +107,7 @@ def measure_services(example: str) -> ServiceTimes:
 
     batch = config.total_train_batch_size
     num_steps = config.rollout_fragment_length * config.num_envs()
-    while len(replay) < 2 * batch:  # acting at random, as nothing has been learned
+    while len(replay) < 2 * batch:  # acts at random, as nothing has been learned
         replay.add(algo._sample(num_steps))
     runner = algo.env_runner_group.local_env_runner
     search_from_the_start(runner)
@@ -146,14 +147,14 @@ def _reanalyze(learner: Any, windows: Any) -> dict[str, Any]:
 
 
 def _learning(learner: Any, windows: Any) -> Callable[[], object]:
-    """A gradient step on ready targets."""
+    """Returns a function that makes a gradient step, on targets that are computed beforehand."""
     batch = SampleBatch(_reanalyze(learner, windows)[DEFAULT_MODULE_ID])
     data = MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(windows))
     return lambda: learner.update(training_data=TrainingData(batch=data), timesteps={})
 
 
 def _line(seconds: dict[int, float]) -> tuple[float, float]:
-    """Fixed and per window, through two points; neither is negative."""
+    """Fits a fixed time and a time per window through two points, so that neither is negative."""
     (large, slow), (small, fast) = sorted(seconds.items(), reverse=True)
     per_window = min(max(0.0, (slow - fast) / (large - small)), slow / large)
     return slow - large * per_window, per_window
@@ -165,14 +166,14 @@ class _Echo:
         return given
 
     def reduce(self, address: str, rank: int, count: int) -> float:
-        """Seconds of a sum over two processes of so many numbers, by gloo."""
+        """Seconds that gloo takes to sum `count` numbers over two processes."""
         torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
         numbers = torch.zeros(count)
         return best(lambda: torch.distributed.all_reduce(numbers), time.perf_counter)
 
 
 def _request_seconds() -> float:
-    """A question to another process, and its answer."""
+    """Seconds of a call of another process, including its answer."""
     echo = _Echo.remote()
     seconds = best(lambda: ray.get(echo.answer.remote(1)), time.perf_counter, repetitions=200)
     ray.kill(echo)
@@ -194,7 +195,7 @@ def _reduce_seconds(count: int) -> float:
 
 
 def predict(times: ServiceTimes, base: Pipeline) -> list[dict[str, Any]]:
-    """A row per number of EnvRunners and Learners, with asynchronous self-play and reanalyze actors."""
+    """Predicts a row per number of EnvRunners and Learners, with asynchronous self-play and reanalyze actors."""
     rows = []
     for num_learners in NUM_LEARNERS:
         for num_runners in NUM_RUNNERS:
@@ -220,7 +221,7 @@ def predict(times: ServiceTimes, base: Pipeline) -> list[dict[str, Any]]:
 
 
 def predict_self_play(times: ServiceTimes, base: Pipeline) -> list[dict[str, Any]]:
-    """A row per number of EnvRunners, if nothing had to be learned from what they play."""
+    """Predicts a row per number of EnvRunners for self-play without learning."""
     rows = []
     for num_runners in NUM_RUNNERS:
         pipeline = dataclasses.replace(base, num_runners=num_runners, replay_ratio=0.0, asynchronous=True)
@@ -231,7 +232,7 @@ def predict_self_play(times: ServiceTimes, base: Pipeline) -> list[dict[str, Any
 
 
 def compare(times: ServiceTimes, base: Pipeline, measured: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Whole runs as measured, each with what the simulation predicts of it, by the number of EnvRunners."""
+    """Measured whole runs by the number of EnvRunners, each with the simulation's prediction for it."""
     rows = {}
     for num_runners, row in measured.items():
         pipeline = dataclasses.replace(base, num_runners=int(num_runners), asynchronous=True)
@@ -241,7 +242,7 @@ def compare(times: ServiceTimes, base: Pipeline, measured: dict[str, dict[str, f
 
 
 def base_pipeline(example: str) -> Pipeline:
-    """One process each, with the example's numbers."""
+    """A pipeline with one process of each kind and the example's settings."""
     config = load_config(example, {})
     return Pipeline(
         num_runners=1,

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling_page [RESULT.json] [--page FILE]
 
-Each table of the page stands between `<!-- name -->` and `<!-- end -->`; what is said around the tables stays as it is.
+Each table of the page is between `<!-- name -->` and `<!-- end -->`; the text around the tables stays as it is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def conditions(result: dict[str, Any]) -> str:
-    """One line on where and when it was measured."""
+    """A line that says where and when the result was measured."""
     found = result["conditions"]
     commit = found["commit"].split()[0][:10]
     return (
@@ -49,7 +49,7 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def runners(result: dict[str, Any]) -> str:
-    """Self-play alone, and whole runs, where they were timed, beside what is predicted of them."""
+    """The table of self-play alone and, if they were timed, of whole runs beside the predictions for them."""
     head = ["EnvRunners", "self-play alone, env steps/s", "CPU time of the EnvRunners per step", "cores they used"]
     rows = {
         number: [
@@ -68,7 +68,7 @@ def runners(result: dict[str, Any]) -> str:
 
 
 def services(result: dict[str, Any]) -> str:
-    """Every service alone."""
+    """The table of the time of every service alone."""
     times, batch = result["service_s"], result["pipeline"]["batch"]
 
     def told(fixed: str, per_window: str | None) -> str:
@@ -80,7 +80,7 @@ def services(result: dict[str, Any]) -> str:
 
 
 def predictions(result: dict[str, Any]) -> str:
-    """Environment steps per second by EnvRunners and Learners."""
+    """The table of environment steps per second by the numbers of EnvRunners and Learners."""
     rates = {(row["runners"], row["learners"]): row["env_steps_per_s"] for row in result["predicted"]}
     num_learners = sorted({learners for _, learners in rates})
     rows = []
@@ -100,7 +100,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def fill(page: str, result: dict[str, Any]) -> str:
-    """The page with the tables of a result."""
+    """Returns the page with its tables replaced by those of a result."""
     for name, render in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
         content = render(result)

@@ -1,14 +1,15 @@
-"""`mcts.Searcher.search` with real networks, beside the bare network calls that it makes.
+"""Measures `mcts.Searcher.search` with real networks, compared with the bare network calls that it makes.
 
     python -m benchmarks.search [--full] [--device cpu|cuda] [--out benchmarks/results/search.json]
 
 A search is one initial inference of B observations and `Searcher.search` with N simulations, with the network as acting
-uses it (`InferenceNetwork`). Its yardstick, "bare", is one initial and N recurrent inferences of the same shapes on
-inputs allocated beforehand; "plain" are these calls of the network itself. All, and another copy of the search with
-clocks in it (for the split into network, tree and copies), take turns in one run; the first turn is dropped. On the
-CPU with one thread times are CPU time of that thread, which other work on the machine disturbs less than wall time;
-else they are wall time. Where other guests share the processor its speed changes by a third within seconds, so that
-turns differ by more than the search costs above its calls: it is held to a ratio within one search, by the clocks.
+uses it (`InferenceNetwork`). "bare", with which it is compared, is one initial and N recurrent inferences of the same
+shapes on inputs allocated beforehand; "plain" are the same calls of the network itself. All of these, and another copy
+of the search with clocks in it (for the split into network, tree and copies), take turns in one run; the first turn is
+dropped. On the CPU with one thread, times are CPU time of that thread, which other work on the machine disturbs less
+than wall time; else they are wall time. On a processor shared by virtual machines the speed changes by a third within
+seconds, so that turns differ by more than the search's overhead over its calls. The goal is therefore a ratio within
+one search, measured by the clocks.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def grid(full: bool) -> list[Case]:
 def make_network(name: str, num_actions: int) -> tuple[EfficientZeroNetwork, tuple[int, ...]]:
     """The paper's network for Atari or that of the CPU example, and the planes `[C, H, W]` of its input.
 
-    Heads begin at zero, with which every search would be a search among equals; here they get weights.
+    The last layers of heads are zero at first, so that all actions would be equal; here they get random weights.
     """
     if name == "paper":
         stacked_shape, sizes = (4, 96, 96, 3), ModelConfig()
@@ -78,7 +79,7 @@ def make_network(name: str, num_actions: int) -> tuple[EfficientZeroNetwork, tup
 def search_subject(
     network: Any, planes: Tensor, config: SearchConfig, searcher: Searcher | None = None
 ) -> Callable[[], object]:
-    """One whole search, as self-play runs it."""
+    """Returns a function that runs one whole search, as self-play does."""
     searcher, rng = searcher or Searcher(config), np.random.default_rng(0)
 
     def run() -> object:
@@ -89,7 +90,7 @@ def search_subject(
 
 
 def bare_subject(network: InferenceNetwork, planes: Tensor, num_simulations: int) -> Callable[[], object]:
-    """The network calls of one search and nothing else."""
+    """Returns a function that makes only the network calls of one search."""
     root = network.initial_inference(planes)
     action = torch.zeros(len(planes), dtype=torch.int64, device=planes.device)
 
@@ -104,7 +105,7 @@ def bare_subject(network: InferenceNetwork, planes: Tensor, num_simulations: int
 
 
 class _TimedTree:
-    """A tree with clocks at its three doors."""
+    """A tree whose three methods that a search calls are timed."""
 
     def __init__(self, tree: Any, watch: Stopwatch) -> None:
         self._tree = tree
@@ -118,10 +119,10 @@ class _TimedTree:
 def split_subject(
     network: InferenceNetwork, planes: Tensor, config: SearchConfig, watch: Stopwatch
 ) -> Callable[[], object]:
-    """The search with clocks between its parts, each of which waits for the device: for shares, not for totals."""
+    """The search with clocks between its parts. Each clock waits for the device, so only the shares are meaningful."""
     timed = SimpleNamespace(
         initial_inference=watch.wrap(network.initial_inference, "network"),
-        # Between the selection and this call the leaves are described and their parents picked out of the pool.
+        # Between selection and this call, the search collects the leaves' inputs and gathers their parents' states.
         recurrent_inference=watch.wrap(network.recurrent_inference, "network", before="gather"),
     )
     searcher = Searcher(config, Layout(whole))
@@ -140,7 +141,7 @@ def split_subject(
 def measure(
     case: Case, device: str, *, policies: tuple[str, ...] = POLICIES, repetitions: int = 15, at_least: int = 3
 ) -> list[dict[str, Any]]:
-    """One row per policy."""
+    """Measures one row per policy."""
     plain, input_shape = make_network(case.network, case.num_actions)
     plain.to(device)
     network = InferenceNetwork(plain, mixed_precision=True)
@@ -190,7 +191,8 @@ def _figures(case: Case, search: list[float], bare: list[float], plain: list[flo
 
 
 def _split_figures(splits: list[dict[str, float]]) -> dict[str, Any]:
-    """A search over the network calls in it; of the fastest the network, tree, copies, each of these, and the rest."""
+    """The ratio of a search to the network calls in it, and the fastest search's split into network, tree, copies (in
+    total and each) and the rest."""
     fastest = min(splits, key=lambda split: sum(split.values()))
     ms = {phase: round(1000 * fastest.get(phase, 0.0), 3) for phase in ("network", "tree", *COPIES, "other")}
     copies = {phase: ms.pop(phase) for phase in COPIES}
@@ -201,7 +203,7 @@ def _split_figures(splits: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def goals(rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
-    """What the search is held to: figure, limit and whether it was met."""
+    """The goals of the search: figure, limit and whether it was met."""
     if device != "cpu":
         return {}
     results = {}
@@ -215,7 +217,7 @@ def goals(rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Searches with the most simulations at the smallest and at the largest batch of both networks."""
+    """Lines on searches with the most simulations, at the smallest and the largest batch of both networks."""
     roots, most = [row["num_roots"] for row in rows], max(row["num_simulations"] for row in rows)
     result = {}
     for row in rows:

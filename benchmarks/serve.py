@@ -1,11 +1,12 @@
-"""A served policy under load: requests per second and latencies, with and without batching, with and without search.
+"""Measures a served policy under load: requests per second and latencies, with and without batching and search.
 
     python -m benchmarks.serve [--requests N] [--out FILE]
 
-`rllib serve --local` runs in a process of its own; clients of this one ask it over HTTP, each again as soon as it has
-its answer. Then the same requests while the server is attacked (T20 of the fault tests): connections that send a byte
-a second, and others that send nonsense; and on Ray Serve, where it is installed, while a replica is killed. Latencies
-are wall time, which other work on the machine makes longer; CPU time of the server's process is not made longer by it.
+`rllib serve --local` runs in its own process. Clients in this process send it HTTP requests, each the next one as soon
+as it has its answer. Then the same load is measured while the server is attacked (T20 of the fault tests) by
+connections that send a byte a second and by others that send nonsense; and, if Ray Serve is installed, on Ray Serve
+while a replica is killed. Latencies are wall time, which other work on the machine lengthens, unlike the CPU time of
+the server's process.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ SIMULATIONS = 16
 CLIENTS = 16
 BATCH = 32
 LORIS = 50
-"""Connections that send a byte a second."""
+"""Number of connections that send a byte a second."""
 ATTACKERS = 4
-"""Clients that send nonsense."""
+"""Number of clients that send nonsense."""
 NONSENSE = [
     b"{" * 1000,
     b"[" * 100_000,
@@ -70,14 +71,14 @@ CASES = [Case(simulations, batch, CLIENTS) for simulations in (SIMULATIONS, 0) f
 
 @dataclass
 class Load:
-    """What clients saw."""
+    """Latencies and statuses of the answers that clients received."""
 
     seconds: float = 0.0
     latencies_ms: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
 
     def figures(self) -> dict[str, float]:
-        """Requests per second, percentiles of the latency, and the share of answers that were no 200."""
+        """Requests per second, percentiles of the latency, and the share of answers whose status was not 200."""
         p50, p99 = np.percentile(self.latencies_ms, (50, 99))
         count = len(self.latencies_ms)
         return {
@@ -89,7 +90,7 @@ class Load:
 
 
 class Server:
-    """`rllib serve` in a process of its own."""
+    """`rllib serve` in a separate process."""
 
     def __init__(self, policy: Path, *options: str) -> None:
         command = [sys.executable, "-m", "rllib_efficientzero", "serve", str(policy), "--port", "0", *options]
@@ -102,23 +103,23 @@ class Server:
         self._told = Path(f"/proc/{self.process.pid}")
 
     def cpu_s(self) -> float:
-        """CPU time so far."""
+        """CPU time of the process so far."""
         fields = (self._told / "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def rss_mb(self) -> float:
-        """Memory held now."""
+        """Resident memory of the process now."""
         return int((self._told / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self.process.terminate()
         self.process.wait(300)
 
 
 @contextlib.contextmanager
 def serving(policy: Path, *options: str, on_ray: bool = False) -> Iterator[Server]:
-    """A server that answers, for the length of the block: on Ray Serve, or in one process."""
+    """Starts a server for the length of the block, on Ray Serve or in one process, and waits until it answers."""
     server = Server(policy, *options, *([] if on_ray else ["--local"]))
     try:
         asyncio.run(_until_it_answers(server))
@@ -141,7 +142,7 @@ async def _until_it_answers(server: Server) -> None:
 
 
 def head_of(method: str, path: str, length: int) -> bytes:
-    """A request without its body."""
+    """The head of a request, without its body."""
     lines = (f"{method} {path} HTTP/1.1", "Host: a", "Content-Type: application/json", f"Content-Length: {length}")
     return "\r\n".join((*lines, "", "")).encode()
 
@@ -151,7 +152,7 @@ Ask = Callable[[str, str, bytes], Awaitable[int]]
 
 @contextlib.asynccontextmanager
 async def connected(port: int) -> AsyncIterator[Ask]:
-    """One connection that is kept; asks, reads the whole answer and returns its status."""
+    """Opens a connection and yields a function that sends a request, reads the whole answer and returns its status."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def ask(method: str, path: str, body: bytes) -> int:
@@ -169,7 +170,7 @@ async def connected(port: int) -> AsyncIterator[Ask]:
 
 
 async def load(port: int, body: bytes, requests: int, clients: int) -> Load:
-    """`requests` in all by `clients`, each on a connection of its own."""
+    """Sends `requests` requests in total from `clients` clients, each on its own connection."""
     seen = Load()
     left = iter(range(requests))
 
@@ -188,12 +189,12 @@ async def load(port: int, body: bytes, requests: int, clients: int) -> Load:
 
 
 def body_of(observation: np.ndarray, num_simulations: int) -> bytes:
-    """Of a request for one action."""
+    """The body of a request for one action."""
     return json.dumps({"observation": observation.tolist(), "num_simulations": num_simulations}).encode()
 
 
 def write_example_policy(directory: Path) -> np.ndarray:
-    """The network of `cartpole-ez` with random weights; returns an observation."""
+    """Writes a policy with the network of `cartpole-ez` and random weights; returns an observation."""
     file = reports.ROOT / "tuned_examples" / "cartpole-ez.yaml"
     sizes = yaml.safe_load(file.read_text())["cartpole-ez"]["config"]["rl_module"]["model_config"]
     torch.manual_seed(0)
@@ -214,7 +215,7 @@ def write_example_policy(directory: Path) -> np.ndarray:
 
 
 def measure(policy: Path, observation: np.ndarray, case: Case, requests: int) -> dict[str, Any]:
-    """One row: a server of its own, a few requests to warm it up, then the measured ones."""
+    """Measures one row: starts a server, sends it a few requests to warm up, then those that are measured."""
     body = body_of(observation, case.num_simulations)
     with serving(policy, "--max-batch-size", str(case.max_batch_size)) as server:
         asyncio.run(load(server.port, body, 4 * case.clients, case.clients))
@@ -228,7 +229,7 @@ def measure(policy: Path, observation: np.ndarray, case: Case, requests: int) ->
 
 
 async def _crawl(port: int) -> None:
-    """Announces a body and sends it a byte a second; comes again when it is sent away."""
+    """Announces a body and sends it a byte a second; connects again when the server closes the connection."""
     while True:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
@@ -244,7 +245,7 @@ async def _crawl(port: int) -> None:
 
 
 async def _babble(port: int, statuses: Counter[int]) -> None:
-    """Nonsense, one piece after the other."""
+    """Sends nonsense, one piece after the other, forever."""
     while True:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             async with connected(port) as ask:
@@ -253,7 +254,7 @@ async def _babble(port: int, statuses: Counter[int]) -> None:
 
 
 async def load_under_attack(port: int, body: bytes, requests: int, clients: int) -> tuple[Load, Counter[int]]:
-    """As `load`, beside attackers; and what these were answered."""
+    """Runs `load` while attackers are active; also returns the statuses of the answers to these."""
     statuses: Counter[int] = Counter()
     attacks = [asyncio.create_task(_crawl(port)) for _ in range(LORIS)]
     attacks += [asyncio.create_task(_babble(port, statuses)) for _ in range(ATTACKERS)]
@@ -266,7 +267,7 @@ async def load_under_attack(port: int, body: bytes, requests: int, clients: int)
 
 
 def refuse_large_body(port: int) -> tuple[int, float]:
-    """Status and milliseconds of the answer to 100 MB, of which as much is sent as the server takes."""
+    """Status of, and milliseconds until, the answer to a body of 100 MB, sent as far as the server accepts it."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         begun = time.perf_counter()
         connection.sendall(head_of("POST", "/v1/act", LARGE_BODY_BYTES))
@@ -281,7 +282,7 @@ def refuse_large_body(port: int) -> tuple[int, float]:
 
 
 def measure_attacks(policy: Path, observation: np.ndarray, requests: int, turns: int = 3) -> dict[str, Any]:
-    """Quiet and attacked turn about, on one server; then the large bodies."""
+    """Measures one server with and without attackers in turns, then its answers to large bodies."""
     body = body_of(observation, SIMULATIONS)
     quiet, attacked, statuses = Load(), Load(), Counter[int]()
     with serving(policy) as server:
@@ -313,7 +314,7 @@ def measure_attacks(policy: Path, observation: np.ndarray, requests: int, turns:
 
 
 def summary(rows: list[dict[str, Any]], attacks: dict[str, Any], lost: dict[str, Any] | None = None) -> dict[str, str]:
-    """One line per row, one for the attacks, and one for the lost replica."""
+    """Lines for the table: one per row, one for the attacks, and one for the lost replica."""
     lines = {}
     for row in rows:
         together = f"batches of {row['max_batch_size']}" if row["max_batch_size"] > 1 else "one by one"
@@ -355,7 +356,7 @@ def main() -> None:
 
 
 def _measure_on_ray(policy: Path, observation: np.ndarray, requests: int) -> dict[str, Any] | None:
-    """None where Ray Serve is not installed."""
+    """Measures the loss of a replica on Ray Serve; returns None if that is not installed."""
     try:
         import ray.serve  # noqa: F401
     except ImportError:

@@ -1,7 +1,7 @@
-"""`rllib serve` on Ray Serve, two replicas, one of which is killed under load; part of `benchmarks.serve`.
+"""Measures `rllib serve` on Ray Serve with two replicas, one of which is killed under load; part of `benchmarks.serve`.
 
-The replica's process gets SIGKILL, as from a machine that runs out of memory. Ray Serve starts another; requests that
-were in the lost one are asked again by the front, and what is counted is what clients saw of it.
+The replica's process gets SIGKILL, as on a machine that runs out of memory. Ray Serve starts another one. The server's
+front repeats requests that the lost replica had not answered; the figures are those that clients observe.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from benchmarks.serve import CLIENTS, SIMULATIONS, Load, body_of, load, serving
 REPLICAS = 2
 REPLICA_NAME = b"ServeReplica:efficientzero:policy"
 MAX_ERRORS = 0.001
-"""Share of the answers that are no 200."""
+"""Share of the answers whose status is not 200."""
 
 
 def measure_lost_replica(policy: Path, observation: np.ndarray, requests: int) -> dict[str, Any]:
-    """The same load twice: once with both replicas alive, once with one killed after a quarter of that time."""
+    """Measures the same load twice: with both replicas alive, and with one killed after a quarter of that time."""
     body = body_of(observation, SIMULATIONS)
     with serving(policy, "--replicas", str(REPLICAS), on_ray=True) as server:
         asyncio.run(load(server.port, body, 10 * CLIENTS, CLIENTS))
@@ -50,7 +50,7 @@ async def _load_and_kill(port: int, body: bytes, requests: int, process: int, af
 
 
 def replica_processes(server: int) -> list[int]:
-    """Processes of the replicas below that of the command: they name themselves."""
+    """The replicas' processes among the descendants of the command's, recognised by their command lines."""
     below, found = [server], []
     while below:
         process = below.pop()

@@ -1,14 +1,14 @@
-"""The search tree alone: CPU time per simulation over a grid of shapes, beside mctx where that is installed.
+"""Measures the search tree alone: CPU time per simulation over a grid of shapes, beside mctx if that is installed.
 
     python -m benchmarks.tree [--full] [--out benchmarks/results/tree.json]
 
-A search is one reset, N times (select, expand_and_backup), and all results read. The network is a pool of arrays drawn
-before the clock starts, so what is timed is the tree and its Python door; mctx looks its outputs up in a table. The
-root's noise is drawn before, too, but for the subjects named "drawing noise": mctx draws its own, so the comparison is
-with these. Times are CPU time on one core, which other work on the machine disturbs less than wall time: of the calling
-thread for the tree, of the process for mctx, whose work runs on threads of XLA. mctx is compiled, held to one core and
-told to use one thread, which costs it less CPU time than its defaults do. Subjects that are compared take turns,
-repetition by repetition; the first repetition, which for mctx compiles, is dropped.
+A search is one reset, N times (select, expand_and_backup), and reading all results. The network is a pool of arrays
+drawn before the clock starts, so that only the tree and its Python binding are timed; mctx looks outputs up in a table.
+The root's noise is drawn beforehand, too, except for the subjects named "drawing noise", with which mctx is compared,
+as it draws its own. Times are CPU time on one core, which other work on the machine disturbs less than wall time: of
+the calling thread for the tree, and of the process for mctx, whose work runs on threads of XLA. mctx is compiled,
+pinned to one core and limited to one thread, which takes less CPU time than its defaults. Subjects that are compared
+take turns, repetition by repetition; the first repetition, in which mctx is compiled, is dropped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Shape(NamedTuple):
 
 
 Grid = list[list[Shape]]
-"""Shapes in one list take turns."""
+"""Lists of shapes; those in one list are measured in turns."""
 
 DEFAULT_GRID: Grid = [
     [Shape(1, 18, 50)],
@@ -56,7 +56,7 @@ DRAWING = "{}, drawing noise"
 
 
 def draw_noise(rng: np.random.Generator, shape: Shape, policy: str) -> dict[str, np.ndarray]:
-    """What `BatchedTree.reset` takes for exploration."""
+    """Draws the arguments for exploration of `BatchedTree.reset`."""
     num_roots, num_actions, _ = shape
     if policy == "gumbel":
         return {"gumbel": rng.gumbel(size=(num_roots, num_actions)).astype(np.float32)}
@@ -113,7 +113,7 @@ def mctx_subject(shape: Shape, policy: str) -> Subject:
 
 
 def measure(*shapes: Shape, with_mctx: bool, repetitions: int, num_threads: int) -> list[dict[str, Any]]:
-    """Rows of all subjects of some shapes, which take turns."""
+    """Measures the rows of all subjects for some shapes, in turns."""
     subjects: dict[tuple[str, Shape], Subject] = {}
     trees = {}
     for shape in shapes:
@@ -141,7 +141,7 @@ def measure(*shapes: Shape, with_mctx: bool, repetitions: int, num_threads: int)
 
 
 def goals(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the tree is held to: figure, limit and whether it was met."""
+    """The goals of the tree: figure, limit and whether it was met."""
     found = {(row["subject"], *(row[field] for field in Shape._fields)): row for row in rows}
     large, long, single = (found.get(("puct", *shape)) for shape in ((256, 18, 50), (256, 18, 200), (1, 18, 50)))
     results = {}
@@ -169,7 +169,7 @@ def goals(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """All subjects at the shape that has goals, or at the largest one measured."""
+    """Lines on all subjects at the shape that has goals, or at the largest one measured."""
     shapes = [Shape(*(row[field] for field in Shape._fields)) for row in rows]
     shown = Shape(256, 18, 50) if Shape(256, 18, 50) in shapes else max(shapes, key=math.prod)
     at = "B={} A={} N={}".format(*shown)

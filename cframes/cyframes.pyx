@@ -1,6 +1,6 @@
 # distutils: language = c++
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
-"""The door between Python and cframes/frames.cpp: checks arguments, releases the GIL, calls."""
+"""The binding of cframes/frames.cpp to Python: checks arguments, releases the GIL and calls C++."""
 
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -24,21 +24,21 @@ cdef extern from "frames.hpp" namespace "efficientzero" nogil:
 
 
 def decode_blocks(codes, cnp.ndarray out not None, int64_t num_threads=1):
-    """Decode LZ4 blocks into the rows of an array.
+    """Decodes LZ4 blocks into the rows of an array.
 
     Args:
-        codes: n `bytes`; where neighbours are the same object, it is decoded once and its row copied.
-        out: C-contiguous, writable uint8 `[n, row_size]`; undefined after an error.
-        num_threads: how many share the rows.
+        codes: n `bytes`; if the same object follows itself, it is decoded once and its row copied.
+        out: C-contiguous, writable uint8 `[n, row_size]`; its content is undefined if a block is damaged.
+        num_threads: threads among which the rows are divided.
 
     Returns:
         The first row whose block is damaged or decodes to another size, or -1.
 
     Raises:
         TypeError: a code is not `bytes`, or `out` is not such an array.
-        ValueError: there are not as many codes as rows.
+        ValueError: the number of codes is not that of the rows.
     """
-    # A tuple, which keeps every code alive while they are read without the GIL.
+    # The tuple keeps every code alive while they are read without the GIL.
     cdef tuple held = tuple(codes)
     cdef vector[const uint8_t*] data
     cdef vector[size_t] sizes

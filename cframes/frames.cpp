@@ -11,7 +11,7 @@
 namespace efficientzero {
 namespace {
 
-// Rows [begin, end); `first_bad` becomes the lowest row of a damaged block.
+// Decodes rows [begin, end), up to the first damaged block; `first_bad` becomes the minimum of itself and that row.
 void decode_share(const Blocks& blocks, int64_t begin, int64_t end, uint8_t* out, std::atomic<int64_t>& first_bad) {
   for (int64_t row = begin; row < end; ++row) {
     uint8_t* const place = out + row * blocks.row_size;
@@ -40,7 +40,7 @@ int64_t decode_blocks(const Blocks& blocks, uint8_t* out, int64_t num_threads) {
                            std::ref(first_bad));
     }
   } catch (const std::system_error&) {
-    // The system has no more threads to give: what nobody took is decoded here.
+    // The system allows no more threads: this one decodes the shares that have none.
     decode_share(blocks, begin_of(share), blocks.count, out, first_bad);
   }
   decode_share(blocks, 0, begin_of(1), out, first_bad);

@@ -1,4 +1,4 @@
-// Decoding of many stored frames into one array.
+// Decodes many stored frames into one array.
 #pragma once
 
 #include <cstddef>
@@ -7,10 +7,10 @@
 namespace efficientzero {
 
 struct Blocks {
-  const uint8_t* const* data;  // [count] LZ4 blocks; neighbours that are the same block are decoded once
-  const size_t* sizes;         // [count] their sizes
+  const uint8_t* const* data;  // [count] LZ4 blocks; if the same block follows itself, it is decoded only once
+  const size_t* sizes;         // [count] their sizes in bytes
   int64_t count;
-  size_t row_size;  // bytes that each decodes to
+  size_t row_size;  // bytes to which each block decodes
 };
 
 // Decodes block i into row i of `out` [count, row_size]. Returns the first row whose block is damaged, or -1.

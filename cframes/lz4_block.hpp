@@ -1,4 +1,4 @@
-// Decoding of LZ4 blocks straight into place, for rows of which many repeat a short pattern.
+// Decoding of LZ4 blocks directly to their destination, optimised for data in which short patterns repeat.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace efficientzero {
 
-// A length above 14 goes on in further bytes, of which the last is not 255. False at the end of the input.
+// Adds the further bytes of a length above 14, of which only the last is not 255. False if the input ends before that.
 inline bool add_to_length(const uint8_t*& in, const uint8_t* in_end, size_t& length) {
   uint8_t byte = 255;
   while (byte == 255) {
@@ -21,7 +21,7 @@ inline bool add_to_length(const uint8_t*& in, const uint8_t* in_end, size_t& len
 // Writes `length` bytes at `out` that repeat the `distance` bytes before it.
 inline void repeat(uint8_t* out, size_t distance, size_t length) {
   const uint8_t* const pattern = out - distance;
-  // What can be copied in one piece doubles with every copy: runs of one colour take a handful of copies, where
+  // The bytes that can be copied at once double with every copy: a run of one colour needs only a few copies, while
   // liblz4 moves eight bytes at a time.
   while (length > 0) {
     const size_t known = static_cast<size_t>(out - pattern);
@@ -32,8 +32,8 @@ inline void repeat(uint8_t* out, size_t distance, size_t length) {
   }
 }
 
-// Whether `in` is a whole LZ4 block (https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md) of exactly `out_size`
-// bytes, which are then in `out`. Never reads or writes outside of both, whatever `in` holds.
+// Decodes an LZ4 block (https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md) into `out`. False if the block is
+// damaged or does not decode to exactly `out_size` bytes. Never reads or writes outside of both, whatever `in` holds.
 inline bool decode_lz4_block(const uint8_t* in, size_t in_size, uint8_t* out, size_t out_size) {
   constexpr size_t kPiece = 16;  // most literals and matches are shorter; copying a fixed size needs no branches
   const uint8_t* const in_end = in + in_size;

@@ -11,7 +11,8 @@ int main(int argc, char** argv) {
   std::mt19937 random(1);
   long whole = 0;
   for (long round = 0; round < rounds; ++round) {
-    // Memory of exactly these sizes, so that a step beyond is seen. The bytes are those that decide about lengths.
+    // Memory of exactly these sizes, so that the sanitizers notice any access beyond. Bytes that encode lengths are
+    // drawn often.
     const size_t count = 1 + random() % 3, in_size = random() % 60, row_size = random() % 300;
     const std::unique_ptr<uint8_t[]> in(new uint8_t[in_size]), out(new uint8_t[count * row_size]);
     for (size_t i = 0; i < in_size; ++i) {

@@ -1,9 +1,9 @@
-// How trees grow: reset, leaves, backup, descent, for one block of roots at a time. Rules, which is Puct or Gumbel, has
-// what differs between the policies.
+// Grows trees: reset, leaves, backup and descent, for one block of roots at a time. The template parameter Rules, which
+// is Puct or Gumbel, has what differs between the policies.
 //
-// What comes next at a root, and whether its descent ends there, cannot be predicted. So a block goes down level by
-// level, and its roots are sorted into lists of equal work instead of branching root by root. Meanwhile the nodes of
-// the next level are on their way from memory.
+// The CPU cannot predict which kind of step a root's descent takes next, or whether it ends. So all roots of a block
+// descend together, level by level: instead of a branch per root, roots are sorted into lists by the kind of their next
+// step. Meanwhile the nodes of the next level are prefetched from memory.
 #pragma once
 
 #include <algorithm>
@@ -38,20 +38,20 @@ struct Batch {
   }
 
   const Config config;
-  Storage<AllTrees> storage;  // By far the largest; if it is too large, nothing else has been taken yet.
+  Storage<AllTrees> storage;  // By far the largest; first, so that it fails before anything else is allocated.
   Rules rules;
   std::vector<typename Rules::Root> roots;
-  std::vector<int32_t> leaf_parent, leaf_action, leaf_depth;  // of the simulation that comes next
-  std::vector<float> prefix_continues;  // [N + 1] 0 below depths at which value prefixes start anew, else 1
+  std::vector<int32_t> leaf_parent, leaf_action, leaf_depth;  // of the next simulation
+  std::vector<float> prefix_continues;  // [N + 1] by depth: 0 if value prefixes start anew in the children, else 1
   int simulation = 0;
 };
 
 template <typename Rules>
 class Block {
  public:
-  static constexpr int kMost = 32;  // Enough for sorting, and little enough for the first-level cache.
+  static constexpr int kMost = 32;  // Roots per block: enough to be worth sorting, few enough for the L1 cache.
 
-  // scratch [groups of the widest node] is overwritten.
+  // `scratch` [groups of the widest node] is overwritten.
   Block(Batch<Rules>& batch, int first, int count, Float4* scratch)
       : batch_(batch), trees_(batch.storage.trees()), first_(first), count_(count), scratch_(scratch) {}
 
@@ -72,8 +72,8 @@ class Block {
     }
   }
 
-  // Writes the leaves' nodes as far as they do not depend on the trees. Nothing refers to them yet, so this may be
-  // repeated. False if an input is not finite.
+  // Writes those parts of the leaves' nodes that do not depend on the trees. No other node refers to them yet, so this
+  // may be repeated. False if an input is not finite.
   bool make_leaves(const LeafInput& input) const {
     const size_t slot = batch_.simulation + 1, actions = batch_.config.num_actions;
     bool valid = true;
@@ -103,7 +103,7 @@ class Block {
       node.parent = static_cast<uint16_t>(parent_slot);
       node.edge = static_cast<uint16_t>(place);
       node.depth = static_cast<uint16_t>(batch_.leaf_depth[index]);
-      // EfficientZero App. A: the LSTM starts anew every `horizon` steps, and with it the sum of rewards it predicts.
+      // EfficientZero App. A: the LSTM is reset every `horizon` steps, and with it the sum of rewards that it predicts.
       node.reward = node.value_prefix - batch_.prefix_continues[parent.depth] * parent.value_prefix;
       if (parent.has_weights) {
         batch_.rules.close_action(trees_, index, root, parent, node, action, trees_.row(index, parent_slot));
@@ -114,7 +114,7 @@ class Block {
     }
   }
 
-  // Adds the leaves' values to all nodes above them.
+  // Adds the leaves' values to all their ancestors.
   void backup() {
     struct Ascent {
       Node* node;
@@ -174,7 +174,7 @@ class Block {
   using Root = typename Rules::Root;
   using Descent = typename Rules::Descent;
 
-  // Roots of the block, by their numbers in it.
+  // A list of roots, by their indices in the block.
   class List {
    public:
     void add(int root) { roots_[size_++] = root; }
@@ -202,7 +202,7 @@ class Block {
   size_t end() const { return first_ + count_; }
   float* row(int i) const { return trees_.row(first_ + i, descents_[i].slot); }
 
-  // Chooses an action at the node of each root that is still on its way.
+  // Chooses an action at the current node of each root whose descent has not ended.
   void pick(bool is_root) {
     for (int i : by_state_[State::kFresh]) {
       end_at(i, batch_.rules.first_action(trees_, *descents_[i].node, row(i), batch_.roots[first_ + i]));
@@ -248,7 +248,7 @@ class Block {
     by_state_.clear();
     for (int i : picked_child_[true]) by_state_[descents_[i].node->state].add(i);
     picked_child_.clear();
-    // What else will be read, now that the nodes tell.
+    // The nodes have arrived and say what else will be read.
     for (int i : by_state_[State::kLogits]) prefetch_lines(row(i), 2);
     for (int i : by_state_[State::kWide]) prefetch_lines(trees_.groups_of(*descents_[i].node), 3);
   }

@@ -1,4 +1,4 @@
-// Checks of what comes from outside. They throw std::invalid_argument with one sentence that says what is wrong.
+// Checks of arguments. They throw std::invalid_argument with one sentence that says what is wrong.
 #pragma once
 
 #include "config.hpp"

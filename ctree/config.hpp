@@ -1,4 +1,4 @@
-// What a batch of trees is made from, what a search starts from, and what can be read of it.
+// Plain structures: the settings of a batch of trees, the inputs of a search, and the columns of its node table.
 #pragma once
 
 #include <cstdint>
@@ -26,11 +26,11 @@ struct Config {
   double c_scale = 0.1;
   double min_q_range = 1e-8;
   int64_t num_threads = 1;
-  int64_t first_root = 0;  // number of the first root in a larger batch: a root's random numbers follow from its number
+  int64_t first_root = 0;  // index of the first root in a larger batch; a root's random numbers depend on its index
   uint64_t seed = 0;
 };
 
-// What a search starts from; null where not given. Shapes: value [B], all others [B, A].
+// Inputs with which a search starts; null if not given. Shapes: value [B], all others [B, A].
 struct RootInput {
   const float* logits = nullptr;
   const float* value = nullptr;
@@ -40,14 +40,14 @@ struct RootInput {
   const float* gumbel = nullptr;
 };
 
-// What the network says of the leaves: value_prefix and value [B], logits [B, A].
+// The network's outputs for the leaves: value_prefix and value [B], logits [B, A].
 struct LeafInput {
   const float* value_prefix;
   const float* value;
   const float* logits;
 };
 
-// Columns of node_table(), one entry per node, the root first and then the nodes in the order they were made.
+// Columns of node_table(), one entry per node: first the root, then the nodes in the order in which they were made.
 struct NodeTable {
   int32_t *parent, *action, *depth, *visits;
   float *value, *reward, *prior;

@@ -1,9 +1,9 @@
 # distutils: language = c++
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
-"""The one door between Python and the search tree of ctree/tree.hpp: checks arrays, releases the GIL, calls.
+"""The only binding of the search tree of ctree/tree.hpp to Python: checks arrays, releases the GIL and calls C++.
 
-Arrays come in as plain `np.ndarray`, checked by hand and read through their data pointer: for arguments as small as
-these that is several times cheaper than typed memoryviews, which at one root would cost more than the search itself.
+Arrays are passed as plain `np.ndarray`, checked by hand and read through their data pointer. For such small arguments
+that is several times cheaper than typed memoryviews, which at one root would cost more than the search itself.
 """
 
 cimport numpy as cnp
@@ -63,7 +63,7 @@ cdef extern from "tree.hpp" namespace "efficientzero" nogil:
 
 
 cdef object bad_array(str name, object given, str dtype, object shape):
-    """The exception for an array that is not what it should be."""
+    """Returns the exception for an array with a wrong type, dtype, shape or layout."""
     expected = f"{name} must be a C-contiguous numpy array of {dtype} and shape {shape}"
     if not isinstance(given, np.ndarray):
         return TypeError(f"{expected}, not {type(given).__name__}")
@@ -96,14 +96,14 @@ cdef const uint8_t* flags(object given, str name, Py_ssize_t rows, Py_ssize_t co
 
 
 cdef bint is_second(str name, object given, str first, str second) except -1:
-    """Which of two words was given; anything else is refused."""
+    """Whether the second of two words was given; raises for anything but one of the two."""
     if not isinstance(given, str) or given not in (first, second):
         raise ValueError(f"{name} is {given!r}; it must be {first!r} or {second!r}")
     return given == second
 
 
 cdef object as_integer(str name, object given, object low, object high):
-    """Cython itself would cut 2.5 down to 2."""
+    """Checks an integer and its range. Cython's own conversion would truncate 2.5 to 2."""
     try:
         value = operator.index(given)
     except TypeError:
@@ -118,32 +118,34 @@ cdef uint64_t as_seed(object seed) except? 0:
 
 
 cdef int64_t as_size(str name, object given) except? 0:
-    # The tree knows the narrower limits of each size; these only keep the number within 64 bits.
+    # The C++ code checks the narrower limits of each size; these only keep the number within 64 bits.
     return as_integer(name, given, -2**63, 2**63 - 1)
 
 
 cdef class BatchedTree:
     """Search trees for a batch of `num_roots` (B) positions with `num_actions` (A) actions, grown in lock step.
 
-    Every simulation is one `select()`, which picks a leaf per root, and one `expand_and_backup()`, which takes what the
-    network says of these leaves. A method that raises has changed nothing. Results of a root depend on the seed, on the
-    root's index and on its own inputs, never on other roots or on `num_threads`.
+    Every simulation is one `select()`, which picks a leaf per root, and one `expand_and_backup()`, which takes the
+    network's outputs for these leaves. A method that raises changes nothing. Results of a root depend on the seed, on
+    the root's index and on its own inputs, never on other roots or on `num_threads`.
 
     Args:
-        num_simulations: the number N of simulations a search may have.
-        discount: of each edge.
+        num_simulations: the most simulations, N, of a search.
+        discount: of rewards, per edge.
         policy: "puct" (EfficientZero) or "gumbel" (Gumbel MuZero, which equals `mctx.gumbel_muzero_policy`).
         pb_c_init, pb_c_base: c1 and c2 of the pUCT score.
-        value_delta_max: the least spread of Q values that is stretched to [0, 1] ("puct").
-        horizon: the reward LSTM starts anew after this many steps, and value prefixes with it.
-        first_visit: "uniform" opens the first action of a node blindly, as the paper's code does; "prior" by its prior.
+        value_delta_max: the least range by which Q values are divided to normalise them to [0, 1] ("puct").
+        horizon: the reward LSTM, and with it value prefixes, start anew after this many steps.
+        first_visit: how a node's first action is chosen: "uniform", ignoring the prior as the paper's code does, or
+            "prior", by the prior.
         tie_break: "random" or "first" (lowest action) among scores within 1e-6 of the best; "gumbel" has no ties.
-        num_threads: roots are shared out among so many threads. Not worth it below some hundred roots.
-        first_root: the number of the first root in a larger batch, whose results do not depend on how it is cut.
-        seed: of all randomness.
+        num_threads: threads among which the roots are divided. Only worth it for some hundred roots or more.
+        first_root: the index of the first root, if the batch is part of a larger one: results do not depend on how
+            that is divided.
+        seed: of all random numbers.
         max_considered_actions, c_visit, c_scale: of sequential halving and of the Q scale ("gumbel").
-        min_q_range: the least range of a node's Q values that "gumbel" stretches to [0, 1]; 1e-8 is mctx's, with which
-            differences that mean nothing decide while all actions are worth the same; EfficientZero V2 has 0.01.
+        min_q_range: the least range by which a node's Q values are divided to normalise them to [0, 1] ("gumbel"). With
+            mctx's 1e-8, meaningless differences decide if all actions have the same value; EfficientZero V2 has 0.01.
 
     Example:
         >>> import numpy as np
@@ -183,7 +185,7 @@ cdef class BatchedTree:
         config.first_root = as_size("first_root", first_root)
         self.tree = new CppTree(config)
         self.num_roots, self.num_actions, self.num_simulations = num_roots, num_actions, num_simulations
-        # Views of an array that only this object holds: what owns no memory cannot be resized under the tree's feet.
+        # Views of an array that only this object holds: a view does not own its memory, so a user cannot resize it.
         owner = np.zeros((3, num_roots), np.int32)
         self.leaves = <int32_t*>cnp.PyArray_DATA(<cnp.ndarray>owner)
         self.leaf_arrays = (owner[0], owner[1], owner[2])
@@ -192,7 +194,7 @@ cdef class BatchedTree:
         del self.tree
 
     cdef int require_idle(self) except -1:
-        # Checked under the GIL: a second thread would otherwise come in while the first runs without it.
+        # Checked under the GIL; without the check, a second thread could enter while the first runs without the GIL.
         if self.busy:
             raise RuntimeError("another thread is using this tree: give every thread a tree of its own")
         return 0
@@ -207,15 +209,16 @@ cdef class BatchedTree:
         """Starts a new search from B roots.
 
         Args:
-            policy_logits: f32 [B, A]. -inf is no prior, though noise or a lack of others may lead there all the same;
-                `legal_actions` is what forbids. Every root needs a legal action with a finite logit.
+            policy_logits: f32 [B, A]. -inf gives a prior of 0, though the action may still be taken because of noise or
+                if no other is left; only `legal_actions` forbids actions. Every root needs a legal action with a finite
+                logit.
             value: f32 [B], the network's value of the root. It counts as the root's first visit; without it ("puct"
                 only) the root's value is the sum of the backups over N + 1, as in the paper's code.
             legal_actions: bool or u8 [B, A]; actions with 0 get no prior and are never taken at the root.
             noise: f32 [B, A], mixed into the root's prior ("puct"); renormalised over the legal actions.
             noise_fraction: the share of the noise in the root's prior.
-            gumbel: f32 [B, A], Gumbel noise ("gumbel"). Without it the search is the one for evaluation.
-            seed: starts the randomness anew; without it, it goes on from the search before.
+            gumbel: f32 [B, A], Gumbel noise ("gumbel"). Without it, as in evaluation, the noise is 0.
+            seed: restarts the random numbers; without it, they continue from the previous search.
         """
         cdef Py_ssize_t roots = self.num_roots, actions = self.num_actions
         cdef uint64_t new_seed = 0 if seed is None else as_seed(seed)
@@ -246,7 +249,7 @@ cdef class BatchedTree:
         Returns:
             parent_slot i32 [B], the leaf's parent: slot 0 is the root, slot s the node made by simulation s;
             action i32 [B], taken there; depth i32 [B] of the leaf, 1 for a child of the root.
-            The arrays are the same ones every time: the next `select()` writes over them.
+            All calls return the same arrays: the next `select()` overwrites them.
         """
         self.enter()
         try:
@@ -257,9 +260,9 @@ cdef class BatchedTree:
         return self.leaf_arrays
 
     def expand_and_backup(self, value_prefix, value, policy_logits):
-        """Makes the selected leaves nodes, with the network's value_prefix f32 [B], value f32 [B] and policy_logits
-        f32 [B, A], and adds their values to all nodes above. The leaves that the next `select()` returns are found
-        here, too, while the nodes are in the cache."""
+        """Makes nodes of the selected leaves, with the network's value_prefix f32 [B], value f32 [B] and policy_logits
+        f32 [B, A], and adds their values to all their ancestors. It also finds the leaves that the next `select()`
+        returns, while the nodes are in the cache."""
         cdef const float *prefixes = floats(value_prefix, "value_prefix", self.num_roots, 0)
         cdef const float *values = floats(value, "value", self.num_roots, 0)
         cdef const float *logits = floats(policy_logits, "policy_logits", self.num_roots, self.num_actions)
@@ -292,15 +295,15 @@ cdef class BatchedTree:
         return out
 
     def improved_policy(self):
-        """The policy that the search recommends, f32 [B, A]: shares of the visits ("puct"; the root's prior before the
-        first simulation) or the softmax of logits + scaled completed Q values ("gumbel")."""
+        """The improved policy, f32 [B, A]: shares of the visits ("puct"; the root's prior before the first simulation)
+        or the softmax of logits + scaled completed Q values ("gumbel")."""
         out = np.empty((self.num_roots, self.num_actions), np.float32)
         self.require_idle()
         self.tree.improved_policy(<float*>cnp.PyArray_DATA(<cnp.ndarray>out))
         return out
 
     def selected_actions(self):
-        """The best action of each root, i32 [B]: the most visited, and among those the first ("puct") or the one with
+        """The best action of each root, i32 [B]: the most visited one; of several, the first ("puct") or the one with
         the best gumbel + logit + scaled Q value ("gumbel")."""
         out = np.empty(self.num_roots, np.int32)
         self.require_idle()
@@ -308,7 +311,7 @@ cdef class BatchedTree:
         return out
 
     def node_table(self, root):
-        """All nodes of one tree for drawing: arrays [simulation + 1] by name; the root comes first, with parent -1."""
+        """All nodes of one tree, to draw it: arrays [simulation + 1] by name; the root is first, with parent -1."""
         cdef int64_t index = as_size("root", root)
         cdef Py_ssize_t nodes = self.simulation + 1
         names = ("parent", "action", "depth", "visits", "value", "reward", "prior")
@@ -327,7 +330,7 @@ cdef class BatchedTree:
 
     @property
     def simulation(self):
-        """How many simulations of the current search are done."""
+        """The number of simulations done in the current search."""
         return self.tree.simulation()
 
     @property

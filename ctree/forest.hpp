@@ -1,4 +1,4 @@
-// All trees of a batch, grown by the rules of one policy.
+// All trees of a batch, which grow by the rules of one policy.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,7 @@ class Forest {
   virtual void reseed(uint64_t seed) = 0;
   virtual void reset(const RootInput& input) = 0;
   virtual void select(int32_t* parent_slot, int32_t* action, int32_t* depth) = 0;
-  // False, and nothing is changed, if an input is not finite.
+  // Returns false and changes nothing if an input is not finite.
   virtual bool expand_and_backup(const LeafInput& input) = 0;
   virtual int simulation() const = 0;
   virtual size_t nbytes() const = 0;
@@ -80,7 +80,7 @@ class ForestOf final : public Forest {
       if (!block.make_leaves(input)) valid = false;
     });
     if (!valid) return false;
-    // The next descent follows at once, while the nodes are at hand.
+    // The next descent follows at once, while the nodes are in the cache.
     has_leaves_ = batch_.simulation + 1 < batch_.config.num_simulations;
     for_each_block([&](auto&& block) {
       block.link_leaves();
@@ -202,7 +202,7 @@ class ForestOf final : public Forest {
   Batch<Rules> batch_;
   std::vector<std::vector<Float4>> scratch_;  // [threads, groups of the widest node]
   std::unique_ptr<ThreadPool> pool_;
-  bool has_leaves_ = false;  // those of the next simulation are found
+  bool has_leaves_ = false;  // the leaves of the next simulation were already found
 };
 
 }  // namespace efficientzero

@@ -1,5 +1,5 @@
-// Gumbel MuZero (Danihelka et al. 2022): sequential halving at the root, and below it the action that lags furthest
-// behind the improved policy. The same search as `mctx.gumbel_muzero_policy`.
+// Gumbel MuZero (Danihelka et al. 2022): sequential halving at the root; below it, the action whose share of the visits
+// is furthest below its probability in the improved policy. The same search as `mctx.gumbel_muzero_policy`.
 #pragma once
 
 #include <algorithm>
@@ -15,19 +15,20 @@ namespace efficientzero {
 class Gumbel {
  public:
   struct alignas(64) Node : NodeBase {
-    float raw_value = 0.0f;       // the network's
-    float visited_weight = 0.0f;  // sum over visited children
+    float raw_value = 0.0f;       // the network's value of this node
+    float visited_weight = 0.0f;  // sum of the weights of visited children
     float open_best = 0.0f;       // the largest open weight
     float open_sum = 0.0f;        // sum of all open weights
-    uint16_t most_visits = 0;     // those of the most visited child
+    uint16_t most_visits = 0;     // visits of the most visited child
   };
-  struct alignas(64) Group {  // Lanes without a child lose every comparison.
+  struct alignas(64) Group {  // The initial values make lanes without a child lose every comparison.
     Float4 u = broadcast4(-kInfinity);  // logarithm of the weight; at the root gumbel + logit
     Float4 q = broadcast4(std::numeric_limits<float>::quiet_NaN());
     Float4 n = broadcast4(kInfinity);  // visits
     uint16_t child[kLanes] = {}, action[kLanes] = {};
   };
-  // Sequential halving: the actions considered, the visits each of them has, how many had their turn, turns left.
+  // State of sequential halving: the number of actions considered at first and now, the visits that each of them had
+  // before this round, the number of actions already visited in this round, and the rounds left in this phase.
   struct Root {
     int32_t first_considered, considered, considered_visits, position, rounds;
     float inverse_sum;  // 1 / sum exp(root_logits)
@@ -49,7 +50,7 @@ class Gumbel {
 
   void reseed(size_t, Root&, uint64_t) const {}
 
-  // The row of the root's node holds the logits, -inf where illegal.
+  // On entry, the root's row holds the logits, -inf for illegal actions.
   void reset(const AllTrees& trees, size_t index, Root& root, const RootInput& input) {
     const size_t actions = config_.num_actions;
     float* row = trees.row(index, 0);
@@ -62,7 +63,7 @@ class Gumbel {
       const float gumbel = input.gumbel != nullptr ? input.gumbel[index * actions + a] : 0.0f;
       legal += allowed;
       logits[a] -= weights.largest_logit;
-      // Instead of weights the root's row has the order in which its actions are opened.
+      // The root's row has no weights but scores: its actions get their first visits in the order of these.
       row[a] = allowed ? std::max(kLowLogit, gumbel + logits[a]) : -kInfinity;
     }
     Node& node = trees.node(index, 0);
@@ -90,7 +91,7 @@ class Gumbel {
     return visits == 0 ? State::kFresh : descent.node->state;
   }
 
-  // The likeliest action, at the root by gumbel + logit.
+  // The action with the largest logit, or at the root the largest gumbel + logit.
   int first_action(const AllTrees& trees, const Node&, const float* row, Root&) const {
     return first_best(row, trees.padded_actions);
   }
@@ -107,7 +108,7 @@ class Gumbel {
     group.u[0] = logit - weights.largest_logit;
   }
 
-  // True if the next action is a visited one: `place`.
+  // True if the next action is a visited one; its place is `descent.place`.
   template <bool wide>
   bool pick_child(const AllTrees& trees, size_t index, Descent& descent, bool is_root, Float4* scratch) const {
     Float4 one_group[1];
@@ -119,12 +120,12 @@ class Gumbel {
     return true;
   }
 
-  // Otherwise: the best action not yet visited.
+  // If pick_child() returned false: the best unvisited action.
   int pick_other(const AllTrees& trees, Descent& descent, const float* row, Root&) const {
     return nth_open(row, trees.padded_actions, descent.node->open_best, 0);
   }
 
-  // An action becomes the child `node`.
+  // Closes `action`, which now leads to the child `node`.
   void close_action(const AllTrees& trees, size_t index, const Root& root, Node& parent, Node& node, int action,
                     float* row) const {
     float& u = trees.group_of(parent, node.edge).u[node.edge % kLanes];
@@ -143,7 +144,7 @@ class Gumbel {
     parent.visited_weight += node.weight;
   }
 
-  // The edge from `parent` into `node`, whose visits and value have changed, has the value `q` now.
+  // Sets the Q value of the edge from `parent` to `node`, after the node's visits and value have changed.
   void update_edge(Node& parent, Group& group, const Node& node, float q, size_t, int, Root&) const {
     const int lane = node.edge % kLanes;
     const float old = node.visits == 1 ? 0.0f : group.q[lane];
@@ -179,7 +180,7 @@ class Gumbel {
     for (int64_t a = 0; a < actions; ++a) out[a] = std::max(row[a] * inverse, 0.0f);
   }
 
-  // The place of the visited action of the root that the search decides for.
+  // The place of the root's action that the search finally selects, which is a visited one.
   int final_place(const AllTrees& trees, size_t, const Node& node) const {
     std::vector<Float4> scores(num_groups(node.children));
     const int count = static_cast<int>(scores.size());
@@ -187,12 +188,12 @@ class Gumbel {
   }
 
  private:
-  static constexpr float kLowLogit = -1e9f;  // mctx's: below every real score, above that of an illegal action.
+  static constexpr float kLowLogit = -1e9f;  // As in mctx: below every real score, above that of an illegal action.
   static constexpr int kNoAction = 65536;
   static constexpr float kTiny = std::numeric_limits<float>::min();
 
-  // The Q values of a node: unvisited actions take `mixed`, then all are stretched to [0, 1] and multiplied by a scale
-  // that grows with the visits (section 3.4 and appendix D).
+  // Completes and scales the Q values of a node: unvisited actions get the Q value `mixed`, then all are normalised to
+  // [0, 1] and multiplied by a scale that grows with the visits (section 3.4 and appendix D).
   struct CompletedQ {
     float mixed, low, factor;
     template <typename Value>
@@ -217,7 +218,7 @@ class Gumbel {
     return result;
   }
 
-  // Of the root's actions with the visits that are now being handed out, the best gumbel + logits + scaled Q.
+  // Among the root's actions with exactly `visits` visits, the place of the best gumbel + logit + scaled Q.
   int best_considered(const Group* groups, int count, const Node& node, int visits, Float4* scores) const {
     const CompletedQ completed = complete(groups, count, node);
     const Float4 considered = broadcast4(static_cast<float>(visits)), closed = broadcast4(-kInfinity);
@@ -234,15 +235,15 @@ class Gumbel {
     const Node& node = *descent.node;
     const CompletedQ completed = complete(groups, count, node);
     const float open_q = completed.scaled(completed.mixed);
-    // Logits of the improved policy, all open actions taken together; the largest of them, roughly, becomes 0. Where
-    // none is open `mixed` is not among the completed Q values and may lie far outside them.
+    // Logits of the improved policy, with all open actions combined into one; they are shifted so that the largest is
+    // roughly 0. If no action is open, `mixed` is left out: it may lie far outside the Q values of the children.
     Float4 top = broadcast4(node.open_sum > 0.0f ? rough_log(node.open_sum) + open_q : -kInfinity);
     for (int i = 0; i < count; ++i) top = max4(top, scores[i] = groups[i].u + completed.scaled(groups[i].q));
     const float largest = highest(top), open_factor = exp4(broadcast4(open_q - largest))[0];
     Float4 sums = broadcast4(0.0f);
     for (int i = 0; i < count; ++i) sums += scores[i] = exp4(scores[i] - largest);
     const float sum = total(sums) + open_factor * node.open_sum;
-    // (improved policy - share of the visits) * sum * visits, which saves divisions.
+    // Scores are (improved policy - share of the visits), multiplied by sum * visits to avoid divisions.
     const float visits = node.visits, open_score = open_factor * node.open_best * visits;
     Float4 best = broadcast4(-kInfinity);
     for (int i = 0; i < count; ++i) best = max4(best, scores[i] = scores[i] * visits - groups[i].n * sum);
@@ -253,13 +254,13 @@ class Gumbel {
     return groups[descent.place / kLanes].action[descent.place % kLanes] < first_best(row, trees.padded_actions);
   }
 
-  // The place with the given score; of several that with the lowest action.
+  // The place with the given score; of several, the one with the lowest action.
   static int first_equal(const Group* groups, int count, const Float4* scores, float score) {
     int equal = 0, place = 0;
     for (int i = 0; i < count; ++i) {
       const int bits = bits4(scores[i] == score);
       equal += count_bits4(bits);
-      place |= -(bits != 0) & (i * kLanes + first_lane(bits));  // Right if there is only one; without a branch.
+      place |= -(bits != 0) & (i * kLanes + first_lane(bits));  // Correct if there is only one; avoids a branch.
     }
     if (equal == 1) return place;
     int action = kNoAction;
@@ -270,7 +271,7 @@ class Gumbel {
     return place;
   }
 
-  // The natural logarithm of a positive number, at most 0.7 too small.
+  // The natural logarithm of a positive number; the result is up to 0.7 too small.
   static float rough_log(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -279,7 +280,7 @@ class Gumbel {
 
   const Config config_;
   const std::vector<double> reciprocal_;
-  std::vector<float> root_logits_;  // [B, A] less the largest, -inf where illegal
+  std::vector<float> root_logits_;  // [B, A] logits minus the root's largest, -inf for illegal actions
 };
 
 }  // namespace efficientzero

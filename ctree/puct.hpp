@@ -1,5 +1,6 @@
-// pUCT as EfficientZero uses it (Ye et al. 2021, appendix A): Q values stretched between the extremes of the tree,
-// unvisited actions valued by the mean Q of the nodes above, and no prior at the first descent through a node.
+// pUCT as in EfficientZero (Ye et al. 2021, appendix A): Q values are normalised by the extremes of the tree. Unvisited
+// actions get the mean of their visited siblings' Q values and of the same mean one level up. The first descent through
+// a node ignores the prior (`uniform_first_visit`).
 #pragma once
 
 #include <algorithm>
@@ -20,7 +21,7 @@ class Puct {
     float open_best = 0.0f;    // the largest open weight
     bool all_open = false;     // no logit is -inf
   };
-  struct alignas(16) Group {  // Lanes without a child lose every comparison.
+  struct alignas(16) Group {  // The initial values make lanes without a child lose every comparison.
     Float4 u = broadcast4(-kInfinity);  // weight / (1 + visits)
     Float4 q = broadcast4(0.0f);
     uint16_t child[kLanes] = {}, action[kLanes] = {};
@@ -29,7 +30,7 @@ class Puct {
     uint64_t random;
     float min_q, max_q;
     uint16_t groups_moved_to;
-    bool extreme_left;  // the edge that held an extreme Q value no longer does
+    bool extreme_left;  // an edge with an extreme Q value has changed inwards: min_q and max_q have to be found anew
   };
   struct Descent {
     Node* node;
@@ -37,7 +38,7 @@ class Puct {
     float low, scale;  // normalised Q = (Q - low) * scale
     float c;           // factor of u
     float open_q;      // normalised Q of every open action
-    float threshold;   // scores of at least this count as the best
+    float threshold;   // scores of at least this tie for the best
     int slot, place, tied_children;
     bool open_tied;  // the best open action reaches the threshold
   };
@@ -62,7 +63,7 @@ class Puct {
     root.random = root_stream(seed, config_.first_root + index);
   }
 
-  // The row of the root's node holds the logits, -inf where illegal.
+  // On entry, the root's row holds the logits, -inf for illegal actions.
   void reset(const AllTrees& trees, size_t index, Root& root, const RootInput& input) {
     const size_t padded = trees.padded_actions;
     float* row = trees.row(index, 0);
@@ -84,7 +85,7 @@ class Puct {
   }
 
   State begin_descent(Descent& descent, Root& root) const {
-    // With no spread at all the raw values are clipped instead.
+    // If all Q values are equal, the raw values are clipped to [0, 1] instead of normalised.
     const float spread = root.max_q - root.min_q, floor = static_cast<float>(config_.value_delta_max);
     descent.low = spread > 0.0f ? root.min_q : 0.0f;
     descent.scale = spread > 0.0f ? 1.0f / std::max({spread, floor, 1e-30f}) : 1.0f;
@@ -92,7 +93,7 @@ class Puct {
     return descent.node->state;
   }
 
-  // Without visits the factor sqrt(0) leaves all actions with equal scores.
+  // Without visits, the factor sqrt(0) gives all open actions equal scores: any of them, or the first.
   int first_action(const AllTrees& trees, const Node& node, const float* row, Root& root) const {
     const size_t padded = trees.padded_actions;
     const int open = node.all_open ? static_cast<int>(config_.num_actions) : count_open(row, padded, -kLargestFloat);
@@ -110,10 +111,10 @@ class Puct {
       return;
     }
     trees.node(index, group.child[0]).weight = weights.taken;
-    group.u[0] = weights.taken * static_cast<float>(reciprocal_[node.visits]);  // The child has all visits but one.
+    group.u[0] = weights.taken * static_cast<float>(reciprocal_[node.visits]);  // The child has node.visits - 1 visits.
   }
 
-  // True if exactly one action has the best score, and it is a visited one: `place`.
+  // True if exactly one action has the best score and it is a visited one; its place is `descent.place`.
   template <bool wide>
   bool pick_child(const AllTrees& trees, size_t, Descent& descent, bool is_root, Float4* scratch) const {
     const Node& node = *descent.node;
@@ -132,7 +133,7 @@ class Puct {
     for (int i = 0; i < count; ++i) {
       const int bits = bits4(scores[i] >= descent.threshold);
       tied += count_bits4(bits);
-      place |= -(bits != 0) & (i * kLanes + first_lane(bits));  // Right if there is only one; without a branch.
+      place |= -(bits != 0) & (i * kLanes + first_lane(bits));  // Correct if there is only one; avoids a branch.
     }
     descent.place = place;
     descent.tied_children = tied;
@@ -140,12 +141,13 @@ class Puct {
     return (tied == 1) & !descent.open_tied;
   }
 
-  // Otherwise: an action not yet visited, or -1 for the visited one at `place`. Ties are rare but for open actions.
+  // If pick_child() returned false: an unvisited action, or -1 for the visited one at `descent.place`. Ties are rare,
+  // except between open actions.
   int pick_other(const AllTrees& trees, Descent& descent, const float* row, Root& root) const {
     const Node& node = *descent.node;
     const size_t padded = trees.padded_actions;
     int tied = descent.tied_children, open = 0;
-    float least = kInfinity;  // weight with which an open action reaches the threshold
+    float least = kInfinity;  // the smallest weight with which an open action reaches the threshold
     if (descent.open_tied) {
       least = std::min(std::max((descent.threshold - descent.open_q) / descent.c, 0.0f), node.open_best);
       if (tied == 0 && padded <= 64) {
@@ -169,7 +171,7 @@ class Puct {
     return result;
   }
 
-  // An action of a weighed row becomes the child `node`.
+  // Closes `action` of a row of weights; it now leads to the child `node`.
   void close_action(const AllTrees& trees, size_t, const Root&, Node& parent, Node& node, int action,
                     float* row) const {
     node.weight = row[action];
@@ -177,10 +179,10 @@ class Puct {
     parent.open_best = open_best(row, trees.padded_actions);
   }
 
-  // The edge from `parent` into `node`, whose visits and value have changed, has the value `q` now.
+  // Sets the Q value of the edge from `parent` to `node`, after the node's visits and value have changed.
   void update_edge(Node& parent, Group& group, const Node& node, float q, size_t index, int slot, Root& root) {
     float& known_q = edge_q_[index * bounds_stride_ + slot];
-    // The bounds follow the current Q values; only an extreme that moved inwards calls for a new search of it.
+    // min_q and max_q are those of the current Q values; they are searched anew only if an extreme moved inwards.
     const float max_q = root.max_q, min_q = root.min_q;
     root.extreme_left |= ((known_q >= max_q) & (q < max_q)) | ((known_q <= min_q) & (q > min_q));
     root.max_q = std::max(max_q, q);
@@ -196,7 +198,7 @@ class Puct {
     if (!root.extreme_left) return;
     root.extreme_left = false;
     const float* edge_q = edge_q_.data() + index * bounds_stride_;
-    // Four at a time of each: one alone would wait for itself.
+    // Four independent maxima and minima: a single one would be a chain of dependent operations.
     Float4 high[4], low[4];
     std::fill_n(high, 4, broadcast4(-kInfinity));
     std::fill_n(low, 4, broadcast4(kInfinity));
@@ -220,7 +222,7 @@ class Puct {
   void improved_policy(const AllTrees& trees, size_t index, float* out) const {
     const Node& node = trees.node(index, 0);
     const float* row = trees.row(index, 0);
-    // Before the first simulation there is only the prior to go by.
+    // Before the first simulation, the improved policy is the prior.
     for (int64_t a = 0; a < config_.num_actions; ++a) out[a] = node.children == 0 ? std::max(row[a], 0.0f) : 0.0f;
     for (int place = 0; place < node.children; ++place) {
       const Group& group = trees.group_of(node, place);
@@ -229,7 +231,7 @@ class Puct {
     }
   }
 
-  // The place of the visited action of the root that the search decides for.
+  // The place of the root's action that the search finally selects, which is a visited one.
   int final_place(const AllTrees& trees, size_t index, const Node& node) const {
     int best = 0, best_visits = 0, best_action = kNoAction;
     for (int place = 0; place < node.children; ++place) {
@@ -242,7 +244,7 @@ class Puct {
   }
 
  private:
-  static constexpr float kTieTolerance = 1e-6f;  // The original's: scores this close to the best one count as equal.
+  static constexpr float kTieTolerance = 1e-6f;  // As in the paper's code: scores this close to the best one tie.
   static constexpr int kNoAction = 65536;
 
   static float clip01(float x) { return std::min(std::max(x, 0.0f), 1.0f); }
@@ -281,9 +283,9 @@ class Puct {
 
   const Config config_;
   const std::vector<double> reciprocal_;
-  std::vector<float> exploration_;  // [N + 1] factor of a node whose children have n visits together
+  std::vector<float> exploration_;  // [N + 1] factor by n, the sum of the visits of a node's children
   const size_t bounds_stride_;
-  std::vector<float> edge_q_;  // [B, padded N + 1] Q of the edge into each node, NaN where there is none yet
+  std::vector<float> edge_q_;  // [B, padded N + 1] Q of the edge into each node, NaN if there is none yet
 };
 
 }  // namespace efficientzero

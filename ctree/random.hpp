@@ -5,7 +5,7 @@
 
 namespace efficientzero {
 
-// splitmix64: a counter and a hash of it, so that neighbouring seeds give unrelated streams.
+// splitmix64 hashes a counter, so that neighbouring seeds give unrelated streams.
 inline uint64_t next_random(uint64_t& state) {
   uint64_t x = state += 0x9E3779B97F4A7C15u;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;

@@ -1,6 +1,6 @@
-// Mathematics on a node's row: one float per action, padded with -inf to a multiple of 4. A row first holds the
-// network's logits. Before its node is descended through a second time they become weights e^(logit - largest logit),
-// which are in proportion to the prior. Closed actions, taken or never to be taken, are -inf.
+// Arithmetic on a node's row: one float per action, padded with -inf to a multiple of 4. A row first holds the
+// network's logits. Before a descent first needs the prior, they become weights e^(logit - largest logit), which are
+// proportional to it. An action is "closed", -inf, if it has a child already or must never be taken; else it is "open".
 #pragma once
 
 #include <cstddef>
@@ -39,7 +39,7 @@ inline LogitsFound store_logits(const float* logits, size_t count, float* row) {
       look_at(x);
       store4(row + a, x);
     }
-    if (a < count) {  // The last four, some of them a second time.
+    if (a < count) {  // The last four, which overlap those before.
       const Float4 x = load4(logits + count - kLanes);
       look_at(x);
       store4(row + a, broadcast4(-kInfinity));
@@ -51,12 +51,12 @@ inline LogitsFound store_logits(const float* logits, size_t count, float* row) {
 
 struct Weights {
   float largest_logit;
-  float taken;      // weight of the action that is closed
-  float open_best;  // the largest of all others
-  float open_sum;   // and their sum
+  float taken;      // weight of the action that this call closes
+  float open_best;  // the largest weight of the open actions
+  float open_sum;   // sum of the weights of the open actions
 };
 
-// Turns a row of logits into weights and closes one action, or none for -1.
+// Turns a row of logits into weights and closes `taken_action`, or none if that is -1.
 inline Weights weigh(float* row, size_t padded, int taken_action) {
   const Float4 closed = broadcast4(-kInfinity), zero = broadcast4(0.0f);
   Float4 top = closed;
@@ -92,7 +92,7 @@ inline float open_sum(const float* row, size_t padded) {
   return total(sum);
 }
 
-// Which of up to 64 actions from `begin` have at least the weight `least`, which must not be -inf.
+// Bits of those of up to 64 actions from `begin` that have at least the weight `least`, which must not be -inf.
 inline uint64_t open_bits(const float* row, size_t begin, size_t end, float least) {
   uint64_t bits = 0;
   for (size_t a = end; a > begin; a -= kLanes) bits = bits << kLanes | bits4(load4(row + a - kLanes) >= least);
@@ -107,7 +107,7 @@ inline int count_open(const float* row, size_t padded, float least) {
 
 // The n-th of the actions that count_open() counts, n from 0 and less than their number.
 inline int nth_open(const float* row, size_t padded, float least, int n) {
-  // 64 actions before any decision: where among them the n-th lies cannot be predicted.
+  // Compares 64 actions without a branch, since the CPU cannot predict at which of them the n-th is.
   for (size_t begin = 0;; begin += 64) {
     uint64_t bits = open_bits(row, begin, padded < begin + 64 ? padded : begin + 64, least);
     for (; bits != 0; bits &= bits - 1, --n) {

@@ -1,4 +1,4 @@
-// Four floats at a time with the vector extension of GCC and Clang: compiles to SSE2 or NEON without any -march flag.
+// Operations on four floats by the vector extension of GCC and Clang, which needs no -march flag to use SSE2 or NEON.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,7 @@ inline float lowest(Float4 x) {
 }
 inline float total(Float4 x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 
-// Bit i says whether lane i of a comparison holds.
+// Returns bits, of which bit i says whether the comparison is true in lane i.
 inline int bits4(Int4 lanes) {
 #ifdef __SSE2__
   return _mm_movemask_ps(_mm_castsi128_ps(reinterpret_cast<__m128i>(lanes)));
@@ -53,16 +53,16 @@ inline int count_bits4(int bits) { return static_cast<int>(0x4332322132212110 >>
 // The first lane whose bit is set; any lane if none is.
 inline int first_lane(int bits) { return __builtin_ctz(static_cast<unsigned>(bits) | 8u); }
 
-// e^x within 2 units in the last place; below -87, where the result would be denormal, and for NaN it is e^-87.
+// e^x with an error of at most 2 units in the last place; e^-87 for NaN and below -87, where it would be denormal.
 inline Float4 exp4(Float4 x) {
   x = min4(max4(broadcast4(-87.0f), x), broadcast4(88.0f));
-  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
+  // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits of the sum.
   const Float4 shifter = broadcast4(12582912.0f);
   const Float4 shifted = x * 1.44269504f + shifter;
   const Float4 n = shifted - shifter;
   // ln 2 in two parts, the first short enough that n times it is exact.
   const Float4 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  // Taylor's polynomial, |r| <= ln(2) / 2, in pairs: a chain of single steps would take twice as long.
+  // The Taylor polynomial, |r| <= ln(2) / 2, evaluated in pairs: Horner's chain would take twice as long.
   const Float4 r2 = r * r;
   const Float4 low = (r + 1.0f) + r2 * (r * (1.0f / 6) + 0.5f);
   const Float4 high = (r * (1.0f / 120) + 1.0f / 24) + r2 * (r * (1.0f / 5040) + 1.0f / 720);

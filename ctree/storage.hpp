@@ -1,9 +1,9 @@
-// Where the trees live: one allocation, taken once, cut into nodes, groups of visited children and rows of actions.
+// The memory of the trees: one allocation, made once, for nodes, groups of visited children and rows of actions.
 //
-// What is written together lies together: nodes, first groups and rows of one simulation, root after root. A node's
-// visited children lie in groups of four, in the order of their first visit. Full groups move to a place of twice their
-// number; with N simulations that takes less than N groups per root, since a node of c children has moved through less
-// than c.
+// Data that is written together is adjacent: each array is ordered by simulation, then by root. A node's visited
+// children are in groups of four, in the order of their first visit. When a node's groups are full they are moved to
+// new ones, twice as many. With N simulations that needs fewer than N groups per root, since a node with c children has
+// used fewer than c new groups.
 #pragma once
 
 #include <algorithm>
@@ -28,40 +28,40 @@ inline std::vector<double> reciprocals(size_t count) {
   return table;
 }
 
-// What the next descent through a node finds.
+// The kind of step that the next descent through a node has to take.
 enum class State : uint8_t {
-  kFresh,   // no child, and the first action is chosen without weights
-  kLogits,  // the row has to be weighed first
-  kNarrow,  // at most one group of children
-  kWide     // more of them
+  kFresh,   // it has no child, and the first action is chosen without weights
+  kLogits,  // its row must be turned from logits into weights first
+  kNarrow,  // it has at most one group of children
+  kWide     // it has more groups of children
 };
 
-// What both policies keep of a node. 16 bits suffice for the 65,534 simulations that there may be.
+// The part of a node that both policies need. 16 bits suffice, as there are at most 65,534 simulations.
 struct NodeBase {
   double value_sum = 0.0;
   double weighted_q = 0.0;             // over visited children: sum of Q (pUCT), of weight * Q (Gumbel)
   float reward = 0.0f, weight = 0.0f;  // of the edge into this node; the weight is that of the parent's row
   float value_prefix = 0.0f;
   uint32_t group = 0;                  // the first group of its children
-  uint16_t children = 0;               // visited ones
+  uint16_t children = 0;               // number of visited children
   uint16_t visits = 1, parent = 0, depth = 0;
   uint16_t edge = 0;  // its place among the parent's visited children
   State state = State::kFresh;
-  bool has_weights = false;  // the row holds no logits any more
+  bool has_weights = false;  // the row no longer holds logits
 };
 
 inline void prefetch_lines(const void* from, int lines) {
   for (int i = 0; i < lines; ++i) __builtin_prefetch(static_cast<const char*>(from) + i * kCacheLine);
 }
 
-// All trees of a batch; pointers only. Functions take a copy, which no store into the trees can alias.
+// Pointers to all trees of a batch. Each block has a copy of them, which no store into the trees can alias.
 template <typename NodeType, typename GroupType>
 struct Trees {
   using Node = NodeType;
   using Group = GroupType;
 
   Node* nodes;    // [N + 1, B]
-  Group* groups;  // [N + 1, B], then [B, N] to move to
+  Group* groups;  // [N + 1, B] first groups, then [B, N] for nodes that need more
   float* rows;    // [N + 1, B, padded A]
   size_t num_roots, num_simulations, padded_actions;
 
@@ -110,7 +110,7 @@ class Storage {
     if (groups > UINT32_MAX) throw std::bad_alloc();
     trees_.num_roots = num_roots, trees_.num_simulations = num_simulations, trees_.padded_actions = pad(num_actions);
     nbytes_ = nodes * (sizeof(Node) + trees_.padded_actions * sizeof(float)) + groups * sizeof(Group);
-    // Left uninitialised: everything is written when it is made. (The sanitizers abort in a `new` that may throw.)
+    // Not initialised: nodes, groups and rows are written before use. (The sanitizers abort in a `new` that may throw.)
     memory_.reset(static_cast<std::byte*>(::operator new(nbytes_, std::align_val_t{kCacheLine}, std::nothrow)));
     if (!memory_) throw std::bad_alloc();
     trees_.nodes = reinterpret_cast<Node*>(memory_.get());

@@ -1,4 +1,4 @@
-// A few threads that live as long as the tree and share out its roots.
+// Threads that live as long as the tree and divide its roots among themselves.
 #pragma once
 
 #include <unistd.h>
@@ -20,7 +20,7 @@ class ThreadPool {
     try {
       for (int worker = 1; worker < num_threads; ++worker) threads_.emplace_back([this, worker] { work(worker); });
     } catch (const std::system_error&) {
-      // The system has no more threads to give: those that there are share the work.
+      // The system allows no more threads: the existing ones share the work.
     }
     num_threads_ = static_cast<int>(threads_.size()) + 1;
   }
@@ -34,7 +34,7 @@ class ThreadPool {
     for (auto& thread : threads_) thread.join();
   }
 
-  // False in a child of fork(): the threads stayed behind, and waiting for them, even to destroy the pool, would hang.
+  // False in a child of fork(), which lacks these threads: waiting for them, even to destroy the pool, would hang.
   bool has_threads() const { return getpid() == owner_; }
 
   // Calls task on equal shares of [0, count), one of them on the calling thread, and returns when all are done.
@@ -73,7 +73,7 @@ class ThreadPool {
   }
 
   const pid_t owner_;
-  int num_threads_ = 1;  // the calling one included
+  int num_threads_ = 1;  // including the calling thread
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable start_, done_;

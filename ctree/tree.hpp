@@ -1,5 +1,5 @@
-// A batch of search trees: one tree per root, all grown in lock step, one leaf per root per simulation. Nothing here
-// knows Python. All memory is taken in the constructor.
+// A batch of search trees: one tree per root, all grown in lock step, one leaf per root per simulation. Independent of
+// Python. The constructor allocates all memory.
 //
 //   config.hpp            what goes in and out             rows.hpp, simd.hpp   mathematics on a node's actions
 //   tree.cpp, checks.cpp  order of calls, good arguments   storage.hpp          where nodes lie in memory
@@ -15,8 +15,8 @@ namespace efficientzero {
 
 class Forest;
 
-// Throws std::invalid_argument for bad values and std::runtime_error for calls out of order. A call that throws has
-// changed nothing, so it may be repeated with good arguments.
+// Throws std::invalid_argument for bad values and std::runtime_error for calls out of order. A call that throws changes
+// nothing, so it may be repeated with valid arguments.
 class BatchedTree {
  public:
   explicit BatchedTree(const Config& config);

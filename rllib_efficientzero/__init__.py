@@ -4,7 +4,7 @@
     >>> config = EfficientZeroConfig().environment("ale_py:ALE/Pong-v5")  # doctest: +SKIP
     >>> config.build_algo().train()  # doctest: +SKIP
 
-The names below are imported when first used, because importing Ray takes seconds that `rllib --help` need not spend.
+The names below are imported on first use, because importing Ray takes seconds, which would slow down `rllib --help`.
 Using the first two registers "EfficientZero" with Ray Tune.
 """
 
@@ -30,7 +30,7 @@ _HOMES = {
 
 
 if "MUJOCO_GL" in os.environ:
-    # RLlib will import parts of dm_control, and with them OpenGL.
+    # RLlib will import parts of dm_control, which load OpenGL.
     _rendering = importlib.import_module("rllib_efficientzero.env.rendering")
     if _rendering.must_load_triton_first():
         _rendering.load_triton_first()

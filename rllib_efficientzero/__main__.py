@@ -1,4 +1,4 @@
-"""`python -m rllib_efficientzero`: the `rllib` command without its console script."""
+"""`python -m rllib_efficientzero` runs the `rllib` command without its console script."""
 
 from rllib_efficientzero.cli.main import main
 

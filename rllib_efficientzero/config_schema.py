@@ -1,8 +1,8 @@
-"""How a config written as nested or flat keys becomes the flat dict RLlib takes, and which mistakes in it are found.
+"""Converts a config with nested or flat keys to the flat dict that RLlib takes, and finds mistakes in it.
 
 RLlib's own `AlgorithmConfig.update_from_dict` sets any attribute it is given: a typo, or a group such as
-`env_runners: {num_env_runners: 2}`, is accepted and has no effect. Everything here is pure and imports neither ray nor
-torch, so that the command line can check a file at once and `EfficientZeroConfig` can share the rules.
+`env_runners: {num_env_runners: 2}`, is accepted and has no effect. All functions here are pure and need neither ray nor
+torch, so that the command line can check a file without delay and `EfficientZeroConfig` can share the rules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rllib_efficientzero.search_space import (
 )
 
 Path = tuple[str | int, ...]
-"""Where a value stands in a nested config: keys and list indices from the top."""
+"""The place of a value in a nested config: keys and list indices from the top."""
 
 
 RENAMED_KEYS = {
@@ -43,14 +43,14 @@ RENAMED_KEYS = {
     "min_iter_time_s": "min_time_s_per_iteration",
     "metrics_smoothing_episodes": "metrics_num_episodes_for_smoothing",
 }
-"""Names of the old API stack with the same meaning today; translated with a warning."""
+"""Names of the old API stack -> present names with the same meaning; translated with a warning."""
 
 MULTI_AGENT_KEYS = frozenset(
     {"policies", "policy_map_capacity", "policy_mapping_fn", "policies_to_train", "policy_states_are_swappable"}
     | {"observation_fn", "count_steps_by"}
 )
-"""Keys that only take effect when handed to `AlgorithmConfig.multi_agent()`, which `update_from_dict` calls for
-`multiagent` alone."""
+"""Keys that only take effect as arguments of `AlgorithmConfig.multi_agent()`, which `update_from_dict` calls only with
+the content of the key `multiagent`."""
 
 RANGES: tuple[tuple[re.Pattern[str], float, float], ...] = (
     (re.compile(r"(evaluation_)?num_\w+"), 0, float("inf")),
@@ -58,11 +58,11 @@ RANGES: tuple[tuple[re.Pattern[str], float, float], ...] = (
     (re.compile(r"lr|\w+_lr"), 0, float("inf")),
     (re.compile(r"(train_|mini)?batch_size\w*|minibatch_size|train_batch_size_per_learner"), 1, float("inf")),
 )
-"""(keys, smallest, largest) for the mistakes RLlib would only meet in a worker."""
+"""(keys, smallest, largest) of values whose mistakes RLlib would only notice in a worker."""
 
 
 class ConfigError(ValueError):
-    """A config is wrong at `path`; the message is one sentence without the place."""
+    """A config is wrong at `path`; the message is one sentence that does not name the place."""
 
     def __init__(self, message: str, path: Path = ()) -> None:
         super().__init__(message)
@@ -71,7 +71,7 @@ class ConfigError(ValueError):
 
 
 class UnknownKeyError(ConfigError):
-    """A key that means nothing; `suggestion` is the nearest one that does."""
+    """A key is unknown; `suggestion` is the nearest known one."""
 
     def __init__(self, key: str, known: Iterable[str], where: str = "config", path: Path = ()) -> None:
         self.key = key
@@ -81,23 +81,23 @@ class UnknownKeyError(ConfigError):
 
 
 class WrongTypeError(ConfigError):
-    """A value of a type its key cannot take."""
+    """A value does not have a type or range that its key accepts."""
 
 
 @dataclass(frozen=True)
 class KeySchema:
-    """The keys one algorithm's config understands."""
+    """The keys of one algorithm's config."""
 
     types: Mapping[str, str]
     """Key -> accepted types joined by "|": int, float, bool, str, list, dict, class (a dotted path), any."""
     groups: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Config method -> the arguments it takes: the nested form of a config."""
     attributes: Mapping[str, str] = field(default_factory=dict)
-    """Method argument -> key under which the config keeps it, where the two differ."""
+    """Method argument -> key under which the config stores it, if the two differ."""
 
     @property
     def names(self) -> set[str]:
-        """Every name that may stand at the top of a config."""
+        """Every name that is allowed at the top level of a config."""
         return {*self.types, *self.groups, *self.attributes, "multiagent"}
 
 
@@ -112,7 +112,7 @@ class ResolvedConfig:
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate a typo most likely meant: fewest edits first, then the most similar."""
+    """The candidate that was most likely meant by a misspelt word: fewest edits first, then the most similar."""
     lowered = word.lower()
     choices = list(candidates)
     limit = 1 + len(word) // 5
@@ -125,9 +125,9 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
 
 
 def edit_distance(first: str, second: str, limit: int = 1000) -> int:
-    """Insertions, deletions, substitutions and swaps of neighbours that turn one word into the other.
+    """The number of insertions, deletions, substitutions and swaps of neighbours that turn one word into the other.
 
-    Beyond `limit` any number above it may be returned: most words are far from each other, which shows early.
+    If it exceeds `limit`, any larger number may be returned, so that the search can end early.
     """
     if abs(len(first) - len(second)) > limit:
         return limit + 1
@@ -162,10 +162,10 @@ def check_known_keys(
 
 
 def resolve_config(config: Mapping[str, Any], schema: KeySchema, where: str = "config") -> ResolvedConfig:
-    """Checks a config as a user writes it and brings it into the flat form `update_from_dict` understands.
+    """Checks a config as a user writes it and converts it to the flat form that `update_from_dict` understands.
 
     Raises:
-        ConfigError: With `path` at the place in `config` that is wrong.
+        ConfigError: With `path` as the place in `config` that is wrong.
     """
     resolved = ResolvedConfig({}, [], {})
     for written, value, path in _entries(config, schema.groups):
@@ -184,15 +184,15 @@ def resolve_config(config: Mapping[str, Any], schema: KeySchema, where: str = "c
 
 
 def normalise_env(env: str) -> str:
-    """Gymnasium's module prefix for Atari: `ALE/Pong-v5` is only known once `ale_py` is imported, in every worker."""
+    """Adds gymnasium's module prefix to Atari ids: it imports `ale_py`, which registers them, in every worker."""
     return f"ale_py:{env}" if env.startswith("ALE/") else env
 
 
 def normalise_value(key: str, value: Any, types: str) -> Any:
-    """The value as its key's type: YAML reads `1e-4` as a string and `1` where a float is meant as an int.
+    """Converts a value to its key's type, as YAML reads `1e-4` as a string, and `1` as an int even if a float is meant.
 
     Raises:
-        WrongTypeError: The value cannot be meant.
+        WrongTypeError: The value has a wrong type or range.
     """
     accepted = set(types.split("|"))
     if "any" in accepted or value is None:
@@ -212,7 +212,7 @@ def normalise_value(key: str, value: Any, types: str) -> Any:
 
 
 def describe_types(types: str) -> str:
-    """`int|float` as a reader says it."""
+    """Describes types such as `int|float` in words."""
     names = {
         "int": "a whole number",
         "float": "a number",
@@ -231,7 +231,7 @@ def describe_types(types: str) -> str:
 def _entries(
     config: Mapping[str, Any], groups: Mapping[str, Collection[str]]
 ) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """(key, value, path) of every setting, groups opened."""
+    """Yields (key, value, path) of every setting, including those inside groups."""
     for key, value in config.items():
         if key in groups and isinstance(value, Mapping):
             for inner, setting in value.items():
@@ -243,7 +243,7 @@ def _entries(
 
 
 def _current_name(written: str, schema: KeySchema, warnings: list[str], where: str, path: Path) -> str:
-    """The key under which the config keeps what the user wrote."""
+    """The key under which the config stores the setting that the user wrote."""
     name = written
     if written in RENAMED_KEYS:
         name = RENAMED_KEYS[written]
@@ -259,11 +259,11 @@ def _current_name(written: str, schema: KeySchema, warnings: list[str], where: s
 
 
 def _resolve_value(key: str, value: Any, schema: KeySchema, warnings: list[str]) -> Any:
-    """Type, range and nested config of one setting."""
+    """Checks and converts the value of one setting: its type and range, or its nested config."""
     if key == "env" and isinstance(value, str):
         return normalise_env(value)
     if key == "evaluation_config" and isinstance(value, Mapping):
-        # A partial config of its own, which RLlib would take with any typo in it.
+        # It is itself a partial config, and RLlib would accept it with any typo.
         inner = resolve_config(value, schema, "evaluation_config")
         warnings.extend(inner.warnings)
         return inner.config
@@ -271,7 +271,7 @@ def _resolve_value(key: str, value: Any, schema: KeySchema, warnings: list[str])
 
 
 def _gather_multi_agent(config: dict[str, Any]) -> dict[str, Any]:
-    """Moves the multi-agent keys to where `update_from_dict` hands them on."""
+    """Moves the multi-agent keys into `multiagent`, from which `update_from_dict` passes them on."""
     gathered = {key: value for key, value in config.items() if key in MULTI_AGENT_KEYS}
     if not gathered:
         return config
@@ -280,7 +280,7 @@ def _gather_multi_agent(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_inner_spaces(key: str, value: Any) -> Any:
-    """A setting with the search spaces inside of it as Tune takes them; which values fit there, only its user knows."""
+    """Checks the form of search spaces inside a setting. Their values are not checked, as their types are not known."""
     if not has_search_space(value):
         return value
     if is_search_space(value):
@@ -294,7 +294,7 @@ def _check_inner_spaces(key: str, value: Any) -> Any:
 
 
 def _has_type(value: Any, accepted: set[str]) -> bool:
-    """Whether YAML's type of the value is one the key takes as it is."""
+    """Whether the key accepts the value's type without conversion."""
     if isinstance(value, bool):
         return "bool" in accepted
     if isinstance(value, int):
@@ -307,12 +307,12 @@ def _has_type(value: Any, accepted: set[str]) -> bool:
         return "dict" in accepted
     if isinstance(value, list | tuple):
         return "list" in accepted
-    # No YAML value but an object from Python, such as a class: whether it fits, only its user can tell.
+    # Not a YAML value but a Python object, such as a class, which cannot be checked here.
     return True
 
 
 def _as_number(value: Any, accepted: set[str]) -> int | float | None:
-    """`"1e-4"` as a float, `"1e5"` and `2.0` as an int where the key takes numbers; else None."""
+    """Converts `"1e-4"` to a float, and `"1e5"` and `2.0` to an int, if the key accepts them; else returns None."""
     if isinstance(value, bool) or not isinstance(value, str | float) or not accepted & {"int", "float"}:
         return None
     try:
@@ -325,7 +325,7 @@ def _as_number(value: Any, accepted: set[str]) -> int | float | None:
 
 
 def _in_range(key: str, value: Any) -> Any:
-    """The value, unless it is a number its key cannot mean."""
+    """Returns the value, and raises if it is a number outside the key's range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     for pattern, smallest, largest in RANGES:
@@ -336,7 +336,7 @@ def _in_range(key: str, value: Any) -> Any:
 
 
 def _describe(value: Any) -> str:
-    """A value for a message: what it is and, in short, which."""
+    """Describes a value for a message: its kind and its abbreviated content."""
     text = repr(value)
     shown = text if len(text) <= 40 else f"{text[:37]}..."
     kind = {bool: "the boolean", str: "the string", dict: "the mapping", list: "the list"}.get(type(value), "the value")

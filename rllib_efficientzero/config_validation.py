@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration, one sentence per mistake."""
+"""Finds mistakes in a configuration and describes each in one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "action_representation": ("auto", "enumerated", "sampled"),
     "on_bad_env_step": ("raise", "drop_episode"),
     "mixed_precision": PRECISIONS,
-    # The learner clips by nothing else.
+    # The learner supports no other clipping.
     "grad_clip_by": ("global_norm",),
 }
 SWITCHES = (
@@ -49,7 +49,7 @@ SMALLEST = {
     "reanalyze_prefetch": 0,
     "max_sample_staleness": 0,
 }
-"""Whole numbers and the smallest each may be."""
+"""Keys whose values are whole numbers, and the smallest value of each."""
 RANGES = {
     "gamma": (0.0, 1.0),
     "reanalyze_ratio": (0.0, 1.0),
@@ -65,7 +65,7 @@ RANGES = {
     "value_loss_coeff": (0.0, math.inf),
     "policy_loss_coeff": (0.0, math.inf),
     "value_prefix_loss_coeff": (0.0, math.inf),
-    # RLlib's schedules count environment steps; ours is made of lr_warmup_updates and lr_decay_*.
+    # No schedule of RLlib's, which count environment steps: lr_warmup_updates and lr_decay_* define the schedule.
     "lr": (0.0, math.inf),
     "lr_decay_rate": (0.0, 1.0),
     "grad_clip": (1e-12, math.inf),
@@ -73,7 +73,7 @@ RANGES = {
     "num_cpus_per_reanalyze_actor": (1e-3, math.inf),
     "reanalyze_timeout_s": (1e-3, math.inf),
 }
-"""Finite numbers between two ends."""
+"""Keys whose values are finite numbers, with the smallest and the largest value."""
 MAY_BE_NONE = ("total_updates", "grad_clip", "search_batch_size", "reanalyze_prefetch", "max_sample_staleness")
 WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "train_batch_size": (32, "`train_batch_size_per_learner` is how many windows an update learns from"),
@@ -92,18 +92,18 @@ WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     ),
     "_torch_grad_scaler_class": (None, "`mixed_precision` is bfloat16, whose gradients need no scaling"),
 }
-"""RLlib's settings that are for other algorithms: the default, and what there is instead."""
+"""RLlib's settings that have no effect here -> the default, and what to use instead."""
 PLACEMENTS = ("driver", "actor")
-"""Processes in which the replay may be."""
+"""Processes that can hold the replay."""
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "sgd": ("momentum", "weight_decay", "nesterov", "dampening"),
     "adam": ("betas", "eps", "weight_decay", "amsgrad"),
 }
-"""Optimizers and their options, which are torch's."""
+"""Optimizers and their options, named as torch's."""
 
 
 def problems(config: Any) -> Iterator[str]:
-    """A sentence for everything in an `EfficientZeroConfig` that cannot be meant."""
+    """Yields a sentence for every mistake in an `EfficientZeroConfig`."""
     for key, allowed in CHOICES.items():
         if getattr(config, key) not in allowed:
             yield f"`{key}` must be one of {', '.join(map(repr, allowed))}, not {getattr(config, key)!r}."
@@ -168,7 +168,7 @@ def _combination_problems(config: Any) -> Iterator[str]:
             "`num_steps_sampled_before_learning_starts` must be at least the train batch size "
             f"({batch} x {learners} learners), because a batch holds different positions."
         )
-    if not config.in_evaluation:  # whose EnvRunners are others
+    if not config.in_evaluation:  # evaluation has other EnvRunners
         yield from _unused_settings(config)
         yield from _budget_problems(config)
         yield from _scale_problems(config)
@@ -184,7 +184,7 @@ def _unused_settings(config: Any) -> Iterator[str]:
 
 
 def _budget_problems(config: Any) -> Iterator[str]:
-    """What would never learn, never end, or learn more than it says."""
+    """Mistakes with which a run would never learn, never end, or make more updates than configured."""
     first, steps = config.num_steps_sampled_before_learning_starts, config.total_env_steps
     capacity = config.replay_buffer_config["capacity"]
     spare = config.num_envs() - 1  # EnvRunners sample for all environments at once, and never beyond the budget

@@ -1,4 +1,4 @@
-"""How long a run will take on this machine's CPU with nothing beside it, from a few timed network calls."""
+"""Estimates a run's time on this machine's CPU, if it is otherwise idle, from a few timed network calls."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 from rllib_efficientzero.threads import one_thread
 
 BACKWARD_FACTOR = 3.0
-"""Forward and backward together cost about three forwards."""
+"""A forward and backward pass together cost about as much as this many forward passes."""
 
 
 @torch.inference_mode()
 def seconds_per_call(network: EfficientZeroNetwork, stacked_shape: tuple[int, ...]) -> tuple[float, float]:
-    """Seconds per observation encoded, and per simulated step, in batches as a search uses them; takes a second."""
+    """Times the network: seconds per observation encoded, and per simulated step, in batches of the sizes of a search.
+
+    Takes about a second.
+    """
     frames = torch.zeros(16, *stacked_shape, dtype=torch.uint8 if len(stacked_shape) == 4 else torch.float32)
     planes = observation_planes(frames)
     root = network.eval().initial_inference(planes)
@@ -32,12 +35,12 @@ def seconds_per_call(network: EfficientZeroNetwork, stacked_shape: tuple[int, ..
 def run_seconds(
     encode: float, simulate: float, config: ReanalyzeConfig, *, batch_size: int, env_steps: int, updates: int
 ) -> float:
-    """Seconds of a whole run whose time goes into network calls.
+    """Seconds of a whole run, counting only the network calls.
 
     Args:
         encode: seconds per encoded observation.
         simulate: seconds per simulated step.
-        config: what an update searches.
+        config: how train batches are made, which decides how much an update searches.
         batch_size: positions per update.
         env_steps: environment steps, each with one search.
         updates: gradient steps.
@@ -47,14 +50,14 @@ def run_seconds(
     unrolled = config.unroll_steps + 1
     searched = config.reanalyze_ratio * unrolled
     if config.value_target == "root":
-        searched = unrolled + config.td_steps  # what continues the returns, too
+        searched = unrolled + config.td_steps  # the bootstrap positions of the returns are searched, too
     targets = (unrolled + config.td_steps) * encode + searched * simulations * simulate
     learning = BACKWARD_FACTOR * (encode + config.unroll_steps * simulate) + config.unroll_steps * encode
     return env_steps * acting + updates * batch_size * (targets + learning)
 
 
 def describe(seconds: float) -> str:
-    """Seconds in the unit a person would use."""
+    """Formats a duration in a suitable unit."""
     for unit, size in (("days", 86_400.0), ("hours", 3_600.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -63,7 +66,7 @@ def describe(seconds: float) -> str:
 
 
 def _fastest(call: Callable[[], object], repetitions: int = 3) -> float:
-    """Seconds of the processor, not of the clock: beside other jobs the latter are several times as many."""
+    """The fastest repetition's CPU time; wall clock time would be several times as long beside other jobs."""
     call()  # the first call allocates
     durations = []
     for _ in range(repetitions):

@@ -1,4 +1,4 @@
-"""What is known of a run that diverges: which metric showed it first, and what was learned from at the end."""
+"""Explains why a run diverged: which metric stood out first, and which positions the last updates learned from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 OUTLIER_FACTOR = 30.0
-"""A metric stands out where its magnitude is this many times its median before."""
+"""A metric stands out if its magnitude exceeds this many times the median of its earlier magnitudes."""
 MIN_HISTORY = 10
-"""Values that make a median."""
+"""Values needed for a median."""
 NUM_DESCRIBED = 20
-"""Updates at the end of which everything is told."""
+"""Number of last updates that are described in full."""
 
 
 class DivergenceWatch:
@@ -33,10 +33,10 @@ class DivergenceWatch:
         self._position_ids: collections.deque[np.ndarray | None] = collections.deque(maxlen=min(window, NUM_DESCRIBED))
 
     def record(self, update: int, metrics: Mapping[str, np.ndarray], position_ids: np.ndarray | None = None) -> None:
-        """Keep the numbers of one update, in the order in which they were computed.
+        """Records the metrics of one update, in the order in which they were computed.
 
         Args:
-            update: updates made before it; one that is skipped is followed by one of the same number.
+            update: updates made before it; after a skipped update, the next one has the same number.
             metrics: name -> `[]`.
             position_ids: `[B]`, of the positions it learned from.
         """
@@ -44,7 +44,7 @@ class DivergenceWatch:
         self._position_ids.append(position_ids)
 
     def last_updates(self) -> list[dict[str, Any]]:
-        """Number, metrics and position ids of the last updates, as JSON can hold them; what is not finite as a word."""
+        """Number, metrics and position ids of the last updates, JSON-able: non-finite numbers are strings."""
         last = list(self._updates)[-len(self._position_ids) :]
         return [
             {
@@ -56,9 +56,9 @@ class DivergenceWatch:
         ]
 
     def first_symptom(self) -> str:
-        """A sentence, without its full stop, on the metric that was the first to stand out or to be not finite.
+        """A sentence, without its full stop, on the metric that was first to stand out or to become non-finite.
 
-        Of several in the same update it is the one recorded first, which the others were computed from.
+        Of several in the same update it is the one recorded first, as the others were computed from it.
         """
         names = dict.fromkeys(name for _, metrics in self._updates for name in metrics)
         onsets = [onset for name in names if (onset := self._onset(name)) is not None]
@@ -67,7 +67,7 @@ class DivergenceWatch:
         return min(onsets, key=lambda onset: onset[0])[1]
 
     def _onset(self, name: str) -> tuple[int, str] | None:
-        """The update at which a metric began to stand out, and a sentence on it."""
+        """The first update at which a metric stood out or was non-finite, and a sentence on it; else None."""
         recorded = [(update, metrics[name]) for update, metrics in self._updates if name in metrics]
         with np.errstate(over="ignore"):
             values = np.array([value for _, value in recorded], np.float32)

@@ -1,7 +1,7 @@
-"""Asking the trials of a run to come to a checkpoint soon, across processes and machines.
+"""Lets the driver ask all trials of a run, in any process or machine, to reach their next checkpoint soon.
 
-The driver asks through Ray's key-value store, under its job; algorithms look there between updates, and evaluations
-between steps. Without Ray, and outside of the command line, nobody asks.
+The driver sets a key of its job in Ray's key-value store; algorithms look at it between updates, and evaluations
+between steps. Only the command line sets it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def request() -> None:
 
 
 def requested() -> bool:
-    """Whether the driver has asked; costs a call to the cluster's head node every half second."""
+    """Whether the driver has asked. Calls the cluster's head node at most every half second; False without Ray."""
     global _next_look, _was_requested
     if not _was_requested and time.monotonic() >= _next_look and ray.is_initialized():
         _was_requested = bool(_internal_kv_exists(_key()))

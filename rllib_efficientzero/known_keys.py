@@ -1,8 +1,8 @@
-"""Which config keys, groups and types every algorithm knows, readable without importing ray.
+"""The config keys, groups and types of every algorithm, available without importing ray.
 
 `known_keys.json` is generated from the `AlgorithmConfig` classes by `python -m rllib_efficientzero.known_keys
---write`. A test holds that it is current. Algorithms that are not in it (a user's own class) are read from their class
-at run time, by the same functions.
+--write`. A test checks that it is up to date. For algorithms that are not in it (a user's own class), the same
+functions read the keys from the class at run time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEGACY_KEYS = {
     "custom_evaluation_function": "custom_eval_function",
     "input_": "input",
     "lambda_": "lambda",
-    # Arguments whose attribute has a name of its own.
+    # Arguments whose attribute has another name.
     "custom_stats_cls_lookup": "stats_cls_lookup",
     "dataset_num_iters_per_offline_eval_runner": "dataset_num_iters_per_eval_runner",
     "optimization_config": "optimization",
@@ -45,7 +45,7 @@ _LEGACY_KEYS = {
     "prefetch": "reanalyze_prefetch",
     "timeout_s": "reanalyze_timeout_s",
 }
-# Where RLlib's annotations are narrower than what its code takes.
+# Keys for which RLlib's annotations are narrower than the types that its code accepts.
 _WIDER_TYPES = {
     "entropy_coeff": "float|list",
     "input": "any",
@@ -54,7 +54,7 @@ _WIDER_TYPES = {
     "num_cpus_per_offline_eval_runner": "float|int",
     "num_gpus_per_offline_eval_runner": "float|int",
 }
-# Arguments that only raise today, without being marked as deprecated.
+# Arguments that always raise, without being marked as deprecated.
 _DEAD_ARGUMENTS = {"create_env_on_local_worker"}
 _TOKENS: dict[Any, str] = {int: "int", float: "float", bool: "bool", str: "str", type: "class", Any: "any"}
 
@@ -76,7 +76,7 @@ def load() -> dict[str, KeySchema]:
 
 
 def algorithm_names() -> list[str]:
-    """The names `run:` may have."""
+    """The values that `run:` may have."""
     return [name for name in load() if name != BASE]
 
 
@@ -133,7 +133,7 @@ def _is_deprecated(value: Any) -> bool:
 
 
 def _key_of(argument: str, config: Any, defaults: dict[str, Any]) -> str:
-    """The key `update_from_dict` must be given so that it does what the method's argument does."""
+    """The key with which `update_from_dict` has the same effect as the method's argument."""
     attribute = getattr(type(config), argument, None)
     if argument in _LEGACY_KEYS:
         return _LEGACY_KEYS[argument]
@@ -147,7 +147,7 @@ def _key_of(argument: str, config: Any, defaults: dict[str, Any]) -> str:
 
 
 def _default_type(value: Any) -> str:
-    """The type of a default; nothing is known from None."""
+    """The type of a default value; empty for None, which says nothing."""
     if value is None:
         return ""
     for plain in (bool, int, float, str):
@@ -215,7 +215,7 @@ def _own_configs() -> dict[str, Any]:
 
 
 def _as_json(schema: KeySchema) -> dict[str, dict[str, Any]]:
-    """A schema with every type spelled out: a key without any evidence takes anything."""
+    """A schema as JSON, in which keys of unknown type get "any"."""
     known = {key: value or "any" for key, value in schema.types.items()}
     groups = {group: list(names) for group, names in schema.groups.items()}
     return {"types": known, "groups": groups, "attributes": dict(schema.attributes)}

@@ -1,4 +1,4 @@
-"""Names of every metric this package adds to RLlib's results, in one place, with meaning and unit.
+"""Names of all metrics that this package adds to RLlib's results, with meaning and unit.
 
 RLlib's own names stay as they are (`env_runners/episode_return_mean`, `num_env_steps_sampled_lifetime`, ...). Keys
 below are relative to where they are logged: the result's top level, `env_runners/`, `learners/default_policy/` or
@@ -13,20 +13,21 @@ NUM_UPDATES_LIFETIME = "num_updates_lifetime"
 NUM_INTERACTIONS_LIFETIME = "num_interactions_lifetime"
 """Environment steps that count against the budget: those sampled, and those hidden in resets (after a life loss)."""
 NUM_RAW_ENV_STEPS_LIFETIME = "num_raw_env_steps_lifetime"
-"""The same in steps of the underlying environment: times the frame skip of Atari (frames), or the action repeat of
-DMControl (what its 100k benchmark counts)."""
+"""`num_interactions_lifetime` in steps of the underlying environment: multiplied by Atari's frame skip (to frames), or
+by DMControl's action repeat (to the steps that its 100k benchmark counts)."""
 EFFECTIVE_REPLAY_RATIO = "replay_ratio"
 """`num_updates_lifetime` over environment steps sampled so far; converges to the configured `replay_ratio`."""
 TRAINING_DONE = "training_done"
-"""1 once the environment budget is spent and every update owed has been made, else 0; a stop criterion."""
+"""1 once the budget of environment steps is spent and every update that it requires is made, else 0; a stop
+criterion."""
 
 TIMERS = "timers"
-"""`timers/<name>`: seconds of an iteration. But for evaluation and a few per cent, those below sum to its wall clock,
-RLlib's `time_this_iter_s`. In the order in which data flows:"""
+"""`timers/<name>`: seconds of an iteration, in the order in which data flows. The sum of those below is the iteration's
+wall clock time, RLlib's `time_this_iter_s`, except for evaluation and a few per cent."""
 SAMPLE_TIMER = "sample"
 REPLAY_ADD_TIMER = "replay_add"
 REPLAY_SAMPLE_TIMER = "replay_sample"
-"""until the next batch is there: drawing windows, or waiting for what is made of them elsewhere"""
+"""until the next batch is ready: drawing windows, or waiting for other threads or processes to make a batch of them"""
 LEARNER_UPDATE_TIMER = "learner_update"
 UPDATE_PRIORITIES_TIMER = "update_priorities"
 SYNC_WEIGHTS_TIMER = "sync_weights"
@@ -41,7 +42,7 @@ ITERATION_TIMERS = (
 
 # --- env_runners/ ----------------------------------------------------------------------------------------------------
 SEARCH = "search"
-"""`env_runners/search/<name>` and `learners/default_policy/reanalyze/<name>`: what the tree search did."""
+"""`env_runners/search/<name>` and `learners/default_policy/reanalyze/<name>`: statistics of the tree search."""
 SIMULATIONS_PER_S = "simulations_per_s"
 """Simulations (one leaf of one root each) per second of search, network included."""
 ROOT_VALUE = "root_value"
@@ -56,21 +57,21 @@ TEMPERATURE = "temperature"
 """Temperature with which self-play samples from the visit counts."""
 
 SAMPLE_STALENESS = "sample_staleness"
-"""`sample_staleness/mean` and `/max` over 100 samples, with asynchronous self-play: updates between the weights that
-played and the moment the sample was stored."""
+"""`sample_staleness/mean` and `/max` over 100 samples, with asynchronous self-play: updates made between the version of
+the weights that played a sample and the storing of the sample."""
 
 EPISODE_RETURNS = "episode_returns"
 EPISODE_LENGTHS = "episode_lengths"
-"""Of every episode of an evaluation; also written to `evaluation.json` in the run's directory."""
+"""Return and length of every episode of an evaluation; also written to `evaluation.json` in the run's directory."""
 NUM_EPISODES_MISSING = "num_episodes_missing"
-"""There, where EnvRunners were lost: episodes that were asked for and have no score; no metric."""
+"""Not a metric: a key in `evaluation.json`, if EnvRunners were lost: requested episodes that have no score."""
 
 NUM_BAD_ENV_STEPS_LIFETIME = "num_bad_env_steps_lifetime"
-"""Steps and resets in which an environment returned what cannot be learned from (`on_bad_env_step: drop_episode`)."""
+"""Steps and resets in which an environment returned invalid values (counted with `on_bad_env_step: drop_episode`)."""
 NUM_ENV_RESTARTS_LIFETIME = "num_env_restarts_lifetime"
 """Environments made anew because they raised, died or hung (`restart_failed_sub_environments`)."""
 NUM_DROPPED_ENV_STEPS_LIFETIME = "num_dropped_env_steps_lifetime"
-"""Steps thrown away for either reason; they are in no buffer and in no budget."""
+"""Steps dropped for either of these two reasons; they are not stored in the replay and count against no budget."""
 NUM_SATURATED_REWARDS_LIFETIME = "num_saturated_rewards_lifetime"
 """Rewards beyond what the networks' support can express."""
 
@@ -86,7 +87,7 @@ LEARNING_RATE = "learning_rate"
 NUM_NON_FINITE_UPDATES_LIFETIME = "num_non_finite_updates_lifetime"
 """Updates skipped because a loss or a gradient was not finite."""
 SATURATED_TARGETS = "saturated_targets"
-"""Share of the value and value prefix targets beyond what the networks' support can express; cut at its end."""
+"""Share of the value and value prefix targets beyond what the networks' support can express; they are clamped to it."""
 VALUE_ERROR = "value_error"
 """`value_error/k`: mean absolute error of the value at unroll step k, in reward units."""
 VALUE_PREFIX_ERROR = "value_prefix_error"
@@ -94,7 +95,7 @@ VALUE_PREFIX_ERROR = "value_prefix_error"
 TARGET_STALENESS = "target_staleness"
 """Updates since the target network was last copied from the online network."""
 PRIORITIES = "priorities"
-"""`[B, 2]` pairs (position id, new priority) of the batch, with every update; no metric."""
+"""Not a metric: `[B, 2]` pairs (position id, new priority) of the batch, with every update."""
 
 REANALYZE = "reanalyze"
 SEARCH_SECONDS = "search_seconds"
@@ -107,7 +108,7 @@ SAMPLE_AGE = "sample_age"
 
 # --- reanalyze/ (with reanalyze actors) ------------------------------------------------------------------------------
 RESTARTS = "restarts"
-"""Reanalyze actors that ended and were started again, since this process began: a resumed run starts others."""
+"""Restarts of reanalyze actors that ended, since this process began; a resumed run starts new actors, and from 0."""
 NUM_ACTORS_IN_SERVICE = "num_actors_in_service"
 NUM_INLINE_BATCHES_LIFETIME = "num_inline_batches_lifetime"
 """Batches that the Learners reanalyzed themselves, because an actor was lost (restored from checkpoints)."""

@@ -1,4 +1,4 @@
-"""The three networks as ONNX, for whoever searches elsewhere. The batch size stays free."""
+"""Exports the three networks as ONNX, for searches outside of this package. The batch size stays dynamic."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def export_onnx(policy: Policy, directory: pathlib.Path) -> list[pathlib.Path]:
     if hasattr(space, "spaces"):
         space = space[OBSERVATIONS]
     network = policy.network
-    # More than one example: a size of 1 would be taken for a constant.
+    # A batch of 2: the exporter would treat a size of 1 as constant.
     frames = torch.zeros((2, *(space.shape or ())), dtype=torch.uint8 if str(space.dtype) == "uint8" else torch.float32)
     planes = observation_planes(frames.to(policy.device))
     latent = network.represent(planes)
@@ -100,7 +100,7 @@ def _write(
     output_names: Sequence[str],
 ) -> pathlib.Path:
     batch = torch.export.Dim("batch")
-    # The exporter's complaints are about itself, and about packages that are not needed.
+    # The exporter's warnings concern only itself, and packages that are not needed.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""A trained policy without Ray and without pickle: what serves, evaluates or exports one loads it here.
+"""Loads a trained policy without Ray and without pickle, to serve, evaluate or export it.
 
 >>> from rllib_efficientzero.policy import load_policy
 >>> policy = load_policy("results/pong-ez/.../checkpoint_000010")  # doctest: +SKIP
@@ -35,16 +35,16 @@ from rllib_efficientzero.models.inference import InferenceNetwork
 from rllib_efficientzero.models.precision import PRECISIONS, MixedPrecision
 
 MAX_SIZE = 1 << 20
-"""Widest layer, and most simulations, that a policy file may ask for."""
+"""The largest width of a layer, and number of simulations, that is accepted from a policy file."""
 MAX_LAYERS = 32
 MAX_ACTION_SIZE = 1 << 10
-"""Most numbers in an action vector."""
+"""The largest size of an action vector that is accepted."""
 MAX_SEARCHERS = 4
 
 
 @dataclasses.dataclass
 class Policy:
-    """A network and how to search with it."""
+    """A network, the settings of its search, and its spaces."""
 
     network: EfficientZeroNetwork
     """in eval mode"""
@@ -52,7 +52,7 @@ class Policy:
     observation_space: gym.Space
     """of stacked observations: Box `[S, H, W, C]` or `[S, D]`, or a Dict of these and an action mask"""
     action_space: gym.Space
-    """Discrete; or, where actions are sampled, Box(-1, 1, [D]) or MultiDiscrete"""
+    """Discrete; or, if actions are sampled, Box(-1, 1, [D]) or MultiDiscrete"""
     mixed_precision: MixedPrecision
     description: dict[str, Any]
     """`policy.json`: environment, versions, number of updates, ..."""
@@ -64,12 +64,12 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
-        """Of a single observation: `[H, W, C]` or `[D]`."""
+        """Shape of a single observation: `[H, W, C]` or `[D]`."""
         space = self.observation_space
         stacked = space[OBSERVATIONS] if isinstance(space, gym.spaces.Dict) else space
         return tuple(stacked.shape or ())[1:]
@@ -89,15 +89,15 @@ class Policy:
         temperature: float = 0.0,
         num_simulations: int | None = None,
     ) -> SearchResult:
-        """Searches from B observations. One thread at a time: the search's memory is reused.
+        """Searches from B observations. Not thread-safe: calls share the memory of the search.
 
         Args:
             frames: `[B, S, H, W, C]` or `[B, S, D]`, stacked raw observations, oldest first.
             legal_actions: `[B, A]` bool; None means that all are legal.
-            rng: breaks ties and draws noise; None: a fixed seed, so that equal calls act alike.
+            rng: breaks ties and draws noise; None: one with a fixed seed, so that equal calls give equal results.
             explore: add noise at the roots.
             temperature: of the sampled action; 0 takes the best.
-            num_simulations: in place of the trained policy's own; 0 acts by the policy head alone, without a search.
+            num_simulations: replaces the number in `search_config`; 0 acts by the policy head alone, without a search.
         """
         planes = observation_planes(torch.as_tensor(frames, device=self.device))
         root = self._inference.initial_inference(planes)
@@ -120,7 +120,7 @@ class Policy:
         return self._searcher.node_table(row)
 
     def _searcher_of(self, num_simulations: int) -> Searcher:
-        """Each number of simulations has memory of its own; that of few is kept."""
+        """Returns a searcher for this number of simulations; the `MAX_SEARCHERS` last used ones are kept."""
         searcher = self._searchers.pop(num_simulations, None)
         if searcher is None:
             searcher = Searcher(dataclasses.replace(self.search_config, num_simulations=num_simulations))
@@ -133,9 +133,9 @@ class Policy:
 def load_policy(
     path: str | pathlib.Path, *, device: str | torch.device = "cpu", networks: type[Networks] | str | None = None
 ) -> Policy:
-    """The policy of a checkpoint, or of a directory with `policy.json` and `policy.safetensors`.
+    """Loads the policy of a checkpoint, or of a directory with `policy.json` and `policy.safetensors`.
 
-    The files need not be trusted; nothing is imported because they say so.
+    The files need not be trusted; no module that they name is imported.
 
     Args:
         path: of the checkpoint or directory.
@@ -144,8 +144,8 @@ def load_policy(
 
     Raises:
         ValueError: `networks` cannot be imported.
-        CheckpointError: custom networks are needed and not given, or others than the given; or a file is missing,
-            damaged, from a later format, or does not describe a policy.
+        CheckpointError: `networks` are not those that the policy was trained with; or a file is missing, damaged, of
+            another format version, or does not describe a policy.
     """
     files = read_description(pathlib.Path(path))
     given = None if networks is None else networks_class(networks)
@@ -158,7 +158,7 @@ def load_policy(
         raise CheckpointError(f"{files.path} does not describe a policy: {error!r}.") from error
     weights = read_weights(files, network.state_dict())
     network.load_state_dict(weights, assign=True)
-    # Only now: spaces of large observations take memory.
+    # After the weights were checked: spaces of large observations take memory.
     try:
         observation_space = space_from_json(files.content["observation_space"])
         action_space = space_from_json(files.content["action_space"])
@@ -189,7 +189,7 @@ def _check_networks(files: PolicyFiles, networks: type[Networks] | None) -> None
 
 
 def _network_without_memory(files: PolicyFiles, networks: type[Networks] | None) -> EfficientZeroNetwork:
-    """The network on torch's meta device: names and shapes only, however large the file says that they are."""
+    """The network on torch's meta device: names and shapes without memory, however large the file says they are."""
     described = files.content["observation_space"]
     if described["type"] == "Dict":
         described = described["spaces"][OBSERVATIONS]
@@ -216,14 +216,14 @@ def _actions(described: Any) -> Actions:
 
 
 def _search_config(values: dict[str, Any]) -> SearchConfig:
-    """One thread, whatever the machine had that trained: results do not depend on it."""
+    """The search's settings, with one thread whatever the file says, which does not affect results."""
     config = SearchConfig(**{**values, "num_threads": 1})
     for size in (config.num_simulations, config.num_sampled_actions, config.num_sampled_leaf_actions):
         _limited(size, MAX_SIZE)
     for field in dataclasses.fields(config):
         if isinstance(field.default, float) and not isinstance(getattr(config, field.name), int | float):
             raise ValueError(f"{field.name} is no number")
-    host_tree(config, 1, 1)  # refuses what no search could be made with
+    host_tree(config, 1, 1)  # raises if no search can be made with these settings
     return config
 
 

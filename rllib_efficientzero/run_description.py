@@ -1,4 +1,4 @@
-"""What a configuration says of the run it would make: how its environment is played, its budgets, its cost."""
+"""Describes the run that a configuration would make: how its environment is played, its budgets, its cost."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from rllib_efficientzero.targets.reanalyze import ReanalyzeConfig
 
 LONG_RUN_SECONDS = 6 * 3600.0
 MOST_ACTIONS = 18
-"""Of an Atari game; for timing, where the number makes no difference."""
+"""The most actions of an Atari game; used to time networks, and to try them, when the number does not matter."""
 
 
 class RunDescription(AlgorithmConfig):
-    """What `EfficientZeroConfig` inherits: questions that a run, its files and the command line ask of it."""
+    """A base of `EfficientZeroConfig`: methods that describe the run, for the run itself, its files and the command
+    line."""
 
     frame_stack: int
     total_env_steps: int
@@ -31,11 +32,11 @@ class RunDescription(AlgorithmConfig):
     replay_ratio: float
 
     def reanalyze_config(self) -> ReanalyzeConfig:
-        """How train batches are made of windows."""
+        """Settings by which train batches are made from windows."""
         raise NotImplementedError
 
     def updates_due(self, num_steps: int) -> int:
-        """Updates that the replay ratio demands of so many environment steps."""
+        """Updates that the replay ratio requires after so many environment steps."""
         return int(self.replay_ratio * num_steps + 1e-9)  # 0.29 * 100 is less than 29
 
     def updates_at_end(self) -> int:
@@ -43,15 +44,15 @@ class RunDescription(AlgorithmConfig):
         return self.updates_due(self.total_env_steps) if self.total_updates is None else self.total_updates
 
     def budget(self) -> dict[str, int]:
-        """Metric -> what it comes to by the end of a run, which is over once all have."""
+        """Metric -> its value at the end of a run, which ends once all metrics have reached theirs."""
         return {NUM_INTERACTIONS_LIFETIME: self.total_env_steps, NUM_UPDATES_LIFETIME: self.updates_at_end()}
 
     def network_sizes(self) -> dict[str, Any]:
-        """What `rl_module(model_config=...)` says of the networks; see `ModelConfig`."""
+        """The settings of the networks from `rl_module(model_config=...)`; see `ModelConfig`."""
         return {key: value for key, value in self.model_config.items() if key not in self._model_config_auto_includes}
 
     def env_protocol(self) -> Protocol | None:
-        """How an environment of Atari or DMControl is played; None of any other."""
+        """The protocol of an Atari game or DMControl task; None for any other environment."""
         return named_protocol(self.env, self.env_config)
 
     def steps_per_decision(self) -> int:
@@ -81,8 +82,8 @@ class RunDescription(AlgorithmConfig):
         """Tries custom networks on zeros.
 
         Args:
-            spaces: of observations and actions as they are played, if they are known; without them, the networks of
-                Atari games and DMControl's images are tried all the same.
+            spaces: converted spaces (`env.spaces`) of observations and actions, if known; without them, only networks
+                for Atari games and for DMControl's images are tried.
 
         Raises:
             ValueError: their parts do not fit each other, or the observations.
@@ -97,7 +98,7 @@ class RunDescription(AlgorithmConfig):
             build_network((self.frame_stack, *image), MOST_ACTIONS, config)
 
     def _named_image(self) -> Sequence[int] | None:
-        """`[H, W, C]` of an Atari game's frames or DMControl's images; None of anything else."""
+        """`[H, W, C]` of an Atari game's frames or DMControl's images; None for anything else."""
         protocol = self.env_protocol()
         return None if protocol is None else protocol.describe()["observation_shape"]
 
@@ -112,7 +113,7 @@ class RunDescription(AlgorithmConfig):
         return cost.seconds_per_call(network, shape)
 
     def run_seconds(self, encode: float, simulate: float) -> float:
-        """Seconds of a whole run, without environment and evaluation, from those of `seconds_per_call`."""
+        """Seconds of a whole run, without environment and evaluation, computed from those of `seconds_per_call`."""
         return cost.run_seconds(
             encode,
             simulate,
@@ -123,7 +124,7 @@ class RunDescription(AlgorithmConfig):
         )
 
     def get_notices(self) -> list[str]:
-        """What a user should know before the run: without a GPU, how long it would take."""
+        """Messages for the user before the run: without a GPU, an estimate of its time."""
         image = self._named_image()
         if image is None or torch.cuda.is_available():
             return []

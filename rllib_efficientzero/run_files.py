@@ -1,5 +1,5 @@
-"""What a run leaves beside Tune's results: how it was played, the score of every evaluation episode, and how it ended
-where it diverged."""
+"""Files that a run writes beside Tune's results: the protocol of its environment, the score of every evaluation
+episode, and a report if it diverged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROTOCOL_FILE = "protocol.json"
 EVALUATION_FILE = "evaluation.json"
 DIVERGENCE_FILE = "diverged.json"
 ITERATION = "training_iteration"
-"""Of an evaluation: the iteration in whose result it is. Records of earlier versions do not have it."""
+"""Key of an evaluation's record: the iteration whose result contains it. Records of earlier versions do not have it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,25 +29,25 @@ class Place:
     """Where a run's files belong."""
 
     directory: pathlib.Path
-    """on this machine; from where Tune uploads nothing unless it is told to"""
+    """on this machine; by default, Tune uploads nothing from there"""
     filesystem: pyarrow.fs.FileSystem | None = None
-    """of the storage, if that is elsewhere"""
+    """of the storage, if that is not this machine's"""
     path: str = ""
-    """of the run's directory there"""
+    """of the run's directory in the storage"""
 
 
 def write_protocol(place: Place, protocol: dict[str, Any]) -> None:
-    """Write `protocol.json`: environment protocol, budgets and versions."""
+    """Writes `protocol.json`: environment protocol, budgets and versions."""
     _write(place, PROTOCOL_FILE, protocol | {"versions": versions()})
 
 
 def write_divergence(place: Place, error: str, last_updates: list[dict[str, Any]]) -> None:
-    """Write `diverged.json`: the error's sentence; metrics and position ids of the last updates."""
+    """Writes `diverged.json`: the error message, and the metrics and position ids of the last updates."""
     _write(place, DIVERGENCE_FILE, {"error": error, "last_updates": last_updates})
 
 
 def append_evaluation(place: Place, protocol: dict[str, Any], record: dict[str, Any]) -> None:
-    """Add one evaluation to `evaluation.json`: `{"protocol", "versions", "evaluations": [...]}`."""
+    """Adds one evaluation to `evaluation.json`: `{"protocol", "versions", "evaluations": [...]}`."""
     if not (place.directory / EVALUATION_FILE).exists():
         _fetch(place, EVALUATION_FILE)
     evaluations = _read_evaluations(place.directory / EVALUATION_FILE)
@@ -57,11 +57,12 @@ def append_evaluation(place: Place, protocol: dict[str, Any], record: dict[str, 
 def forget_later_evaluations(
     place: Place, protocol: dict[str, Any], *, num_interactions: int, num_updates: int, iteration: int
 ) -> None:
-    """Take those out of `evaluation.json` that a run resumed at so many steps, updates and iterations will make again.
+    """Removes the evaluations that a run resumed at so many steps, updates and iterations will make again.
 
-    Steps and updates alone do not tell: an evaluation beside training is of weights from before its iteration.
+    Steps and updates do not suffice to tell: an evaluation in parallel to training has weights from before its
+    iteration.
     """
-    # The storage has the last word: the run may have gone on elsewhere since it was here.
+    # The file in the storage is the valid one: the run may have continued on another machine in the meantime.
     _fetch(place, EVALUATION_FILE)
     evaluations = _read_evaluations(place.directory / EVALUATION_FILE)
     kept = [
@@ -85,7 +86,7 @@ def _write_evaluations(place: Place, protocol: dict[str, Any], evaluations: list
 
 
 def _write(place: Place, name: str, content: dict[str, Any]) -> None:
-    # Whole or not at all: a run may be killed at any moment.
+    # Written atomically, as a run may be killed at any moment.
     place.directory.mkdir(parents=True, exist_ok=True)
     encoded = json.dumps(content, indent=1).encode()
     write_file(place.directory / name, encoded)
@@ -98,12 +99,12 @@ def _write(place: Place, name: str, content: dict[str, Any]) -> None:
             stream.write(encoded)
         place.filesystem.move(f"{target}.tmp", target)
     except OSError as error:
-        # No reason to end a run: it is here, and evaluations are uploaded again with the next.
+        # No reason to end the run: the file is on this machine, and the next evaluation uploads all of them again.
         logger.warning("%s could not be written to the storage: %s", target, error)
 
 
 def _fetch(place: Place, name: str) -> None:
-    """Takes over what the storage has under this name, if anything."""
+    """Downloads the storage's file of this name, if there is one."""
     source = f"{place.path}/{name}"
     if place.filesystem is None or place.filesystem.get_file_info(source).type != pyarrow.fs.FileType.File:
         return

@@ -16,7 +16,7 @@ def warmup_step_decay(update: int, peak: float, *, warmup_updates: int, decay_ra
 
 
 def piecewise_constant(points: Sequence[tuple[int, float]], t: int) -> float:
-    """Value of the last `(start, value)` whose start is at most t; starts ascend from 0."""
+    """The value of the last `(start, value)` whose start is at most t; starts ascend from 0."""
     value = points[0][1]
     for start, later_value in points:
         if t < start:
@@ -26,5 +26,5 @@ def piecewise_constant(points: Sequence[tuple[int, float]], t: int) -> float:
 
 
 def linear(start: float, end: float, fraction: float) -> float:
-    """From start at fraction 0 to end at fraction 1, constant outside."""
+    """Interpolates from start at fraction 0 to end at fraction 1; constant outside."""
     return start + (end - start) * min(max(fraction, 0.0), 1.0)

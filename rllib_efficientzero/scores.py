@@ -7,7 +7,7 @@ from rllib_efficientzero.env.atari import AtariProtocol, is_atari_id
 
 
 def human_normalised(env: str, score: float) -> float | None:
-    """(score - random) / (human - random); None for what is not a game of the benchmark.
+    """(score - random) / (human - random); None if `env` is not a game of the benchmark.
 
     >>> human_normalised("ale_py:ALE/Pong-v5", 14.6)
     1.0

@@ -1,4 +1,4 @@
-"""What a YAML file writes in the place of a value, so that trials differ in it: `{uniform: [0, 1]}`. No Ray in here."""
+"""Search spaces in YAML, such as `{uniform: [0, 1]}`, from which each trial gets its value. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 GRID_SEARCH = "grid_search"
 LISTS = (GRID_SEARCH, "choice")
-"""`{grid_search: [...]}`: one trial per value; `{choice: [...]}`: one of them, drawn."""
+"""`{grid_search: [...]}`: one trial per value; `{choice: [...]}`: a value drawn from the list."""
 INTERVALS = ("uniform", "loguniform", "quniform", "randint", "lograndint", "qrandint")
-"""`{uniform: [low, high]}`; those with q take `[low, high, step]`. Named and meant as in `ray.tune`."""
+"""`{uniform: [low, high]}`; those with q take `[low, high, step]`. Names and meanings are those of `ray.tune`."""
 WHOLE = ("randint", "lograndint", "qrandint")
 
 Normalise = Callable[[Any], Any]
 
 
 class BadSearchSpaceError(ValueError):
-    """A search space that no value can be drawn from."""
+    """No valid value can be drawn from a search space."""
 
 
 def is_search_space(value: Any) -> bool:
@@ -26,20 +26,20 @@ def is_search_space(value: Any) -> bool:
 
 
 def has_search_space(value: Any) -> bool:
-    """Whether a config holds a search space anywhere: in mappings and in lists, as Tune looks for them."""
+    """Whether a config has a search space anywhere inside mappings and lists, where Tune looks for them."""
     if isinstance(value, Mapping):
         return is_search_space(value) or any(has_search_space(inner) for inner in value.values())
     return isinstance(value, list) and any(has_search_space(inner) for inner in value)
 
 
 def normalise_space(key: str, space: Mapping[str, Any], types: str, normalise: Normalise) -> dict[str, list[Any]]:
-    """The space with every value checked as a single one would be.
+    """Checks a search space and returns it with every value checked and converted as a single value would be.
 
     Args:
         key: of the setting, for messages.
-        space: one for which `is_search_space`.
-        types: the key's, such as "int|float".
-        normalise: checks one value, and raises if it is wrong.
+        space: a search space, see `is_search_space`.
+        types: the key's types, such as "int|float".
+        normalise: checks and converts one value; raises if it is wrong.
 
     Raises:
         BadSearchSpaceError: no value can be drawn from it.
@@ -55,7 +55,7 @@ def normalise_space(key: str, space: Mapping[str, Any], types: str, normalise: N
         raise BadSearchSpaceError(f"{kind!r} of {key!r} must be {names}")
     if kind not in WHOLE and "float" not in types.split("|") and types != "any":
         raise BadSearchSpaceError(f"{key!r} takes whole numbers: use 'randint', not {kind!r}")
-    # A step is no value of the setting: only the bounds must be within its range.
+    # The step is not a value of the setting: only the bounds must be within its range.
     numbers = [_as_number(number, kind in WHOLE) for number in [*map(normalise, given[:2]), *given[2:]]]
     if not all(_is_number(number, kind in WHOLE) for number in numbers):
         raise BadSearchSpaceError(f"{kind!r} of {key!r} must be {names}, {'whole ' if kind in WHOLE else ''}numbers")
@@ -70,7 +70,7 @@ def normalise_space(key: str, space: Mapping[str, Any], types: str, normalise: N
 
 
 def _as_number(value: Any, whole: bool) -> Any:
-    """What YAML reads as a string, or as a float, as the number that is meant; anything else as it is."""
+    """Converts strings, and floats if `whole`, to the numbers that are meant; returns anything else as it is."""
     if isinstance(value, str):
         try:
             value = float(value)

@@ -1,4 +1,4 @@
-"""How many threads torch computes with: several are slower than one where they wait for a processor in turn."""
+"""Limits torch's number of threads: several are slower than one if they have to wait for free processor cores."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """As many as Ray lets a trial have; beside other jobs, several would also spend the processor on waiting for each
-    other."""
+    """Within the block torch computes with one thread, the number that Ray gives a trial. Beside other jobs, several
+    threads would also waste CPU time by waiting for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -23,6 +23,6 @@ def one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread_unless_told() -> Iterator[None]:
-    """As Ray does it: whoever sets OMP_NUM_THREADS has as many as that."""
+    """Within the block torch computes with one thread, unless OMP_NUM_THREADS is set; this is Ray's rule too."""
     with contextlib.nullcontext() if "OMP_NUM_THREADS" in os.environ else one_thread():
         yield

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or recognised as not being so. Nothing here imports Ray."""
+"""Checkpoints that are complete, or recognised as incomplete or damaged. Nothing here imports Ray."""
 
 from rllib_efficientzero.checkpoint.manifest import CheckpointError
 

@@ -1,4 +1,4 @@
-"""Files and directories that are whole or absent: a crash at any moment leaves what was there before."""
+"""Writes files and directories atomically: a crash at any moment leaves the previous content in place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class FileEntry(TypedDict):
-    """What a manifest says of a file."""
+    """A manifest's entry for a file."""
 
     size: int
     """bytes"""
@@ -23,7 +23,7 @@ class FileEntry(TypedDict):
 
 
 def write_file(path: pathlib.Path, content: bytes) -> FileEntry:
-    """Writes `path`, under its final name only once every byte is on the disk."""
+    """Writes `path` atomically: it gets its final name only once every byte is on the disk."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -34,7 +34,7 @@ def write_file(path: pathlib.Path, content: bytes) -> FileEntry:
 
 
 def hash_file(path: pathlib.Path) -> FileEntry:
-    """Size and hash of a file as it is."""
+    """Size and hash of a file's present content."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -44,7 +44,7 @@ def hash_file(path: pathlib.Path) -> FileEntry:
 
 
 def sync(path: pathlib.Path) -> None:
-    """Waits until a file's content, or a directory's list of names, is on the disk."""
+    """Waits until a file's content, or a directory's list of entries, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,12 +53,15 @@ def sync(path: pathlib.Path) -> None:
 
 
 def link_or_copy(source: pathlib.Path, target: pathlib.Path, size: int) -> bool:
-    """Gives an immutable file a second name; copies it where the file system cannot. False if it is not there.
+    """Makes a hard link to an immutable file, or a copy if the file system has no hard links.
 
     Args:
-        source: the file as it was once written.
+        source: the file.
         target: a name not taken yet.
         size: bytes that the file must have.
+
+    Returns:
+        Whether it worked; False if the file is missing, is a symbolic link or has another size, or cannot be copied.
     """
     try:
         if source.is_symlink() or source.stat().st_size != size:
@@ -83,7 +86,7 @@ def staging_path(target: pathlib.Path) -> pathlib.Path:
 
 
 def replaced_path(target: pathlib.Path) -> pathlib.Path:
-    """Where an older `target` stands for the moment between two renames."""
+    """Where `staged_directory` moves an older `target`, for the moment until the new one has its name."""
     return target.with_name(f".{target.name}.replaced")
 
 
@@ -94,10 +97,11 @@ def replaced_original(replaced: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def staged_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory to write into; it becomes `target` when the block ends without an error.
+    """Yields a directory to write into, which becomes `target` when the block ends without an error.
 
-    What was in `target` before is then gone; after an error, or a crash, it is as it was. There must be one writer of
-    `target` at a time. A link stays one, and the directory that it leads to is replaced.
+    It replaces an older `target`; after an error, or a crash, the older one is unchanged, though a crash between two
+    renames leaves it at `replaced_path`. There must be only one writer of `target` at a time. If `target` is a symbolic
+    link, the directory that it leads to is replaced.
     """
     target = target.resolve()
     staging, replaced = staging_path(target), replaced_path(target)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits the algorithm that is to go on from it; what does not is refused at once."""
+"""Checks that a checkpoint fits the algorithm that resumes from it, and refuses it at once if not."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def check_description(path: pathlib.Path, found: Mapping[str, Any], own: Mapping
     """Compares a policy's description with that of the algorithm.
 
     Args:
-        path: of the description.
+        path: of the description, for messages.
         found: its content.
-        own: what the algorithm would write there.
+        own: the description that the algorithm would write.
 
     Raises:
-        CheckpointError: they are of other environments, networks or numbers of sampled actions.
+        CheckpointError: they differ in their spaces, networks or number of sampled actions.
     """
     for name, what in _COMPARED:
         if found.get(name) != own[name]:
@@ -35,7 +35,7 @@ def check_description(path: pathlib.Path, found: Mapping[str, Any], own: Mapping
             )
     key = "num_sampled_actions"
     saved, wanted = (description["search"].get(key) for description in (found, own))
-    # Where they are sampled, the replay keeps so many actions of every step, and policies over them.
+    # With sampled actions, the replay stores this number of actions, and a policy over them, for every step.
     if own["action_space"]["type"] != DISCRETE and saved != wanted:
         raise CheckpointError(f"{path} is of another run: its {key} is {saved}, and that of this one is {wanted}.")
 
@@ -47,13 +47,12 @@ def check_learner(
 
     Args:
         directory: the checkpoint, for messages.
-        weights: names of the module's.
-        optimizer: its state, in torch's form.
+        weights: names of the module's weights.
+        optimizer: the optimizer's state, in torch's form.
         config: an `EfficientZeroConfig`.
 
     Raises:
-        CheckpointError: the optimizer is of another kind, or the heads of the consistency loss are there and should not
-            be, or the other way round.
+        CheckpointError: the optimizer is of another kind, or only one of the two has the heads of the consistency loss.
     """
     has_heads = any(name.startswith(CONSISTENCY_PREFIX) for name in weights)
     if has_heads != config.use_consistency:
@@ -70,7 +69,7 @@ def check_learner(
 
 
 def _kind(options: Mapping[str, Any]) -> str:
-    """The kind of an optimizer, by the options of its parameters."""
+    """The kind of an optimizer, recognised by the options of its parameter group."""
     if "betas" not in options:
         return "sgd"
     return "adam with amsgrad" if options.get("amsgrad") else "adam"

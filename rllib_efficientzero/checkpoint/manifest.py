@@ -1,4 +1,4 @@
-"""`manifest.json`, written last: a checkpoint directory that has it, and whose files are as it says, is complete."""
+"""`manifest.json`, which is written last: a checkpoint is complete if it has one and its files match the entries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMAT_VERSION = 1
 WRITTEN_SINCE = {1: "0.1.0"}
 """Format version -> first version of this package that writes and reads it."""
 MAX_JSON_BYTES = 1 << 26
-"""What a checkpoint comes to, and more: 40 bytes for an episode in progress, 180 for 4,096 steps of the replay."""
+"""More than a checkpoint needs: 40 bytes for an episode in progress, 180 for 4,096 steps of the replay."""
 DEPENDENCIES = ("rllib_efficientzero", "ray", "torch", "gymnasium", "numpy")
 
 
@@ -38,7 +38,7 @@ class CheckpointError(ValueError):
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what results depend on."""
+    """Versions of the packages on which results depend."""
     return {package: _version(package) for package in DEPENDENCIES}
 
 
@@ -47,7 +47,7 @@ def write_manifest(directory: pathlib.Path, known: Mapping[str, FileEntry], **de
 
     Args:
         directory: the checkpoint.
-        known: relative path -> entry, of files that are on the disk already with just that content.
+        known: relative path -> entry, of files already synced to the disk, which need not be read and hashed again.
         description: further JSON-able entries.
     """
     files: dict[str, FileEntry] = {}
@@ -63,7 +63,7 @@ def write_manifest(directory: pathlib.Path, known: Mapping[str, FileEntry], **de
 
 
 def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, itself undamaged and of a format that this version reads.
+    """Reads a checkpoint's manifest and checks its hash, its format version and the form of its entries.
 
     Raises:
         CheckpointError: there is none, or it is damaged, or it is from a later version.
@@ -97,10 +97,10 @@ def verify(directory: pathlib.Path, *, below: str = "") -> dict[str, Any]:
 
     Args:
         directory: the checkpoint.
-        below: check only the files whose relative path begins so.
+        below: check only the files whose relative path begins with this.
 
     Raises:
-        CheckpointError: a file is missing or is not the one that was written.
+        CheckpointError: a file is missing, or is not the one that was written.
     """
     manifest = read_manifest(directory)
     for name, entry in manifest["files"].items():
@@ -139,12 +139,12 @@ def check_size(path: pathlib.Path, entry: FileEntry) -> None:
 def find_newest(
     directory: pathlib.Path, *, below: str = "", warn: Callable[[str], object] = logger.warning
 ) -> pathlib.Path | None:
-    """The newest complete `checkpoint_*` of a trial's directory; None if there is none.
+    """The newest complete `checkpoint_*` in a trial's directory; None if there is none.
 
     Args:
         directory: the trial's.
         below: see `verify`.
-        warn: told of every incomplete or damaged one that is passed over, and what is wrong with it.
+        warn: called for every incomplete or damaged checkpoint that is passed over, with what is wrong with it.
     """
     for replaced in directory.glob(replaced_path(directory / "checkpoint_*").name):
         recover_replaced(replaced_original(replaced))
@@ -159,10 +159,10 @@ def find_newest(
 
 
 def check_replaceable(directory: pathlib.Path) -> None:
-    """Refuses to write a checkpoint where something else is: whoever writes it replaces the whole directory.
+    """Refuses a place that holds anything but a checkpoint, since writing a checkpoint replaces the whole directory.
 
     Raises:
-        CheckpointError: it is a file, a mounted file system, or a directory that holds anything and is no checkpoint.
+        CheckpointError: it is a file, a mount point, or a directory that is neither empty nor a checkpoint.
     """
     if os.path.ismount(directory.resolve()):
         raise CheckpointError(
@@ -179,7 +179,7 @@ def check_replaceable(directory: pathlib.Path) -> None:
 
 
 def recover_replaced(directory: pathlib.Path) -> None:
-    """Brings back a checkpoint whose replacement was interrupted in the moment between two renames."""
+    """Restores the older checkpoint if the writer of its replacement ended between the two renames."""
     directory = directory.resolve()
     replaced = replaced_path(directory)
     if not directory.exists() and replaced.is_dir():
@@ -187,7 +187,7 @@ def recover_replaced(directory: pathlib.Path) -> None:
         replaced.rename(directory)
 
 
-# --- JSON that knows its own hash ------------------------------------------------------------------------------------
+# --- JSON that contains its own hash ---------------------------------------------------------------------------------
 
 
 def seal_json(content: Mapping[str, Any]) -> bytes:
@@ -196,10 +196,10 @@ def seal_json(content: Mapping[str, Any]) -> bytes:
 
 
 def read_sealed_json(path: pathlib.Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """What `seal_json` wrote.
+    """Reads what `seal_json` wrote, without the hash.
 
     Raises:
-        CheckpointError: the file cannot be read, is too large, or is not what was written.
+        CheckpointError: the file cannot be read, is too large, or does not match its hash.
     """
     try:
         size = path.stat().st_size
@@ -220,7 +220,7 @@ def read_sealed_json(path: pathlib.Path, max_bytes: int = MAX_JSON_BYTES) -> dic
 
 
 def hash_json(value: Mapping[str, Any]) -> str:
-    """Of a JSON value, whatever its white space."""
+    """The sha256 of a JSON object, independent of white space and of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -241,7 +241,7 @@ def _check_entry(path: pathlib.Path, name: str, entry: Any) -> None:
 
 
 def _version(package: str) -> str | None:
-    # Here, for the command line, which imports this module and must answer at once.
+    # Imported here to keep the import of this module fast, as the command line needs it at its start.
     from importlib import metadata
 
     try:

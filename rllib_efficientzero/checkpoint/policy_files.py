@@ -1,6 +1,6 @@
 """A policy on disk: `policy.json` says how to build the network, `policy.safetensors` has its weights. No pickle.
 
-Reading does not trust the files: sizes, names, shapes and hashes are checked before memory is allocated for any.
+The files are not trusted: sizes, names and shapes are checked before memory is allocated for weights, then the hash.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 POLICY_DIR = "policy"
 POLICY_FILES = f"{POLICY_DIR}/"
-"""What the names of a policy's files begin with in a checkpoint, whose other files may have gigabytes."""
+"""Prefix of a policy's files in a checkpoint: only these are verified, as the other files may have gigabytes."""
 DESCRIPTION = "policy.json"
 WEIGHTS = "policy.safetensors"
 FORMAT_VERSION = 1
@@ -48,10 +48,10 @@ _HEADER_SIZE = struct.Struct("<Q")
 
 @dataclasses.dataclass(frozen=True)
 class PolicyFiles:
-    """A policy's description, checked against its own hash only, and where its weights are."""
+    """A policy's description, of which only its hash and format were checked, and the place of its weights."""
 
     path: pathlib.Path
-    """Of `policy.json`."""
+    """of `policy.json`"""
     content: dict[str, Any]
 
     @property
@@ -63,12 +63,12 @@ def write_policy(directory: pathlib.Path, weights: Mapping[str, Tensor], **descr
     """Writes a policy into `directory` (made if needed).
 
     Args:
-        directory: where to.
+        directory: where to write.
         weights: the network's state.
-        description: JSON-able; what is needed to build the network, and to act with it.
+        description: JSON-able; everything needed to build the network and to act with it.
 
     Returns:
-        name -> manifest entry.
+        File name -> manifest entry.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
@@ -80,12 +80,12 @@ def write_policy(directory: pathlib.Path, weights: Mapping[str, Tensor], **descr
 def newest_policy(
     path: pathlib.Path, *, below: str = "", warn: Callable[[str], object] = logger.warning
 ) -> pathlib.Path:
-    """The policy at `path`, or in the newest whole checkpoint in it.
+    """Returns `path` itself if there is a policy in it, else the newest complete checkpoint in it.
 
     Args:
         path: a checkpoint, a policy's directory or a trial's.
-        below: the files of a checkpoint that have to be whole; see `verify`.
-        warn: told of every checkpoint that is passed over.
+        below: the files of a checkpoint that must be complete; see `verify`.
+        warn: called for every checkpoint that is passed over.
 
     Raises:
         CheckpointError: there is none.
@@ -103,7 +103,7 @@ def newest_policy(
 
 
 def _is_of_another_algorithm(path: pathlib.Path) -> bool:
-    """Whether a checkpoint of RLlib, or one of a trial and none that is ours, is there: ours have manifests."""
+    """Whether `path` is, or directly contains, RLlib checkpoints of which none is ours: ours have a manifest."""
     found = [directory for directory in (path, *path.glob("checkpoint_*")) if (directory / RLLIB_MARK).is_file()]
     return bool(found) and not any(
         (directory / name).exists() for directory in found for name in (MANIFEST, POLICY_DIR)
@@ -111,10 +111,10 @@ def _is_of_another_algorithm(path: pathlib.Path) -> bool:
 
 
 def read_description(path: pathlib.Path) -> PolicyFiles:
-    """The description of the policy in a checkpoint, or in a policy's own directory.
+    """Reads the description of the policy in a checkpoint, or in a policy's own directory.
 
     Raises:
-        CheckpointError: there is none, or it is damaged, or of a later format.
+        CheckpointError: there is none, or it is damaged, or of another format version.
     """
     below = path / POLICY_DIR / DESCRIPTION
     file = below if below.exists() else path / DESCRIPTION
@@ -132,15 +132,14 @@ def read_description(path: pathlib.Path) -> PolicyFiles:
 
 
 def read_weights(files: PolicyFiles, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a policy, in memory of their own.
+    """Reads the weights of a policy into new tensors.
 
     Args:
         files: of the policy.
-        expected: tensors of the right names, shapes and dtypes; those of a network on torch's "meta" device take no
-            memory.
+        expected: tensors with the right names, shapes and dtypes; on torch's "meta" device they take no memory.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or does not hold just those tensors.
+        CheckpointError: the file is missing or damaged, or does not hold exactly those tensors.
     """
     path, entry = files.weights_path, files.content.get("weights")
     if not (isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)):
@@ -165,7 +164,7 @@ def read_weights(files: PolicyFiles, expected: Mapping[str, Tensor]) -> dict[str
 
 
 def _check_header(path: pathlib.Path, size: int, expected: Mapping[str, Tensor]) -> None:
-    """Whether the file holds just the expected tensors, from its first bytes alone."""
+    """Checks that the file holds exactly the expected tensors, reading only its header."""
     with path.open("rb") as file:
         (length,) = _HEADER_SIZE.unpack(file.read(_HEADER_SIZE.size).ljust(_HEADER_SIZE.size, b"\0"))
         if length > min(MAX_HEADER_BYTES, size - _HEADER_SIZE.size):

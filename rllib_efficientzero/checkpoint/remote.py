@@ -1,7 +1,7 @@
-"""Checkpoints in a storage such as `s3://`, which has no renaming of directories: whole, or not taken for one.
+"""Checkpoints in a storage such as `s3://`, which cannot rename directories; incomplete ones are recognised as such.
 
-A new checkpoint is uploaded beside its place, `manifest.json` last, and only then takes the place of an older one. Who
-is interrupted in between leaves the new one beside an emptied place, where `download` finds it.
+A new checkpoint is uploaded to a staging path beside its place, `manifest.json` last, and only then replaces an older
+one. If its writer is interrupted after it deleted the older one, `download` finds the new one at the staging path.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from rllib_efficientzero.checkpoint.manifest import MANIFEST, RLLIB_MARK, Checkp
 
 
 def upload(directory: pathlib.Path, filesystem: FileSystem, path: str) -> None:
-    """Copies a checkpoint from this machine; what was in `path` before stays there until the new one is whole.
+    """Uploads a checkpoint from this machine; an older one in `path` stays there until the upload is complete.
 
     Args:
-        directory: of the checkpoint; its manifest is taken out.
+        directory: of the checkpoint; its manifest is deleted.
         filesystem: of `path`.
-        path: where to, replacing a checkpoint there, see `check_replaceable`.
+        path: where to, replacing a checkpoint there; see `check_replaceable`.
     """
     staging = _staging_path(path)
     if _source(filesystem, path) == staging:
@@ -38,22 +38,22 @@ def upload(directory: pathlib.Path, filesystem: FileSystem, path: str) -> None:
 
 
 def download(filesystem: FileSystem, path: str, directory: pathlib.Path) -> None:
-    """Copies a checkpoint to this machine; one whose upload was interrupted when it was whole, too."""
+    """Downloads a checkpoint to this machine, from the staging path if a complete upload has not replaced the older."""
     pyarrow.fs.copy_files(_source(filesystem, path), str(directory), source_filesystem=filesystem)
 
 
 def check_replaceable(filesystem: FileSystem, path: str) -> None:
-    """Refuses to write a checkpoint where something else is, as `manifest.check_replaceable` does on this machine.
+    """Refuses a place that holds anything but a checkpoint, as `manifest.check_replaceable` does on this machine.
 
     Raises:
-        CheckpointError: it is a file, or a directory that holds anything and is no checkpoint.
+        CheckpointError: it is a file, or a directory that is neither empty nor a checkpoint.
     """
     kind = filesystem.get_file_info(path).type
     if kind == FileType.File:
         raise CheckpointError(f"{path} is a file: a checkpoint is a directory.")
     if kind == FileType.NotFound or _is_file(filesystem, f"{path}/{RLLIB_MARK}"):
         return
-    # What an interrupted writer left of an older one while the new one is whole is no loss either.
+    # If a complete checkpoint is staged, the files in `path` are the rest of an older one that was being deleted.
     if _source(filesystem, path) == path and filesystem.get_file_info(pyarrow.fs.FileSelector(path)):
         raise CheckpointError(
             f"{path} holds something that is no checkpoint, and a checkpoint would take its place: name a new "
@@ -67,22 +67,22 @@ def _staging_path(path: str) -> str:
 
 
 def _source(filesystem: FileSystem, path: str) -> str:
-    """Where the checkpoint is: beside its place, if its writer was interrupted when it had emptied that."""
+    """Where the checkpoint is: at the staging path if only that has a manifest, since its writer was interrupted."""
     staging = _staging_path(path)
     is_beside = not _is_file(filesystem, f"{path}/{MANIFEST}") and _is_file(filesystem, f"{staging}/{MANIFEST}")
     return staging if is_beside else path
 
 
 def _take_place(filesystem: FileSystem, path: str) -> None:
-    """Puts what is uploaded beside its place into it."""
+    """Moves the staged checkpoint to its place, deleting an older one there."""
     staging = _staging_path(path)
     if _is_file(filesystem, f"{path}/{MANIFEST}"):
-        filesystem.delete_file(f"{path}/{MANIFEST}")  # first: what has one is taken for whole
+        filesystem.delete_file(f"{path}/{MANIFEST}")  # first: a checkpoint with a manifest counts as complete
     _delete(filesystem, path)
     try:
         filesystem.move(staging, path)
     except (OSError, NotImplementedError, pyarrow.ArrowNotImplementedError):
-        # S3 and its like have names with slashes, no directories.
+        # Object storages such as S3 have no directories to move, only names with slashes.
         _copy(filesystem, staging, path)
         _delete(filesystem, staging)
 

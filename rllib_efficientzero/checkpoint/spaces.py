@@ -1,4 +1,4 @@
-"""Spaces as JSON, so that reading what a policy was trained for needs no pickle."""
+"""Spaces as JSON, so that the spaces of a policy can be read without pickle."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import gymnasium as gym
 import numpy as np
 
 MAX_ELEMENTS = 1 << 27
-"""Largest observation that is believed."""
+"""Elements of the largest observation that is accepted when reading."""
 MAX_BOUNDS = 1 << 10
-"""Boxes with more elements, and different bounds for them, keep only the widest."""
+"""Boxes with more elements, whose bounds differ, are written with the lowest and the highest bound only."""
 
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:
@@ -36,10 +36,10 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
 
 
 def space_from_json(described: Any) -> gym.Space:
-    """What `space_to_json` described. The description is not trusted.
+    """Makes the space that `space_to_json` described. The description is not trusted.
 
     Raises:
-        ValueError: it is not one, or it is larger than `MAX_ELEMENTS`.
+        ValueError: it does not describe a space, or one larger than `MAX_ELEMENTS`.
     """
     try:
         kind = described["type"]
@@ -78,7 +78,7 @@ def _bounds_to_json(bounds: np.ndarray, widest: Any) -> Any:
 
 
 def _bounds_from_json(bounds: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """An array of `shape`, without memory of its own where all bounds are equal."""
+    """The bounds as an array of `shape`; a broadcast view, which takes no memory, if all bounds are equal."""
     if not isinstance(bounds, list):
         return np.broadcast_to(np.array(_number_from_json(bounds), dtype), shape)
     if len(bounds) > MAX_BOUNDS:
@@ -87,7 +87,7 @@ def _bounds_from_json(bounds: Any, shape: tuple[int, ...], dtype: np.dtype[Any])
 
 
 def _number_to_json(number: Any) -> int | float | str:
-    """JSON has no infinity."""
+    """The number, or a string if it is not finite, which JSON cannot express."""
     value = number.item()
     return value if isinstance(value, int) or math.isfinite(value) else str(value)
 

@@ -1,20 +1,20 @@
-"""Atari as in the Atari 100k benchmark: one `AtariProtocol` says everything, `make_atari` builds it.
+"""Atari as in the Atari 100k benchmark: an `AtariProtocol` has all settings of a game, and `make_atari` makes it.
 
 The chain, from the emulator outwards: ALE (frame skip 1) -> gymnasium's `AtariPreprocessing` (no-op starts, frame
 skip, max-pooling, resizing) -> `TimeLimit` -> `EpisodicLife` -> `ClipReward`. Observations are single frames; stacking
 is left to the connectors and the replay.
 
-What follows was checked in gymnasium 1.2.2 against the original wrappers:
+Compared with the original wrappers, in gymnasium 1.2.2:
 
 - Equal: 1 to `noop_max` raw no-op frames inside the frame skip; the reset observation is one raw frame, not pooled; an
   observation is the maximum of the last two of the skipped frames, then resized with INTER_AREA.
-- Ending inside a frame skip leaves the previous observation in place, as in the original. Only a game over does that
-  here: the time limit counts agent steps, not ALE's own raw frames, so that a truncated episode ends with the true last
-  observation, from which values are bootstrapped.
+- If the game ends inside a frame skip, the observation is the previous one, as in the original. Only a game over does
+  that here: the time limit counts agent steps, not ALE's raw frames, so that a truncated episode ends with its true
+  last observation, from which values are bootstrapped.
 - If the game ends during the no-op start and `reset` was given a seed, gymnasium resets with the same seed again.
 - gymnasium's `terminal_on_life_loss` cuts the frame skip short and starts a whole new game after every life, so that
-  later stages of a game are never seen. `EpisodicLife` goes on with the same game.
-- The original calls the end by time limit a termination; here it is a truncation.
+  later stages of a game are never seen. `EpisodicLife` continues the same game.
+- The original reports the time limit as a termination; here it is a truncation.
 - `ALE/...-v5` would add sticky actions (0.25), a second frame skip and its own time limit by default; all three are set
   explicitly.
 """
@@ -52,7 +52,7 @@ def is_atari_id(env: str) -> bool:
 
 @dataclass(frozen=True)
 class AtariProtocol:
-    """How a game is played; what must be known to compare two scores. The defaults are those of training.
+    """How a game is played: the settings that two scores must share to be comparable. The defaults are for training.
 
     Example:
         >>> AtariProtocol("Pong").env_id
@@ -66,7 +66,7 @@ class AtariProtocol:
     frame_skip: int = 4
     """raw frames per agent step, over which the action is repeated and rewards are summed"""
     noop_max: int = 30
-    """a game begins with 1 to this many raw frames without action (0: none)"""
+    """a game begins with 1 to this many raw frames in which the agent does nothing (0: none)"""
     screen_size: int = 96
     """pixels; observations are u8`[screen_size, screen_size, 3]`"""
     grayscale: bool = False
@@ -76,11 +76,11 @@ class AtariProtocol:
     full_action_space: bool = False
     """all 18 actions instead of the game's own"""
     terminal_on_life_loss: bool = True
-    """a lost life ends the episode; the game goes on in the next one"""
+    """a lost life ends the episode; the next episode continues the game"""
     clip_rewards: bool = True
-    """rewards are the sign of what an agent step earned"""
+    """the reward of an agent step is the sign of the sum of its raw rewards"""
     max_frames: int = 108_000
-    """raw frames after which a game is truncated, as agent steps of `frame_skip` frames (no-op start not counted)"""
+    """raw frames after which a game is truncated, counted as agent steps of `frame_skip` frames, without the no-ops"""
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -105,12 +105,12 @@ class AtariProtocol:
 
     @classmethod
     def training(cls, game: str, **settings: Any) -> AtariProtocol:
-        """Self-play: a lost life ends the episode, rewards are clipped."""
+        """The protocol of self-play: a lost life ends the episode, rewards are clipped."""
         return cls(game, **{"terminal_on_life_loss": True, "clip_rewards": True, **settings})
 
     @classmethod
     def evaluation(cls, game: str, **settings: Any) -> AtariProtocol:
-        """Scores: whole games, raw rewards."""
+        """The protocol for measuring scores: whole games, raw rewards."""
         return cls(game, **{**cls(game).evaluation_settings, **settings})
 
     @classmethod
@@ -142,7 +142,7 @@ class AtariProtocol:
 
     @property
     def evaluation_settings(self) -> dict[str, Any]:
-        """What differs when scores are taken, unless told otherwise: full lives, raw rewards."""
+        """Settings that differ when scores are measured, unless the user sets them: whole games, raw rewards."""
         return {"terminal_on_life_loss": False, "clip_rewards": False}
 
     @property
@@ -168,8 +168,8 @@ def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
         env_config: for example `{"game": "ALE/Pong-v5"}`, or `asdict(AtariProtocol.evaluation("Pong"))`.
 
     Returns:
-        An environment with observations u8`[96, 96, 3]` and `Discrete` actions. `get_wrapper_attr("hidden_steps")`
-        counts interactions that its user does not see, see `EpisodicLife`.
+        An environment with observations u8`[96, 96, 3]` and `Discrete` actions. `get_wrapper_attr("hidden_steps")` is
+        the number of steps taken inside resets, see `EpisodicLife`.
 
     Raises:
         ValueError: see `AtariProtocol.from_config`; or ALE has no such game.
@@ -192,15 +192,15 @@ def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
 
 
 class EpisodicLife(gym.Wrapper):
-    """Ends the episode with every lost life, and goes on with the same game in the next one.
+    """Ends the episode whenever a life is lost; the next episode continues the same game.
 
-    A life is lost when the counter falls and is still above 0: its absolute value means nothing in some games, and at 0
-    the game ends by itself. The next `reset()` then takes one agent step without action instead of a reset. That step
-    is an interaction with the game like any other, though its user sees neither its action nor its reward (which is
-    dropped, as in the original): `hidden_steps` counts them since the environment was made, and every reset's info has
-    the count. A reset at any other time, or with a seed, begins a new game.
+    A life is lost when ALE's counter falls and is still above 0: its absolute value means nothing in some games, and at
+    0 the game ends by itself. The next `reset()` then takes one no-op agent step instead of a reset. That step counts
+    as an interaction with the game, though the user sees neither its action nor its reward (which is dropped, as in the
+    original): `hidden_steps` is the number of such steps since the environment was made, and is also in the info of
+    every reset. A reset at any other time, or with a seed, begins a new game.
 
-    Without `terminal_on_life_loss` nothing is changed and `hidden_steps` stays 0.
+    Without `terminal_on_life_loss` episodes are unchanged and `hidden_steps` stays 0.
     """
 
     def __init__(self, env: gym.Env, *, terminal_on_life_loss: bool = True) -> None:
@@ -216,7 +216,7 @@ class EpisodicLife(gym.Wrapper):
         return self._game_goes_on
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """As the wrapped environment's; `terminated` also when a life is lost."""
+        """Steps the wrapped environment; `terminated` is also True when a life is lost."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         lives = self.unwrapped.ale.lives()
         life_lost = self.terminal_on_life_loss and 0 < lives < self._lives
@@ -225,7 +225,7 @@ class EpisodicLife(gym.Wrapper):
         return observation, reward, terminated or life_lost, truncated, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Goes on after a lost life, else begins a new game."""
+        """Continues the game after a lost life, else begins a new one."""
         ended = True
         if self._game_goes_on and seed is None:
             observation, _, terminated, truncated, info = self.env.step(NOOP)
@@ -264,10 +264,11 @@ def import_ale(protocol: AtariProtocol) -> None:
 
 
 def _make_emulator(protocol: AtariProtocol) -> gym.Env:
-    """ALE itself, one raw frame per step.
+    """Makes ALE itself, with one raw frame per step.
 
-    It returns the console's memory, which nobody looks at: `AtariPreprocessing` takes of it only the shape of the
-    screen, which it reads itself where it needs it. To draw every frame would take as long as to play it.
+    Its observations are the console's memory, which nobody reads: `AtariPreprocessing` only needs the space to have the
+    screen's shape, and reads the screen itself for the frames it uses. Drawing every frame would take as long as
+    playing it.
     """
     import_ale(protocol)
     env = gym.make(
@@ -285,7 +286,7 @@ def _make_emulator(protocol: AtariProtocol) -> gym.Env:
 
 
 def _game_name(env: str) -> str:
-    """`Pong` from any of the forms that name a game."""
+    """The plain name of a game, such as `Pong`, from any of the forms that are accepted."""
     match = _ALE_ID.fullmatch(env)
     if match:
         return match[1]
@@ -295,7 +296,7 @@ def _game_name(env: str) -> str:
 
 
 def package_versions(*packages: str) -> dict[str, str | None]:
-    """Versions of installed packages; None of others."""
+    """Versions of the packages; None for those that are not installed."""
     return {package: _version(package) for package in packages}
 
 

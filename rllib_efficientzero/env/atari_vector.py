@@ -1,12 +1,12 @@
-"""ALE's own vector of games, in C++ threads, played by the same protocol as single ones.
+"""ALE's own vector of games, in C++ threads, played by the same `AtariProtocol` as single games.
 
 `ale_py.vector_env.AtariVectorEnv` steps, pools and resizes as gymnasium's `AtariPreprocessing` does, pixel for pixel (a
-test compares them step by step). Two things it does otherwise are mended here:
+test compares them step by step). Two differences are removed here:
 
-- A lost life does not begin a new game; the step after it is one without action, which its user takes for a reset.
-- Its time limit cuts a frame skip short. Here agent steps are counted, and the truncated observation is a whole one.
+- A lost life does not begin a new game; the step after it is a no-op, whose observation the user gets as a reset's.
+- Its time limit cuts a frame skip short. Here agent steps are counted, and the last one has all its frames.
 
-One difference stays: a game begins with 0 to `noop_max` frames without action, not with at least 1.
+One difference remains: a game begins with 0 to `noop_max` no-op frames, not with at least 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_LIMIT = 2**31 - 1
 
 
 def make_atari_vector(env_config: Mapping[str, Any]) -> gym.vector.VectorEnv:
-    """`num_envs` games that follow `AtariProtocol.from_config` of the rest of `env_config`.
+    """Makes a vector of `env_config["num_envs"]` games; the other keys are those of `AtariProtocol.from_config`.
 
     Returns:
         Observations u8`[num_envs, 96, 96, 3]`.
@@ -37,7 +37,7 @@ class AtariVector(gym.vector.VectorEnv):
     """See the module's docstring; the autoreset mode is NEXT_STEP."""
 
     def __init__(self, protocol: AtariProtocol, num_envs: int) -> None:
-        self.closed = True  # until there is something to close
+        self.closed = True  # in case making the games below fails: there would be nothing to close
         import_ale(protocol)
         from ale_py.vector_env import AtariVectorEnv
 
@@ -67,7 +67,7 @@ class AtariVector(gym.vector.VectorEnv):
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.single_action_space, self.action_space = self._games.single_action_space, self._games.action_space
         self.hidden_steps = 0
-        """Agent steps without action that were taken after lost lives, as in `EpisodicLife`, over all games."""
+        """No-op agent steps taken after lost lives, as in `EpisodicLife`, summed over all games."""
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._lives = np.zeros(num_envs, dtype=np.int64)
         self._frame_numbers = np.zeros(num_envs, dtype=np.int64)
@@ -83,17 +83,17 @@ class AtariVector(gym.vector.VectorEnv):
         return self._frames(observations), infos
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As every vector's: after an end, a game takes no action, and gives the beginning of the next episode."""
+        """Steps all games. A game whose episode ended ignores its action and returns the next episode's first frame."""
         ended, cut = self._ended, self._cut
         observations, rewards, terminated, _, infos = self._games.step(np.where(ended, NOOP, actions))
-        began = infos["episode_frame_number"] < self._frame_numbers  # after a game over, by itself
+        began = infos["episode_frame_number"] < self._frame_numbers  # ALE has reset these games after a game over
         hidden = ended & ~began & ~cut
         self.hidden_steps += int(hidden.sum())
         self._steps = np.where(began, 0, self._steps + 1)
         life_lost = (infos["lives"] > 0) & (infos["lives"] < self._lives) & self._protocol.terminal_on_life_loss
         over = terminated & ~life_lost
         late = self._steps >= self._protocol.max_steps
-        # Cut by the time limit, or ended in the step that stands for a reset: those begin anew at once.
+        # Games to reset now: those cut by the time limit, and those that ended in the no-op step after a lost life.
         anew = cut | (hidden & (over | late))
         if anew.any():
             fresh, infos = self._games.reset(options={"reset_mask": anew})
@@ -110,9 +110,9 @@ class AtariVector(gym.vector.VectorEnv):
         self._lives, self._frame_numbers = infos["lives"].copy(), infos["episode_frame_number"].copy()
 
     def _frames(self, observations: np.ndarray) -> np.ndarray:
-        """Without the stack's axis, with a channel axis for grey images."""
+        """Observations without the axis of stacked frames, and with a channel axis for grey images."""
         return observations.reshape(self.num_envs, *self.single_observation_space.shape)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Ends the threads with the emulators."""
+        """Closes the emulators and ends their threads."""
         self._games.close()

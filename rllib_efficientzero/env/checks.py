@@ -1,7 +1,7 @@
-"""What an environment may hand over, checked before anything is stored: one sentence per mistake, None if all is well.
+"""Checks of what an environment returns, before it is stored. Each returns a sentence, or None if all is well.
 
-Rewards and observations are looked at in the form the environment gave them. A vector environment would cast them, turn
-a missing reward into NaN, or fail without saying which environment it was.
+Rewards and observations are checked in the form in which the environment returned them. A vector environment would cast
+them, turn a missing reward into NaN, or fail without saying which environment it was.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import gymnasium as gym
 import numpy as np
 
 LARGEST_REWARD = 1e30
-"""Sums of a few larger ones would leave float32, in which rewards are stored."""
+"""Sums of a few larger rewards would overflow float32, in which rewards are stored."""
 ROUNDING = 1e-5
-"""Share (of 1 + the bound) by which an observation may miss its bounds, which were often rounded to float32."""
+"""By this fraction of 1 + |bound| an observation may exceed a bound: bounds were often rounded to float32."""
 
 OBSERVATIONS, ACTION_MASK = "observations", "action_mask"
 """Keys of RLlib's convention for observations that come with the legal actions."""
@@ -25,7 +25,7 @@ Check = Callable[[Any], "str | None"]
 
 
 def reward_problem(reward: Any) -> str | None:
-    """What is wrong with a reward."""
+    """Says what is wrong with a reward."""
     value = reward if type(reward) is float else _number(reward)
     if value is None:
         return f"the reward {_short(reward)} is not a number"
@@ -37,14 +37,14 @@ def reward_problem(reward: Any) -> str | None:
 
 
 def mask_problem(observation: Any) -> str | None:
-    """Whether no action is legal in an observation after which one must be taken."""
+    """Says so if no action is legal in an observation that is not the last of its episode."""
     if isinstance(observation, Mapping) and ACTION_MASK in observation and not np.any(observation[ACTION_MASK]):
         return "no action is legal (action_mask is all zeros), yet the episode goes on"
     return None
 
 
 def observation_check(space: gym.Space) -> Check:
-    """A function that says what is wrong with an observation of `space`; for arrays it takes microseconds."""
+    """Returns a function that says what is wrong with an observation of `space`; for arrays it takes microseconds."""
     if isinstance(space, gym.spaces.Box):
         return _box_check(space)
     if isinstance(space, gym.spaces.Dict):
@@ -57,7 +57,7 @@ def _box_check(space: gym.spaces.Box) -> Check:
     low, high = _bounds(space)
     limits: tuple[Any, Any] | None = (low, high)
     if dtype.kind in "iub":
-        # What an array of this type can hold at all needs no look.
+        # If the space allows every value of its dtype, there is nothing to compare.
         info = np.iinfo(dtype) if dtype.kind != "b" else None
         if info is None or (np.all(space.low == info.min) and np.all(space.high == info.max)):
             limits = None
@@ -72,7 +72,7 @@ def _box_check(space: gym.spaces.Box) -> Check:
             return f"the observation has dtype {observation.dtype}, its space has {dtype}"
         if same_type and limits is None:
             return None
-        # NaN compares as False, and the bounds are finite: this finds everything that must not be.
+        # NaN compares as False, and the bounds are finite: this finds NaN and infinities too.
         inside = (observation >= low) & (observation <= high)
         return None if inside.all() else _outside(observation, inside, space)
 
@@ -83,14 +83,14 @@ def _bounds(space: gym.spaces.Box) -> tuple[Any, Any]:
     """Lowest and highest values, finite, as scalars where they are the same everywhere (which compares faster)."""
     low, high = space.low, space.high
     if space.dtype.kind == "f":
-        # Whatever the space says: networks compute in float32.
+        # Unbounded spaces too get bounds, as networks compute in float32.
         largest = min(np.finfo(space.dtype).max, np.finfo(np.float32).max)
         low, high = np.maximum(low, -largest), np.minimum(high, largest)
-        # In float64, where the slack cannot overflow.
+        # The tolerance is added in float64, where it cannot overflow.
         low, high = low.astype(np.float64), high.astype(np.float64)
         low, high = low - ROUNDING * (1 + np.abs(low)), high + ROUNDING * (1 + np.abs(high))
         low, high = np.maximum(low, -float(largest)), np.minimum(high, float(largest))
-        # Compared in the observation's own type, as it mostly is float32 too.
+        # Back in the space's dtype, which observations usually have, so that comparing casts nothing.
         low, high = low.astype(space.dtype), high.astype(space.dtype)
     return _scalar_if_uniform(low), _scalar_if_uniform(high)
 

@@ -1,7 +1,7 @@
-"""What is wrong with an environment, found by playing it for a moment; every finding is a sentence with the cure.
+"""Finds what is wrong with an environment by playing it briefly; every finding is a sentence that says the cure.
 
-`examine` makes an environment, looks at its spaces and plays random legal actions. What EfficientZero could not play,
-or would stop at, is an error; what it would play but hardly learn from is a warning.
+`examine` makes an environment, checks its spaces and plays random legal actions. Findings that would prevent or stop
+training are errors; findings with which training would run but hardly learn are warnings.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from rllib_efficientzero.env.trial_play import BrokenError, Examination, Finding
 
 SLOW_STEPS_PER_S = 20.0
 EQUAL_ENDS = 3
-"""So many terminations in a row, all after the same number of steps, look like a time limit."""
+"""If at least this many episodes all terminate after the same number of steps, that looks like a time limit."""
 SHORTEST_LIMIT = 10
 SMALLEST_RETURN = 1e-3
 LARGEST_SUPPORT = 1_000
-"""Wider ones are not worth suggesting."""
+"""The largest support_size that is suggested."""
 EPSILON = 0.001
-"""Of the networks' scale; see `models.scalar_transform`, which needs torch."""
+"""Of the networks' value transform; repeated from `models.scalar_transform`, which would import torch."""
 
 
 def examine(
@@ -38,11 +38,11 @@ def examine(
 
     Args:
         make: makes the environment.
-        support_size: of the networks, which decides how large the rewards may be.
+        support_size: of the networks, which limits how large rewards may be.
         has_time_limit: whether episodes are known to end.
-        representation: of its actions (`action_representation`).
+        representation: the config's `action_representation`.
         max_steps: steps to play at most.
-        seconds: time to play, at most about.
+        seconds: approximate time to play at most.
     """
     examination = Examination()
     env = None
@@ -62,7 +62,7 @@ def examine(
 
 
 def largest_expressible(support_size: int) -> float:
-    """The largest reward or return that networks with this support can say; as `models.scalar_transform` has it."""
+    """The largest reward or return that networks with this support can express, as in `models.scalar_transform`."""
     slope = 1.0 + 2.0 * EPSILON
     root = 2.0 * support_size / (slope + math.sqrt(slope * slope + 4.0 * EPSILON * support_size))
     return root * (root + 2.0)
@@ -114,7 +114,7 @@ def _close(env: gym.Env, examination: Examination) -> None:
 
 
 def _judge(examination: Examination, lengths: list[tuple[int, bool]], support_size: int) -> list[Finding]:
-    """Warnings about what was seen as a whole."""
+    """Warnings that need all the episodes: about rewards, actions, episode lengths and speed."""
     findings = [*_reward_findings(examination, support_size)]
     if examination.actions == "1 action":
         findings.append(Finding("there is only one action", "nothing can be decided; give a choice", is_error=False))

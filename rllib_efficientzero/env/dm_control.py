@@ -1,12 +1,12 @@
-"""The DeepMind Control Suite as in the DMControl 100k benchmark: `DmcProtocol` says everything, `make_dmc` builds it.
+"""The DeepMind Control Suite as in DMControl 100k: `DmcProtocol` has all settings, `make_dmc` makes an environment.
 
-A decision of the agent repeats its action over `action_repeat` steps of the suite; what the benchmark counts as
-environment steps are the latter. Rewards are summed, and not clipped. Only the last of the repeated steps is rendered.
-The suite's own time limit (1000 steps) truncates an episode: its last observation is no terminal state, and the few
-tasks that end otherwise say so by a discount of 0.
+Each action of the agent is repeated over `action_repeat` steps of the suite; the benchmark counts the suite's steps as
+environment steps. Rewards are summed, and not clipped. Only the last of the repeated steps is rendered. The suite's own
+time limit (1000 steps) truncates an episode, as its last observation is no terminal state; the few tasks that terminate
+signal it by a discount of 0.
 
-Continuous actions are cut: `bins_per_dimension` equally spaced values in each dimension, whose combinations are the
-discrete actions (the paper's way, so that its search stays as it is).
+Continuous actions are discretised: each dimension has `bins_per_dimension` equally spaced values, whose combinations
+are the discrete actions (as in the paper, so that its search needs no change).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from rllib_efficientzero.env.spaces import MAX_JOINT_ACTIONS
 PREFIX = "dmc/"
 STATE_SUFFIX = "-state"
 ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "ball_in_cup": 4, "cheetah": 4, "finger": 2, "walker": 2}
-"""Steps per decision by domain, as in PlaNet and CURL, with whose numbers the paper compares; 2 elsewhere."""
+"""Suite steps per decision by domain, as in PlaNet and CURL, with which the paper compares; 2 in other domains."""
 CAMERAS = {"quadruped": 2}
-"""Cameras by domain where the first one does not show enough."""
+"""Camera ids of domains whose first camera does not show enough."""
 EXTRA = "rllib_efficientzero[dmc]"
 NO_BACKEND = "off"
-"""What dm_control calls it to draw with nothing."""
+"""dm_control's name of the backend when rendering is disabled."""
 
 
 def is_dmc_id(env: str) -> bool:
@@ -45,7 +45,7 @@ def is_dmc_id(env: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class DmcProtocol:
-    """How a task is played; what must be known to compare two returns.
+    """How a task is played: the settings that two returns must share to be comparable.
 
     Example:
         >>> DmcProtocol("dmc/cartpole-swingup").action_repeat
@@ -55,10 +55,10 @@ class DmcProtocol:
     """
 
     task: str
-    """`cartpole-swingup`; `dmc/` may stand before it, `-state` behind it"""
+    """`cartpole-swingup`, with `dmc/` before it and `-state` after it if wanted"""
     from_pixels: bool | None = None
-    """images u8`[image_size, image_size, 3]`; else the suite's own observations as one vector. By default, unless the
-    task's name ends in -state"""
+    """True: images u8`[image_size, image_size, 3]`; False: the suite's own observations as one vector. By default True
+    unless the task's name ends in -state"""
     action_repeat: int | None = None
     """steps per decision; by default `ACTION_REPEATS`"""
     bins_per_dimension: int | None = 5
@@ -68,8 +68,8 @@ class DmcProtocol:
     camera: int | None = None
     """by default `CAMERAS`, else 0"""
     render_quality: str = "full"
-    """"full": as the suite draws; "fast": without shadows and anti-aliasing, which looks different and takes a fifth of
-    the time without a GPU"""
+    """"full": as the suite renders; "fast": without shadows and anti-aliasing, which looks different and, without a
+    GPU, takes a fifth of the time"""
 
     def __post_init__(self) -> None:
         name = self.task.removeprefix(PREFIX)
@@ -121,7 +121,7 @@ class DmcProtocol:
 
     @property
     def evaluation_settings(self) -> dict[str, Any]:
-        """What differs when returns are evaluated: nothing."""
+        """Settings that differ in evaluation: none."""
         return {}
 
     def describe(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def make_dmc(env_config: Mapping[str, Any]) -> gym.Env:
         `bins_per_dimension` is None).
 
     Raises:
-        ValueError: see `DmcProtocol.from_config`; or the suite has no such task; or it has too many dimensions.
+        ValueError: see `DmcProtocol.from_config`; or the suite has no such task; or its binned actions are too many.
         ImportError: dm_control is not installed, or does not work with the mujoco that is.
         RenderingError: images are asked for, and neither EGL nor OSMesa works here.
     """
@@ -178,10 +178,10 @@ class DmcEnv(gym.Env):
         domain, _, task = self.protocol.task.partition("-")
         if (domain, task) not in suite.ALL_TASKS:
             raise ValueError(_unknown_task(self.protocol.task, ["-".join(pair) for pair in suite.ALL_TASKS]))
-        # Tasks draw their randomness, some of it the model's own, from a generator they are made with.
+        # Tasks get their random generator when they are made; some even build their model with it.
         self._env = suite.load(domain, task, task_kwargs={"random": seed})
         self._camera: Any = None
-        # The whole buffer is cleared and its samples averaged, whatever part of it is looked at.
+        # As small as the image: MuJoCo clears and averages the whole offscreen buffer, whatever part is read.
         buffer = self._env.physics.model.vis.global_
         buffer.offwidth = buffer.offheight = self.protocol.image_size
         if self.protocol.render_quality == "fast":
@@ -189,7 +189,7 @@ class DmcEnv(gym.Env):
             quality.offsamples, quality.shadowsize = 0, 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begins an episode; with a seed, in a task made anew with it."""
+        """Begins an episode; a seed makes the task anew, with that seed."""
         super().reset(seed=seed)
         if seed is not None:
             self.close()
@@ -218,12 +218,12 @@ class DmcEnv(gym.Env):
     def render(self) -> np.ndarray:
         """The current state as u8`[image_size, image_size, 3]`."""
         if self._camera is None:
-            # Kept: making one with its scene takes a tenth of the time of drawing.
+            # Kept between images: making a camera and its scene takes a tenth of the time of rendering.
             from dm_control.mujoco.engine import Camera
 
             size = self.protocol.image_size
             self._camera = Camera(self._env.physics, size, size, camera_id=self.protocol.camera)
-        return self._camera.render().copy()  # out of memory that the next image is drawn into
+        return self._camera.render().copy()  # the next image overwrites the camera's buffer
 
     def close(self) -> None:
         """Frees the simulation and its rendering context."""
@@ -258,7 +258,7 @@ class BinnedActions(gym.ActionWrapper):
         self.action_space = gym.spaces.Discrete(len(self.actions))
 
     def action(self, action: Any) -> np.ndarray:
-        """The combination that a discrete action stands for."""
+        """Returns the combination that a discrete action stands for."""
         return self.actions[int(action)]
 
 
@@ -283,7 +283,7 @@ def _unknown_task(task: str, known: list[str]) -> str:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Variables for a while, which processes that are started later do not inherit: theirs is their own choice."""
+    """Sets variables within the block only: processes started later must not inherit them, as they choose their own."""
     before = {name: os.environ[name] for name in variables.keys() & os.environ.keys()}
     os.environ.update(variables)
     try:
@@ -295,13 +295,14 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _import_suite(with_images: bool) -> Any:
-    """dm_control's suite, with a renderer that works."""
+    """Imports dm_control's suite, with a renderer that works."""
     load_triton_first()
     backend = getattr(sys.modules.get("dm_control._render"), "BACKEND", None)
     is_settled = backend in HEADLESS or (backend == NO_BACKEND and not with_images)
     variables = {}
     if "MUJOCO_GL" not in os.environ and not is_settled:
-        # RLlib imports parts of dm_control by itself, which then settles for a renderer that needs a screen, or fails.
+        # RLlib imports parts of dm_control by itself. dm_control may have chosen a renderer that needs a screen then,
+        # or found none: its modules are dropped and imported again with a renderer chosen here.
         variables = dict.fromkeys(("MUJOCO_GL", "PYOPENGL_PLATFORM"), choose_renderer(required=with_images))
         for name in [name for name in sys.modules if name.partition(".")[0] in ("dm_control", "OpenGL")]:
             del sys.modules[name]

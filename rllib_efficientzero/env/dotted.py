@@ -1,4 +1,4 @@
-"""Environments named by the dotted path of what makes them: a class, or a function of `env_config`."""
+"""Environments named by the dotted path of their maker: a class or function that is called with `env_config`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 
 def is_dotted_path(env: str) -> bool:
-    """Whether it reads `package.module.Class`; `Name-v2.5` does not, nor does `module:Name-v0`."""
+    """Whether `env` has the form `package.module.Class`, unlike `Name-v2.5` or `module:Name-v0`."""
     return "." in env and all(part.isidentifier() for part in env.split("."))
 
 
 def dotted_path_of(make: Any) -> str:
-    """The path of a class or function, by which others find it if it is defined in a module; of anything else its
-    `str`, by which nobody does."""
+    """The path of a class or function, which `import_maker` finds if it is defined at a module's top level; `str(make)`
+    of anything else, which cannot be imported."""
     return f"{make.__module__}.{make.__qualname__}" if hasattr(make, "__qualname__") else str(make)
 
 
 def import_maker(path: str) -> Callable[[Any], Any]:
-    """What makes the environment.
+    """Imports the class or function that makes the environment.
 
     Raises:
         ImportError: the module cannot be imported, or has nothing of this name that can be called.
@@ -32,7 +32,10 @@ def import_maker(path: str) -> Callable[[Any], Any]:
 
 
 def call_maker(make: Callable[[Any], Any], env_config: Mapping[str, Any]) -> Any:
-    """As RLlib calls what makes environments. Its `EnvContext` is a dict that takes seconds to import."""
+    """Makes the environment from a plain dict; only if that lacks an attribute, from an `EnvContext`, as RLlib does.
+
+    `EnvContext` is a dict with further attributes, and takes seconds to import.
+    """
     try:
         return make(dict(env_config))
     except AttributeError:

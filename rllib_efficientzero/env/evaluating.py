@@ -1,7 +1,7 @@
-"""Evaluating with all EnvRunners of a group, whatever happens to them.
+"""Evaluates with all EnvRunners of a group, even if some of them fail or hang.
 
-RLlib asks those again that hang, and takes it for done when as many episodes ended as were asked for, kept or not. Here
-whoever fails or hangs is replaced, as in self-play, and the others play its share from seeds of their own.
+RLlib keeps asking EnvRunners that hang, and stops when enough episodes have ended, even if it did not keep them all.
+Here an EnvRunner that fails or hangs is replaced, as in self-play, and the others play its share with other seeds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Share:
     num: int
     by_episodes: bool
     evaluation_round: int = 0
-    """beyond the first: what others did not play"""
+    """0: the first shares; more: rounds in which the shares of EnvRunners that failed are played by the others"""
     force_reset: bool = False
-    """of steps: the episodes that were going on are not gone on with"""
+    """only for shares in steps: begin new episodes instead of continuing those in progress"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Played:
 
 
 def play(env_runner: Any, share: Share) -> Played:
-    """Plays a share; called in the EnvRunner's process. An error comes back as a value."""
+    """Plays a share; called in the EnvRunner's process. An error is returned in `Played`, not raised."""
     try:
         if share.by_episodes:
             episodes = env_runner.sample(num_episodes=share.num, evaluation_round=share.evaluation_round)
@@ -50,10 +50,10 @@ def play(env_runner: Any, share: Share) -> Played:
 
 
 def evaluate_remotely(group: Any, config: Any) -> list[Played]:
-    """Plays `evaluation_duration` episodes or steps with the EnvRunners in service; fewer if all of them are lost.
+    """Plays `evaluation_duration` episodes or steps with the healthy EnvRunners; fewer if all of them are lost.
 
-    An EnvRunner that does not answer within `evaluation_sample_timeout_s`, or whose environment failed, is replaced,
-    for the next evaluation, within `max_num_env_runner_restarts`.
+    An EnvRunner that does not answer within `evaluation_sample_timeout_s`, or whose environment failed, is replaced for
+    the next evaluation, at most `max_num_env_runner_restarts` times.
 
     Args:
         group: the EnvRunnerGroup.
@@ -86,11 +86,11 @@ def evaluate_remotely(group: Any, config: Any) -> list[Played]:
             timeout_name="evaluation_sample_timeout_s",
         )
         judge(failures, config, "evaluation EnvRunner")
-        # In a fixed order: who answers first must not decide whose score comes first.
+        # Sorted, so that the order of scores does not depend on which EnvRunner answers first.
         played += sorted(answers, key=lambda answer: answer.worker_index)
         num_left -= sum(answer.num_episodes if by_episodes else answer.num_steps for answer in answers)
         if not failures:
-            break  # Everybody has played what was asked for, or there is nobody.
+            break  # All EnvRunners have played their shares, or none is left.
         evaluation_round += 1
     return played
 

@@ -1,7 +1,7 @@
-"""The border between environments and everything else: what is broken is found here, at once, and said in a sentence.
+"""Wrappers that check environments at every step, so that a broken one is found at once and named in one sentence.
 
-A `GuardedEnv` stands around every environment of a vector. It refuses rewards and observations that are not what they
-should be, and deals with environments that raise. Environments that come as a vector of their own are only checked.
+A `GuardedEnv` wraps every environment of a vector. It refuses invalid rewards and observations, and handles
+environments that raise. Environments that come as a ready-made vector are only checked, by `CheckedVectorEnv`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rllib_efficientzero.env import checks
 logger = logging.getLogger(__name__)
 
 DROPPED = "dropped"
-"""Key of the info of the step with which an episode was cut off because its environment broke; its value says why."""
+"""Info key of the last step of an episode that was cut off because its environment broke; its value says why."""
 MAX_SHORT_LIVES = 10
-"""So many episodes in a row that broke before they were SHORT_LIFE steps old, or resets that failed, end the run."""
+"""If so many episodes in a row break in fewer than SHORT_LIFE steps, or so many resets in a row fail, the run ends."""
 SHORT_LIFE = 10
 
 
@@ -39,16 +39,16 @@ class GuardPolicy:
     """What to do with an environment that is broken."""
 
     drop_bad_episodes: bool = False
-    """Drop what was not yet delivered of an episode with a bad step, and go on with a new one; else raise."""
+    """After a bad step, drop the part of the episode not yet returned by `sample` and begin a new one; else raise."""
     restart_failed: bool = False
-    """Make an environment that raised anew, and drop its episode likewise; else raise."""
+    """Make an environment that raised anew, and drop its episode in the same way; else raise."""
     largest_expressible: float = float("inf")
-    """Rewards beyond this saturate in the networks' support; they are counted and warned of, not refused."""
+    """Larger rewards saturate in the networks' support; they are counted and warned about, not refused."""
 
 
 @dataclasses.dataclass
 class GuardCounts:
-    """What a guard has met since it was made."""
+    """Counts of what a guard has seen since it was made."""
 
     bad_steps: int = 0
     restarts: int = 0
@@ -66,12 +66,12 @@ class GuardCounts:
 class GuardedEnv(gym.Wrapper):
     """One environment, checked at every step and made anew when it fails.
 
-    An episode that is dropped ends with a truncation whose info has `DROPPED`, so that a vector environment resets this
-    environment alone; the observation of that step is a stand-in.
+    A dropped episode ends with a truncation whose info has the key `DROPPED`, so that a vector environment resets only
+    this environment; the observation of that step is a placeholder.
 
     Raises:
-        BadEnvStepError: a step or reset was bad and is not to be dropped.
-        EnvFailedError: the environment raised and is not to be restarted, or it breaks again and again.
+        BadEnvStepError: a step or reset was bad, and the policy is not to drop the episode.
+        EnvFailedError: the environment raised and the policy is not to restart it, or it breaks again and again.
     """
 
     env: gym.Env
@@ -150,7 +150,7 @@ class GuardedEnv(gym.Wrapper):
         )
 
     def _fail(self, when: str, error: Exception) -> None:
-        """Raises, or makes the environment anew."""
+        """Raises, or makes the environment anew, as the policy says."""
         if not self._policy.restart_failed:
             raise EnvFailedError(f"{self._name} raised {_describe(error)} in {when}.") from error
         self._counts.restarts += 1
@@ -170,7 +170,7 @@ class GuardedEnv(gym.Wrapper):
             self._next_seed = int(self._seeds.integers(2**31))
 
     def _count_bad(self, when: str, problem: str) -> None:
-        """Raises, or counts and warns."""
+        """Counts a bad step or reset; then raises or warns, as the policy says."""
         self._counts.bad_steps += 1
         if not self._policy.drop_bad_episodes:
             raise_bad_step(self._name, when, problem)
@@ -186,7 +186,7 @@ class GuardedEnv(gym.Wrapper):
         )
 
     def _drop(self, problem: str) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """The step that ends a dropped episode."""
+        """Returns the step that ends a dropped episode; raises if too many episodes in a row ended early."""
         self._short_lives = self._short_lives + 1 if self._time < SHORT_LIFE else 0
         if self._short_lives >= MAX_SHORT_LIVES:
             raise EnvFailedError(
@@ -197,7 +197,7 @@ class GuardedEnv(gym.Wrapper):
 
 
 class CheckedVectorEnv(gym.vector.VectorWrapper):
-    """Checks an environment that is a vector by itself. What is broken in it cannot be made anew alone: it raises."""
+    """Checks an environment that is itself a vector. Raises on any problem: one part cannot be made anew alone."""
 
     def __init__(self, env: gym.vector.VectorEnv, *, name: str) -> None:
         super().__init__(env)
@@ -218,7 +218,7 @@ class CheckedVectorEnv(gym.vector.VectorWrapper):
         return observations, rewards, terminated, truncated, infos
 
     def _check(self, observations: Any, rewards: np.ndarray, done: np.ndarray) -> None:
-        """All environments at once; only if something is wrong, one after the other to say which."""
+        """Checks all environments at once; only if something is wrong, one by one to say which it is."""
         masks = observations.get(checks.ACTION_MASK) if isinstance(observations, dict) else None
         is_bad = (
             self._observations_problem(observations) is not None
@@ -239,7 +239,7 @@ class CheckedVectorEnv(gym.vector.VectorWrapper):
 
 
 def raise_bad_step(name: str, when: str, problem: str) -> NoReturn:
-    """Raises the one sentence that says where, when and what."""
+    """Raises a BadEnvStepError that says which environment, when, and what was wrong."""
     raise BadEnvStepError(
         f"{name}, {when}: {problem}. The step was not stored; on_bad_env_step='drop_episode' would drop such episodes "
         "and go on."
@@ -260,6 +260,6 @@ def _describe(error: Exception) -> str:
 
 
 def _warn(count: int, message: str, *args: Any) -> None:
-    """Warns of the 1st, 2nd, 4th, 8th, ... time: a broken environment must not fill the disk with logs."""
+    """Warns the 1st, 2nd, 4th, 8th, ... time only, so that a broken environment cannot fill the disk with logs."""
     if count & (count - 1) == 0:
         logger.warning(message + " (%d so far)", *args, count)

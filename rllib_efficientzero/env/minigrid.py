@@ -14,8 +14,8 @@ def make_pixels(env_config: Mapping[str, Any]) -> gym.Env:
     """The whole grid as u8 `[tiles * tile_size, tiles * tile_size, 3]`; reward 1 - 0.9 steps / limit at the goal.
 
     Args:
-        env_config: `name`, a gymnasium id of MiniGrid's; `tile_size`, pixels of a tile's side (8); what else the
-            environment takes.
+        env_config: `name`, a gymnasium id of MiniGrid's; `tile_size`, pixels along a tile's side (default 8); other
+            keys are arguments of the environment.
 
     Raises:
         ImportError: the package is not installed.

@@ -1,4 +1,4 @@
-"""Environments that go by a name of this package: the two benchmarks. Nothing here imports ray."""
+"""Environments that have a name in this package: Atari games and DMControl tasks. Nothing here imports Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Protocol = AtariProtocol | DmcProtocol
 
 
 def named_protocol(env: Any, env_config: Mapping[str, Any]) -> Protocol | None:
-    """The protocol of an environment with a name of ours; None of any other.
+    """The protocol of an environment that is named here; None for any other.
 
     Raises:
         ValueError: `env_config` has a setting that is unknown, or a bad value.
@@ -30,8 +30,8 @@ def named_protocol(env: Any, env_config: Mapping[str, Any]) -> Protocol | None:
 
 
 def named_maker(env: str) -> Callable[[Mapping[str, Any]], Any] | None:
-    """What makes the environment of this name from its env_config, or a vector of them if that has `num_envs`; None if
-    the name is not one of ours."""
+    """Returns the function that makes the environment of this name from an env_config, or a vector of them if the
+    env_config has `num_envs`; None for other names."""
     if is_atari_id(env):
         return functools.partial(_make_games, env)
     if is_dmc_id(env):

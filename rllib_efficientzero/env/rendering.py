@@ -1,4 +1,4 @@
-"""Which OpenGL MuJoCo can draw with where there is no screen."""
+"""Chooses the OpenGL with which MuJoCo can render without a screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import os
 import pathlib
 
 PACKAGES = {"egl": "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
-"""What Debian and Ubuntu call what each needs."""
+"""Debian and Ubuntu packages that each renderer needs."""
 HEADLESS = ("egl", "osmesa")
 """Values of MUJOCO_GL that need no screen."""
 EGL_PLATFORM_DEVICE = 0x313F
@@ -19,14 +19,14 @@ MAX_DEVICES = 16
 
 
 class RenderingError(RuntimeError):
-    """Nothing here can draw."""
+    """No renderer works on this machine."""
 
 
 def load_triton_first() -> None:
-    """Load Triton, where it is installed, before Mesa is.
+    """Loads Triton, if it is installed, before Mesa is loaded.
 
-    Mesa's drivers bring an LLVM, and so does Triton, which crashes when it comes second. torch loads it on occasions
-    that nobody would expect, such as to be made deterministic. Where Mesa was loaded before this, nothing is done.
+    Mesa's drivers and Triton each bring an LLVM, and Triton crashes if it is loaded second. torch loads Triton on
+    unexpected occasions, such as a call of `use_deterministic_algorithms`. If Mesa is already loaded, does nothing.
     """
     if not _is_llvm_loaded():
         with contextlib.suppress(ImportError):
@@ -34,7 +34,7 @@ def load_triton_first() -> None:
 
 
 def _is_llvm_loaded() -> bool:
-    """Whether this process has loaded an LLVM as a library, which Triton's own is not."""
+    """Whether this process has loaded LLVM as a shared library. Triton's LLVM does not count: it is linked in."""
     try:
         return "/libLLVM" in pathlib.Path("/proc/self/maps").read_text()
     except OSError:  # not Linux: there is no Triton either
@@ -47,7 +47,7 @@ def must_load_triton_first() -> bool:
 
 
 def choose_renderer(*, required: bool = True) -> str:
-    """The value of MUJOCO_GL that works: "egl" (on a GPU where there is one), else "osmesa", else "disabled".
+    """Returns a value of MUJOCO_GL that works: "egl" (on a GPU if there is one), else "osmesa", else "disabled".
 
     Raises:
         RenderingError: neither works, and one is required.
@@ -65,8 +65,8 @@ def choose_renderer(*, required: bool = True) -> str:
 
 
 def _egl_works() -> bool:
-    """Whether an EGL display can be initialised on any device. Asked of the library itself: PyOpenGL can only be loaded
-    for one of the two, and stays with it."""
+    """Whether an EGL display can be initialised on any device. Calls the EGL library directly: once PyOpenGL is loaded
+    for EGL, it could not be switched to OSMesa."""
     load_triton_first()
     name = ctypes.util.find_library("EGL")
     if name is None or not ctypes.util.find_library("GL"):

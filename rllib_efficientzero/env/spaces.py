@@ -1,7 +1,7 @@
-"""Which spaces EfficientZero plays, and how an environment's own are brought into that form.
+"""The spaces that EfficientZero supports, and how an environment's own spaces are converted to them.
 
-Everything behind the border sees actions that are `Discrete` from 0 on, `MultiDiscrete` from 0 on or `Box(-1, 1, [D])`,
-and observations that are vectors `[D]` or images `[H, W, C]`, alone or in a dict of `observations` and `action_mask`.
+The converted actions are `Discrete` from 0 on, `MultiDiscrete` from 0 on or `Box(-1, 1, [D])`. The converted
+observations are vectors `[D]` or images `[H, W, C]`, alone or in a dict of `observations` and `action_mask`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 from rllib_efficientzero.env.checks import ACTION_MASK, OBSERVATIONS
 
 MAX_JOINT_ACTIONS = 1024
-"""Combinations of a MultiDiscrete space that are played as actions of their own."""
+"""A MultiDiscrete space with at most so many combinations can be played as one Discrete action per combination."""
 SMALLEST_IMAGE = 8
-"""Sides of an image; smaller ones are vectors."""
+"""The smallest side of an image, in pixels; smaller arrays are flattened to vectors."""
 
 SUPPORTED = (
     "Supported are Discrete, MultiDiscrete, MultiBinary and bounded Box actions, and observations that are vectors, "
@@ -31,16 +31,17 @@ Transform = Callable[[Any], Any]
 
 
 class View(NamedTuple):
-    """A space as it is played, and the function that brings values into it (observations) or out of it (actions).
+    """A converted space, and the function that converts observations to it, or actions back to the environment's.
 
-    Functions of observations work on the last axes, so that they take single observations and batches alike, but for
-    those of spaces that are not Box, which take single ones.
+    Functions of observations work on the last axes, so that they accept single observations and batches alike, except
+    those of spaces that are not Box, which accept only single ones.
     """
 
     space: gym.Space
     transform: Transform | None
     """None if values stay as they are."""
     batched: bool = True
+    """whether the function accepts batches of observations"""
 
 
 class UnsupportedSpaceError(ValueError):
@@ -51,10 +52,10 @@ class UnsupportedSpaceError(ValueError):
 
 
 def adapt(env: gym.Env, representation: str = "auto") -> gym.Env:
-    """An environment with the spaces that are played; `representation` of its actions as in `action_view`.
+    """Wraps an environment so that its spaces are the converted ones; `representation` is that of `action_view`.
 
     Raises:
-        UnsupportedSpaceError: its spaces cannot be brought into that form.
+        UnsupportedSpaceError: its spaces cannot be converted.
     """
     actions, observations = views(env.action_space, env.observation_space, representation)
     if observations.transform is not None:
@@ -65,7 +66,7 @@ def adapt(env: gym.Env, representation: str = "auto") -> gym.Env:
 
 
 def adapt_vector(env: gym.vector.VectorEnv, representation: str = "auto") -> gym.vector.VectorEnv:
-    """`adapt` for an environment that is a vector by itself."""
+    """`adapt` for an environment that is itself a vector."""
     single = env.single_observation_space
     actions, observations = views(env.single_action_space, single, representation)
     if not observations.batched or actions.transform is not None:
@@ -84,10 +85,10 @@ def adapt_vector(env: gym.vector.VectorEnv, representation: str = "auto") -> gym
 
 
 def views(actions: gym.Space, observations: gym.Space, representation: str = "auto") -> tuple[View, View]:
-    """How actions and observations are played; `representation` as in `action_view`.
+    """The converted spaces of actions and observations; `representation` is that of `action_view`.
 
     Raises:
-        UnsupportedSpaceError: they cannot be, or not with each other.
+        UnsupportedSpaceError: one of them is not supported, or not in combination with the other.
     """
     found = action_view(actions, representation), observation_view(observations, actions)
     if isinstance(found[1].space, Dict) and not isinstance(found[0].space, Discrete):
@@ -101,12 +102,12 @@ def views(actions: gym.Space, observations: gym.Space, representation: str = "au
 
 
 def action_view(space: gym.Space, representation: str = "auto") -> View:
-    """Actions in a form that is searched: from 0 on, or within [-1, 1], whatever they are called in `space`.
+    """Converts an action space to one that the search handles: whole numbers from 0 on, or values within [-1, 1].
 
     Args:
         space: the environment's.
-        representation: "enumerated": Discrete; "sampled": MultiDiscrete or Box(-1, 1, [D]); "auto": enumerated, if
-            there are at most `MAX_JOINT_ACTIONS` of them or the space itself is Discrete.
+        representation: "enumerated": Discrete; "sampled": MultiDiscrete or Box(-1, 1, [D]); "auto": enumerated if the
+            space is Discrete or has at most `MAX_JOINT_ACTIONS` actions, else sampled.
     """
     if isinstance(space, Box):
         return _box_actions(space, representation)
@@ -122,7 +123,7 @@ def action_view(space: gym.Space, representation: str = "auto") -> View:
 
 
 def _choices(space: gym.Space, sizes: np.ndarray, start: np.ndarray, representation: str) -> View:
-    """One action per combination, the last component changing fastest; or each component by itself."""
+    """One Discrete action per combination, the last component changing fastest; or, sampled, a MultiDiscrete space."""
     combinations = math.prod(int(size) for size in sizes)
     if representation == "sampled" or (representation == "auto" and combinations > MAX_JOINT_ACTIONS):
         return View(MultiDiscrete(sizes), functools.partial(_shifted_components, start=start))
@@ -135,7 +136,7 @@ def _choices(space: gym.Space, sizes: np.ndarray, start: np.ndarray, representat
 
 
 def _box_actions(space: Box, representation: str) -> View:
-    """Vectors within [-1, 1], of which -1 and 1 stand for the bounds."""
+    """Vectors within [-1, 1], where -1 and 1 stand for the lower and upper bound."""
     if representation == "enumerated":
         raise UnsupportedSpaceError(
             f"the actions of {space} cannot be enumerated; action_representation 'sampled' plays them"
@@ -165,7 +166,7 @@ def _scaled(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndar
     scaled = (1.0 - share) * low + share * high
     if low.dtype.kind in "iu":
         scaled = np.rint(scaled)
-    # Rounded to the bounds' own type a value could lie beyond them.
+    # Rounding to the dtype of the bounds can move a value beyond them.
     return np.clip(scaled.astype(low.dtype), low, high)
 
 
@@ -177,7 +178,7 @@ def _components(action: Any, *, sizes: np.ndarray, start: np.ndarray) -> np.ndar
 
 
 def observation_view(space: gym.Space, action_space: gym.Space) -> View:
-    """Vectors or images, with the mask of legal actions where there is one."""
+    """Converts an observation space to vectors or images, with the mask of legal actions if there is one."""
     if isinstance(space, Dict) and ACTION_MASK in space.spaces:
         return _masked_view(space, action_space)
     if isinstance(space, Box):
@@ -190,7 +191,7 @@ def observation_view(space: gym.Space, action_space: gym.Space) -> View:
 
 
 def _has_flat_form(space: gym.Space) -> bool:
-    """Whether a space is made of numbers and choices; gymnasium would flatten texts too, to numbers without meaning."""
+    """Whether a space consists of numbers and choices. Text does not count: gymnasium's flattening of it is useless."""
     if isinstance(space, Tuple):
         return all(map(_has_flat_form, space.spaces))
     if isinstance(space, Dict):
@@ -199,7 +200,7 @@ def _has_flat_form(space: gym.Space) -> bool:
 
 
 def _masked_view(space: Dict, action_space: gym.Space) -> View:
-    """RLlib's convention; the other key may have another name, as in PettingZoo."""
+    """A Dict of observations and action_mask, RLlib's convention; the first key may have another name (PettingZoo)."""
     others = [key for key in space.spaces if key != ACTION_MASK]
     if len(others) != 1:
         raise UnsupportedSpaceError(
@@ -216,7 +217,7 @@ def _masked_view(space: Dict, action_space: gym.Space) -> View:
 
 
 def _number_of_masked(action_space: gym.Space) -> int:
-    """Of MultiDiscrete spaces so many combinations, each with an entry of its own in the mask."""
+    """The number of entries that a mask must have: one per action, or one per combination of a MultiDiscrete space."""
     try:
         return int(action_view(action_space, "enumerated").space.n)
     except UnsupportedSpaceError as error:
@@ -244,7 +245,7 @@ def _box_view(space: Box) -> View:
 
 
 def _box_steps(space: Box) -> list[Transform]:
-    """What must be done to a Box so that it is a vector or an image with its channels last."""
+    """The functions that, one after the other, turn values of a Box into a vector or an image with channels last."""
     shape = space.shape
     if 0 in shape or len(shape) > 4 or (len(shape) == 4 and shape[0] != 1):
         raise UnsupportedSpaceError(f"EfficientZero cannot read observations of shape {shape}")
@@ -252,7 +253,7 @@ def _box_steps(space: Box) -> list[Transform]:
     if space.dtype == np.float64:
         steps.append(functools.partial(_cast, dtype=np.float32))
     if space.dtype.kind == "u" and space.dtype != np.uint8:
-        steps.append(functools.partial(_cast, dtype=np.int64))  # torch knows no other unsigned numbers
+        steps.append(functools.partial(_cast, dtype=np.int64))  # torch supports no unsigned dtype but uint8
     if len(shape) == 4:
         steps.append(_without_first_axis)
         shape = shape[1:]
@@ -272,7 +273,8 @@ def _box_steps(space: Box) -> list[Transform]:
 
 
 def _has_channels_first(shape: tuple[int, ...]) -> bool:
-    """Images are often square; else they have more pixels along each side than channels."""
+    """Whether an image's channels come first: if two adjacent sides are equal, the third axis is that of the channels;
+    else the channels are the shorter of the first and last axes."""
     first, middle, last = shape
     if first == middle or middle == last:
         return first != middle
@@ -290,7 +292,7 @@ def _in_turn(value: Any, *, first: Transform, second: Transform) -> Any:
 
 
 def _cast(array: np.ndarray, *, dtype: Any) -> np.ndarray:
-    # The bounds of a space may be too large for float32: they become infinite. Observations were checked before.
+    # Bounds of a space that are too large for float32 become infinite. Observations were checked before.
     with np.errstate(over="ignore"):
         return array.astype(dtype)
 

@@ -1,4 +1,4 @@
-"""An environment played for a moment by random legal actions, and everything that it hands over looked at."""
+"""Plays an environment briefly with random legal actions, and checks everything that it returns."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rllib_efficientzero.env.spaces import UnsupportedSpaceError, View, views
 
 SEED = 17
 REPLAYED_STEPS = 20
-"""So many steps are played twice from one seed."""
+"""So many steps are played twice with the same seed."""
 FEWEST_STEPS = 5
-"""However long they take."""
+"""An episode plays at least so many steps, however long they take."""
 LONGEST_EPISODE = 2_000
 RESET = "reset(self, *, seed=None, options=None)"
 LARGEST_IMAGE_FLOAT = 10.0
-"""Images of floats are meant to be about 0 to 1."""
+"""Images of floats should be about 0 to 1; larger values than this one are warned about."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Finding:
     cure: str
     """a clause that says what to do"""
     is_error: bool = True
-    """whether it cannot be played like this; else it is learned from badly"""
+    """whether it prevents playing; else it makes learning worse"""
     in_play: bool = True
-    """whether it was met while playing; else the environment cannot be made, or has unsupported spaces"""
+    """whether it was found while playing; else the environment cannot be made, or has unsupported spaces"""
 
     def __str__(self) -> str:
         return f"{self.problem}{'' if self.problem.endswith('?') else ':'} {self.cure}."
@@ -45,32 +45,32 @@ class Finding:
 
 @dataclasses.dataclass
 class Examination:
-    """What was found, and what was measured on the way."""
+    """The findings about an environment, and measurements made while playing it."""
 
     findings: list[Finding] = dataclasses.field(default_factory=list)
     observations: str = ""
-    """how observations are seen, such as "images 96 x 96 x 3"; empty if there is no such environment"""
+    """the converted observations, such as "images 96 x 96 x 3"; empty if the environment could not be made"""
     actions: str = ""
     spaces: tuple[gym.Space, gym.Space] | None = None
-    """of observations and of actions, as they are played"""
+    """converted spaces of observations and of actions, see `spaces.views`"""
     steps: int = 0
     env_seconds: float = 0.0
     """spent inside the environment"""
     seeded_resets_s: float = 0.0
-    """of these, in resets with a seed, some of which load the environment anew"""
+    """the part of `env_seconds` in resets with a seed, some of which load the environment anew"""
     rewards: list[float] = dataclasses.field(default_factory=list)
     returns: list[float] = dataclasses.field(default_factory=list)
     """of episodes that ended"""
 
     @property
     def steps_per_second(self) -> float:
-        """Of the environment alone, resets included, but for those with a seed."""
+        """Speed of the environment alone, including resets without a seed."""
         seconds = self.env_seconds - self.seeded_resets_s
         return self.steps / seconds if seconds > 0 else math.inf
 
 
 class BrokenError(Exception):
-    """Playing on makes no sense; carries the finding."""
+    """The environment cannot be played further; carries the finding that says why."""
 
     def __init__(self, problem: str, cure: str, *, in_play: bool = True) -> None:
         super().__init__(problem)
@@ -78,7 +78,7 @@ class BrokenError(Exception):
 
 
 class Player:
-    """Plays an environment as an EnvRunner would, and looks at all that it hands over."""
+    """Plays an environment as an EnvRunner would, and checks everything that it returns."""
 
     def __init__(
         self, env: gym.Env, examination: Examination, *, has_time_limit: bool, representation: str = "auto"
@@ -100,11 +100,11 @@ class Player:
 
     @property
     def warnings(self) -> list[Finding]:
-        """One of each kind."""
+        """The first warning of each kind."""
         return list(self._warnings.values())
 
     def play(self, max_steps: int, seconds: float) -> None:
-        """Plays from a seed, twice, then on until the steps or the time (without the first reset's) are used up."""
+        """Plays twice with the same seed, then on until the steps or the time (excluding the first reset) run out."""
         self._reset(SEED)
         deadline = time.monotonic() + seconds
         first = self._episode(min(REPLAYED_STEPS, max_steps), deadline, seed=SEED)
@@ -120,7 +120,8 @@ class Player:
             self._episode(max_steps - self._examination.steps, deadline, seed=None)
 
     def _episode(self, max_steps: int, deadline: float, *, seed: int | None) -> list[Any]:
-        """Plays to the episode's end, or so many steps; returns (observation, reward) of each, the reset's first."""
+        """Plays to the episode's end, `max_steps` or the deadline; returns (observation, reward) of the reset and of
+        each step."""
         observation = self._reset(seed)
         history: list[Any] = [(_copied(observation), 0.0)]
         total, length, done = 0.0, 0, False
@@ -203,7 +204,7 @@ class Player:
         return result
 
     def _choose(self, observation: Any) -> Any:
-        """A random legal action, as the environment calls it."""
+        """A random legal action, in the environment's own action space."""
         space = self._actions.space
         if not isinstance(space, gym.spaces.Discrete):
             space.seed(int(self._generator.integers(2**31)))
@@ -249,7 +250,7 @@ def _views(env: gym.Env, representation: str) -> tuple[View, View]:
 
 
 def _takes_seed(env: gym.Env) -> bool:
-    """Whether `reset` of the environment, and of each that it wraps, takes what it is given."""
+    """Whether `reset` of the environment, and of each environment that it wraps, accepts the arguments it gets."""
     given = {"seed": None}
     while True:
         try:
@@ -257,7 +258,7 @@ def _takes_seed(env: gym.Env) -> bool:
         except TypeError:
             return False
         except ValueError:
-            pass  # of what is compiled nothing is known
+            pass  # compiled functions may have no signature
         if not isinstance(env, gym.Wrapper):
             return True
         env, given = env.env, {"seed": None, "options": None}
@@ -295,7 +296,7 @@ def _is_float_image(space: gym.Space) -> bool:
 
 
 def _wider(observation: Any, space: gym.Space) -> tuple[np.dtype, np.dtype] | None:
-    """Dtypes of an observation and its space, if the former has more digits."""
+    """The dtypes of an observation and of its space, if they differ."""
     if isinstance(observation, dict) and isinstance(space, gym.spaces.Dict):
         found = (_wider(value, space[key]) for key, value in observation.items())
         return next((pair for pair in found if pair), None)
@@ -305,7 +306,7 @@ def _wider(observation: Any, space: gym.Space) -> tuple[np.dtype, np.dtype] | No
 
 
 def _copied(observation: Any) -> Any:
-    """Some environments write every observation into the same array."""
+    """A copy of an observation: some environments write every observation into the same array."""
     if isinstance(observation, np.ndarray):
         return observation.copy()
     if isinstance(observation, dict):

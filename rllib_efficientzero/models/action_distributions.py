@@ -1,4 +1,4 @@
-"""Families of distributions over action vectors, for action spaces whose members are too many to be listed.
+"""Families of distributions over action vectors, for action spaces with too many actions to enumerate.
 
 The policy head predicts the parameters of such a distribution; the search chooses between actions drawn from it (Hubert
 et al. 2021, "Learning and planning in complex action spaces"; EfficientZero V2, section 4.1).
@@ -19,9 +19,9 @@ from torch import Tensor
 
 
 class ActionDistribution(Protocol):
-    """What networks, search and losses need of a family.
+    """The interface of a family, as networks, search and losses use it.
 
-    In the shapes below `...` stands for any axes, M for a number of actions, P for `policy_size`, D for `action_size`,
+    In the shapes below, `...` stands for any axes, M for a number of actions, P for `policy_size`, D for `action_size`,
     Z for `noise_size`, E for `encoded_size`.
     """
 
@@ -30,20 +30,20 @@ class ActionDistribution(Protocol):
     action_size: int
     """D: numbers in an action"""
     noise_size: int
-    """Z: random numbers behind an action"""
+    """Z: random numbers from which an action is sampled"""
     encoded_size: int
-    """E: numbers by which an action enters the dynamics"""
+    """E: numbers that encode an action as an input of the dynamics"""
     dtype: np.dtype[Any]
-    """of the actions that an environment takes"""
+    """of the actions that are passed to an environment"""
 
     def encode(self, action: Tensor) -> Tensor:
         """`[B, D]` -> `[B, E]` float32."""
 
     def draw_noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """`[*shape, Z]` float32, what is random in so many actions; noise 0 stands for the likeliest action."""
+        """Draws the noise of `shape` actions, `[*shape, Z]` float32. Zero noise gives the likeliest action."""
 
     def sample(self, policy: Tensor, noise: Tensor, width: Tensor | float) -> Tensor:
-        """Actions out of noise.
+        """Computes actions from noise.
 
         Args:
             policy: `[B, P]`.
@@ -56,26 +56,26 @@ class ActionDistribution(Protocol):
         """
 
     def log_prob(self, policy: Tensor, actions: Tensor) -> Tensor:
-        """`[..., P]`, `[..., M, D]` -> `[..., M]` float32 logarithms of probabilities, or of their densities."""
+        """`[..., P]`, `[..., M, D]` -> `[..., M]` float32 logarithms of probabilities, or of probability densities."""
 
     def entropy(self, policy: Tensor) -> Tensor:
         """`[..., P]` -> `[...]` float32, in nats."""
 
     def draw_uniform(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """`[*shape, D]` float32, whatever the policy."""
+        """Draws uniform actions `[*shape, D]` float32, independent of the policy."""
 
 
 class SquashedGaussian:
-    """`[-1, 1]^D`: the tangens hyperbolicus of independent normal variables.
+    """Actions in `[-1, 1]^D`: the hyperbolic tangent of independent normal variables.
 
-    Of the 2 D parameters the first half are means, within +-5, the rest standard deviations of at least 0.1, both
-    smooth functions of what the head predicts; a head that predicts zeros has mean 0 and standard deviation 1.
+    The first half of the 2 D parameters gives the means, within +-5, the other half the standard deviations, at least
+    0.1. Both are smooth functions of the head's output; zeros give mean 0 and standard deviation 1.
     """
 
     LARGEST_MEAN = 5.0
     SMALLEST_STD = 0.1
     LARGEST_ACTION = 0.999
-    """Actions are cut here, so that their densities stay finite."""
+    """Actions are clipped to +- this, so that their densities stay finite."""
 
     def __init__(self, size: int) -> None:
         self.action_size = self.noise_size = self.encoded_size = size
@@ -100,7 +100,7 @@ class SquashedGaussian:
         return (normal - torch.log1p(-actions.square())).sum(dim=-1)
 
     def entropy(self, policy: Tensor) -> Tensor:
-        """That of the normal variables plus the mean logarithm of the squashing's slope, by quadrature."""
+        """The normal variables' entropy plus the mean logarithm of the slope of tanh, which is found by quadrature."""
         mean, std = self._moments(policy)
         nodes, weights = _quadrature(mean.device)
         at = mean.unsqueeze(-1) + std.unsqueeze(-1) * nodes
@@ -123,12 +123,12 @@ _SPREAD_OF_ONE = math.log(math.expm1(1.0 - SquashedGaussian.SMALLEST_STD))
 
 @functools.cache
 def _quadrature(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss and Hermite's, `[24]` float32 each, for means over standard normal variables.
+    """Gauss-Hermite nodes and weights, `[24]` float32 each, for means over a standard normal variable.
 
-    Made once, since what comes from the host in every call could not be recorded in a CUDA graph.
+    Cached, since a copy from the host in every call could not be recorded in a CUDA graph.
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(24)
-    with torch.inference_mode(False):  # whoever asks first, others compute gradients with them
+    with torch.inference_mode(False):  # the first caller may be in inference mode, while later ones need gradients
         parts = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in (nodes, weights / weights.sum()))
         return tuple(parts)  # type: ignore[return-value]
 
@@ -136,7 +136,7 @@ def _quadrature(device: torch.device) -> tuple[Tensor, Tensor]:
 class IndependentCategoricals:
     """One choice per factor: component d of an action is one of 0 .. sizes[d] - 1, independent of the others.
 
-    The parameters are the logits of all factors, end to end.
+    The parameters are the concatenated logits of all factors.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -151,11 +151,11 @@ class IndependentCategoricals:
         return torch.cat([F.one_hot(choice, size) for choice, size in zip(choices, self.sizes, strict=True)], dim=-1)
 
     def draw_noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Gumbel's: the largest of logits with noise is a sample."""
+        """Draws Gumbel noise: the index of the largest sum of logit and noise is a sample of the categorical."""
         return rng.gumbel(size=(*shape, self.noise_size)).astype(np.float32)
 
     def sample(self, policy: Tensor, noise: Tensor, width: Tensor | float) -> Tensor:
-        """`width` is the temperature of all factors."""
+        """See `ActionDistribution`; `width` is the temperature of all factors."""
         scores = policy.float().unsqueeze(-2) / width + noise
         return torch.stack([part.argmax(dim=-1) for part in scores.split(self.sizes, dim=-1)], dim=-1).float()
 
@@ -174,14 +174,14 @@ class IndependentCategoricals:
 
 
 Actions = int | ActionDistribution
-"""What there is to do: so many actions that are numbered from 0, or those of a distribution."""
+"""A policy's actions: the number of enumerated actions, or the distribution that actions are drawn from."""
 
 
 def actions_of(space: gym.Space) -> Actions:
-    """The actions of a space as it is played (see `env.spaces`).
+    """The actions of a space that `env.spaces` converted.
 
     Raises:
-        ValueError: it is neither Discrete from 0 on, nor Box(-1, 1, [D]), nor MultiDiscrete from 0 on.
+        ValueError: the space is neither Discrete from 0 on, nor Box(-1, 1, [D]), nor MultiDiscrete from 0 on.
     """
     if isinstance(space, gym.spaces.Discrete) and space.start == 0:
         return int(space.n)

@@ -1,4 +1,4 @@
-"""Chooses the networks for an observation shape, and lets users choose other ones."""
+"""Builds the networks for an observation shape, and lets users replace parts of them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from rllib_efficientzero.models.representation import ImageRepresentation, Vecto
 
 
 class Networks:
-    """Makes the parts of the networks for observations of one shape. Subclass it to bring your own.
+    """Makes the parts of the networks for observations of one shape. Subclass it to replace parts by your own.
 
-    Name the subclass in `model_config["networks"]`, itself or by its dotted path. What it does not override fits itself
-    to the latents that `representation` makes: images `[C, h, w]` or vectors `[D]`.
+    Set `model_config["networks"]` to the subclass or its dotted path. Parts that it does not override adapt to the
+    latents that its `representation` makes: images `[C, h, w]` or vectors `[D]`.
 
     Example:
         >>> class Wide(Networks):
@@ -63,7 +63,7 @@ class Networks:
 
     @property
     def in_features(self) -> int:
-        """What `representation` takes: channels of images `[B, in_features, H, W]`, or width of `[B, in_features]`."""
+        """Inputs of `representation`: channels of images `[B, in_features, H, W]`, or width of `[B, in_features]`."""
         return self.stacked_shape[0] * self.stacked_shape[-1]
 
     # --- The parts ---------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class Networks:
         return ImageRepresentation(self.in_features, config.channels, config.num_blocks, halvings)
 
     def dynamics(self, latent_shape: tuple[int, ...]) -> nn.Module:
-        """g: latent, actions `[B]`, or `[B, D]` where they are sampled -> next latent, of the same shape."""
+        """g: latent, actions `[B]` (or `[B, D]` if they are sampled) -> next latent, of the same shape."""
         config = self.config
         if len(latent_shape) == 1:
             return VectorDynamics(latent_shape[0], action_encoding(self.actions, "one_hot"), config.mlp_hidden)
@@ -86,7 +86,7 @@ class Networks:
         return ImageDynamics(latent_shape[0], encoding, config.num_blocks)
 
     def value_prefix(self, latent_shape: tuple[int, ...]) -> ValuePrefixHead:
-        """Latents -> `[B, support]` logits of the sum of their rewards."""
+        """The head: successive latents -> `[B, support]` logits of the sum of their rewards."""
         config = self.config
         features: nn.Module = nn.Identity()
         in_features = math.prod(latent_shape)
@@ -113,10 +113,10 @@ class Networks:
     # --- Together ----------------------------------------------------------------------------------------------------
 
     def build(self) -> EfficientZeroNetwork:
-        """All of them as one module.
+        """Makes all parts and combines them in one module.
 
         Raises:
-            ValueError: parts do not fit each other; the message names both shapes.
+            ValueError: the parts do not fit each other; the message names both shapes.
         """
         representation = self.representation()
         latent = _run("representation", representation, self._sample_planes())
@@ -137,8 +137,8 @@ class Networks:
         if type(self) is not Networks:
             self._check(network, latent)
         if len(self.stacked_shape) == 4:
-            # Convolutions whose weights lie this way hand their outputs on this way: measured, a fifth less time per
-            # update.
+            # Convolutions whose weights are channels last have outputs that are channels last: measured, a fifth less
+            # time per update.
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
 
@@ -146,7 +146,7 @@ class Networks:
         return torch.zeros(2, self.in_features, *self.stacked_shape[1:-1])
 
     def _check(self, network: EfficientZeroNetwork, latent: Tensor) -> None:
-        """Whether the parts of `network` fit each other, given two latents."""
+        """Checks on two latents that the parts of `network` fit each other; raises ValueError if not."""
         made = f"the representation makes latents of shape {network.latent_shape}"
         vector = () if self.distribution is None else (self.distribution.action_size,)
         action = torch.zeros(len(latent), *vector, dtype=torch.int64)
@@ -170,7 +170,7 @@ class Networks:
 
 
 def build_network(stacked_shape: tuple[int, ...], actions: Actions, config: ModelConfig) -> EfficientZeroNetwork:
-    """Build the networks for stacked observations, those of `config.networks` if it names any.
+    """Builds the networks for stacked observations, by the class `config.networks` if it is set.
 
     Args:
         stacked_shape: `(S, H, W, C)` for S stacked images, `(S, D)` for S stacked vectors.
@@ -178,18 +178,18 @@ def build_network(stacked_shape: tuple[int, ...], actions: Actions, config: Mode
         config: sizes.
 
     Raises:
-        ValueError: the shape is neither; or custom networks cannot be imported, or do not fit each other.
+        ValueError: the shape is neither; or custom networks cannot be imported, or their parts do not fit each other.
     """
     return networks_class(config.networks)(stacked_shape, actions, config).build()
 
 
 def build_consistency_heads(latent_shape: tuple[int, ...], config: ModelConfig) -> ConsistencyHeads:
-    """The heads that compare latents of a network (of its `latent_shape`); used in training only."""
+    """Builds the heads of the consistency loss for a network's `latent_shape`; they are used in training only."""
     return ConsistencyHeads(math.prod(latent_shape), config)
 
 
 def networks_class(networks: Any) -> type[Networks]:
-    """The class that `model_config["networks"]` means: one itself, the dotted path of one, or None for `Networks`.
+    """The class that `model_config["networks"]` means: a class, its dotted path, or None for `Networks`.
 
     Raises:
         ValueError: it cannot be imported, or is no subclass of `Networks`.
@@ -216,12 +216,12 @@ def path_of(networks: type[Networks] | str) -> str:
 
 
 def num_halvings(height: int, width: int, latent_side: int) -> int:
-    """How often images are halved so that the longer side comes nearest to `latent_side`."""
+    """How often to halve images so that the longer side comes nearest to `latent_side`."""
     return max(0, round(math.log2(max(height, width) / latent_side)))
 
 
 class _Method(nn.Module):
-    """From a latent to value prefix logits, as one call."""
+    """Computes value prefix logits from a latent in one call."""
 
     def __init__(self, head: ValuePrefixHead) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class _Method(nn.Module):
 
 
 def _run(name: str, part: nn.Module, *inputs: Tensor) -> Any:
-    """What a part makes of its inputs, in eval mode."""
+    """Returns a part's output in eval mode; an input that it cannot take raises a ValueError with its name."""
     was_training = part.training
     part.eval()
     try:

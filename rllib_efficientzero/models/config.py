@@ -20,13 +20,13 @@ class ModelConfig:
     channels: int = 64
     """Channels of the latent of pixel observations."""
     num_blocks: int = 1
-    """Residual blocks in the dynamics, in the prediction network, and after the last pooling of the representation,
-    each; images that are not pooled, halved at most twice, have one there."""
+    """Residual blocks in the dynamics, and as many in the prediction network and after the representation's last
+    pooling. Images that are halved at most twice are not pooled, and have one block in place of the latter."""
     latent_side: int = 6
-    """Images are halved until their longer side is at most about this; 96x96 gives 6x6."""
+    """Images are halved as often as brings their longer side nearest to this; 96x96 gives 6x6."""
     action_encoding: str = "scaled"
-    """How an action enters the dynamics of an image: "scaled", one plane of a / A as in the paper's code, or "one_hot",
-    one plane per action, from which a small network learns much sooner what its actions do."""
+    """How the dynamics of image latents encodes an action: "scaled", one plane of a / A as in the paper's code, or
+    "one_hot", one plane per action, with which a small network learns the effect of actions much sooner."""
     reduced_channels: int = 16
     """Channels after the 1x1 convolutions in front of the value, policy and value prefix heads."""
     latent_size: int = 128
@@ -40,7 +40,7 @@ class ModelConfig:
     support_size: int = 300
     """Scalars are categorical over -support_size..support_size of the compressed axis."""
     networks: Any = None
-    """A subclass of `rllib_efficientzero.Networks`, or its dotted path: networks of your own."""
+    """For custom networks: a subclass of `rllib_efficientzero.Networks`, or its dotted path."""
     projector_hidden: int = 1024
     projector_out: int = 1024
     predictor_hidden: int = 512
@@ -48,10 +48,10 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Build from plain values (YAML has lists where tuples are meant).
+        """Builds the config from plain values; lists, as YAML has them, become tuples.
 
         Raises:
-            ValueError: a key is not a field, a size is not a positive integer, or an encoding is unknown.
+            ValueError: a key is not a field, a size is not a positive integer, or the action encoding is unknown.
         """
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         for key in values:

@@ -1,4 +1,4 @@
-"""Pictures of latents: a decoder that learns from a trained network's latents, and never changes the network."""
+"""Reconstructs frames from latents: a decoder that is trained on a network's latents and never changes the network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEARNING_RATE = 1e-3
 
 
 class Decoder(nn.Module):
-    """`[B, C, h, w]` latents -> `[B, c, H, W]` frame in 0..1: doubled in size until it is the frame's."""
+    """`[B, C, h, w]` latents -> `[B, c, H, W]` frames in 0..1, by doubling the size until it reaches the frame's."""
 
     def __init__(self, latent_shape: tuple[int, ...], frame_shape: tuple[int, ...], width: int) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ def train_decoder(
     width: int,
     log: Callable[[int, float], object],
 ) -> Decoder:
-    """A decoder that makes of a network's latents the newest frames that they were encoded from.
+    """Trains a decoder to reconstruct, from a network's latents, the newest of the frames that were encoded.
 
     Args:
         network: in eval mode; its latents are `[C, h, w]`.
-        draw: gives `[B, S, H, W, C]` stacked frames of play, oldest first, on the network's device.
+        draw: returns `[B, S, H, W, C]` stacked frames of play, oldest first, on the network's device.
         updates: gradient steps, at least one.
-        width: channels inside of the decoder.
-        log: told of an update's number, from 0, and its mean squared error.
+        width: channels inside the decoder.
+        log: called after each update with its number, from 0, and its mean squared error.
 
     Returns:
         The decoder, in eval mode.

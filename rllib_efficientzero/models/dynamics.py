@@ -25,7 +25,7 @@ def one_hot_action(action: Tensor, num_actions: int) -> Tensor:
 
 
 class ActionEncoding(NamedTuple):
-    """How an action enters the dynamics."""
+    """How the dynamics encodes an action."""
 
     size: int  # E
     encode: Callable[[Tensor], Tensor]  # actions [B] or [B, D] -> [B, E]
@@ -41,7 +41,7 @@ def action_encoding(actions: Actions, kind: str) -> ActionEncoding:
 
 
 class ImageDynamics(nn.Module):
-    """`[B, C, h, w]` latent, actions -> `[B, C, h, w]` next latent; the action enters as E constant planes."""
+    """`[B, C, h, w]` latent, actions -> `[B, C, h, w]` next latent; an action is encoded as E constant planes."""
 
     held_weight: Tensor | None
     held_responses: Tensor | None
@@ -58,7 +58,7 @@ class ImageDynamics(nn.Module):
 
     @torch.no_grad()
     def hold(self, size: Sequence[int]) -> None:
-        """Compute now what depends on the weights alone, for latents of this size; again after weights changed."""
+        """Computes and keeps what depends on the weights alone, for latents of this size. Repeat if they change."""
         weight, responses = self._weight_of_latent(), self._responses(size)
         if self.held_weight is None or self.held_responses is None:
             self.held_weight = weight.contiguous(memory_format=torch.channels_last)
@@ -72,10 +72,10 @@ class ImageDynamics(nn.Module):
         return self.blocks(F.relu(x.add_(latent), inplace=True))
 
     def _convolve(self, latent: Tensor, action: Tensor) -> Tensor:
-        """`conv` of the latent and the action's planes, which are not made.
+        """Computes `conv` of the latent and the action's planes, without making the planes.
 
-        A convolution is linear: what comes of a constant plane is its number times what comes of a plane of ones. On a
-        GPU, to put the planes behind the latent and to fill its channels up took longer than to convolve it.
+        A convolution is linear: its response to a constant plane is the constant times its response to a plane of ones.
+        On a GPU, concatenating and padding the channels took longer than the convolution.
         """
         weight, responses = self.held_weight, self.held_responses
         if weight is None or responses is None:
@@ -83,19 +83,19 @@ class ImageDynamics(nn.Module):
         x = F.conv2d(latent, weight, self.conv.bias, padding=1)
         encoded, flat = self.encode_action(action), responses.flatten(1)
         if self.num_planes == 1:
-            # The rule: a product without a sum can be fused with what follows. Rounded only then, since bfloat16 has
-            # no 361 numbers between 0 and 1 for as many actions.
+            # The usual case: a product without a sum can be fused with what follows. Only the product is rounded, as
+            # bfloat16 could not tell apart, say, 361 scaled actions between 0 and 1.
             of_action = (encoded * flat).to(x.dtype)
         else:
             of_action = encoded.to(latent.dtype) @ flat
         return x.add_(of_action.unflatten(1, responses.shape[1:]).permute(0, 3, 1, 2))
 
     def _weight_of_latent(self) -> Tensor:
-        """`conv`'s, without that of the planes."""
+        """The part of `conv`'s weight that applies to the latent, without that for the action's planes."""
         return self.conv.weight[:, : self.conv.out_channels]
 
     def _responses(self, size: Sequence[int]) -> Tensor:
-        """`[E, h, w, C]`: what `conv` makes of planes of ones, channels last as those of the latent are."""
+        """`[E, h, w, C]`: the response of `conv` to a plane of ones for each of the E, channels last as the latent."""
         weight = self.conv.weight[:, self.conv.out_channels :]
         ones = torch.eye(self.num_planes, dtype=weight.dtype, device=weight.device)
         return F.conv2d(ones[:, :, None, None].expand(-1, -1, *size), weight, padding=1).permute(0, 2, 3, 1)
@@ -116,7 +116,7 @@ class VectorDynamics(nn.Module):
 
 
 def _lstm_step(cell: nn.LSTMCell, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What the cell computes, operation by operation."""
+    """The same function as the cell's, written as single operations."""
     h, c = state
     gates = F.linear(x, cell.weight_ih, cell.bias_ih) + F.linear(h, cell.weight_hh, cell.bias_hh)
     enters, stays, new, leaves = gates.chunk(4, dim=1)
@@ -144,12 +144,12 @@ class ValuePrefixHead(nn.Module):
         """Next latent, LSTM state -> next LSTM state."""
         h, c = reward_hidden.chunk(2, dim=1)
         features = self.features(next_latent)
-        # torch.compile takes torch's own cell as it is, which is slower on a GPU than its formula fused.
+        # torch.compile cannot fuse torch's own cell; on a GPU that is slower than the fused operations.
         step = _lstm_step if torch.compiler.is_compiling() else nn.LSTMCell.__call__
         return torch.cat(step(self.lstm, features, (h, c)), dim=1)
 
     def read(self, reward_hidden: Tensor) -> Tensor:
         """LSTM state -> value prefix logits."""
         h, _ = reward_hidden.chunk(2, dim=1)
-        # Only the prediction sees normalised features; the recurrent state stays as the LSTM made it.
+        # Only the prediction uses normalised features; the recurrent state stays as the LSTM computed it.
         return self.head(F.relu(self.norm(h)))

@@ -15,20 +15,20 @@ from rllib_efficientzero.models.scalar_transform import categorical_to_scalar
 
 
 class NetworkOutput(NamedTuple):
-    """What the search needs of one evaluation, for B states."""
+    """The result of one network evaluation for B states, as the search needs it."""
 
     latent: Tensor  # [B, C, h, w] or [B, D]
     reward_hidden: Tensor  # [B, 2 * lstm_hidden]
     value: Tensor  # [B] float32, reward units
     value_prefix: Tensor  # [B] float32, undiscounted sum of rewards since the LSTM's last reset
-    policy_logits: Tensor  # [B, A] float32; where actions are sampled, the parameters of their distribution [B, P]
+    policy_logits: Tensor  # [B, A] float32; if actions are sampled, the parameters [B, P] of their distribution
 
 
 class EfficientZeroNetwork(nn.Module):
     """Representation h, dynamics g with value prefix, prediction f.
 
     Build it with `models.build_network`. Acting and search use `initial_inference` and `recurrent_inference` (through
-    `InferenceNetwork`, which is faster); the learner uses the parts, of which those that predict return logits.
+    `InferenceNetwork`, which is faster); the learner uses the parts, whose predictions are logits.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class EfficientZeroNetwork(nn.Module):
         self.latent_shape = latent_shape
         """`(C, h, w)` or `(D,)`"""
         self.distribution = distribution
-        """what the policy head predicts the parameters of; None: it predicts logits of enumerated actions"""
+        """the distribution whose parameters the policy head predicts; None: it predicts logits of enumerated actions"""
 
     @property
     def plane_layout(self) -> PlaneLayout:
-        """What `represent` can take instead of planes as `observation_planes` lays them out."""
+        """A layout of planes that `represent` accepts as well as the one that `observation_planes` makes."""
         return getattr(self.representation, "plane_layout", PLAIN)
 
     # --- The parts, for the learner ----------------------------------------------------------------------------------
@@ -68,11 +68,11 @@ class EfficientZeroNetwork(nn.Module):
         return next_latent, self.advance_value_prefix(next_latent, reward_hidden)
 
     def imagine(self, latent: Tensor, action: Tensor) -> Tensor:
-        """The one half of g: latent, action -> next latent."""
+        """The first half of g: latent, action -> next latent."""
         return self.dynamics(latent, action)
 
     def advance_value_prefix(self, next_latent: Tensor, reward_hidden: Tensor) -> Tensor:
-        """The other: next latent, LSTM state -> next LSTM state."""
+        """The second half of g: next latent, LSTM state -> next LSTM state."""
         return self.value_prefix.advance(next_latent, reward_hidden)
 
     def read_value_prefix(self, reward_hidden: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class EfficientZeroNetwork(nn.Module):
         return self.prediction(latent)
 
     def initial_reward_hidden(self, latent: Tensor) -> Tensor:
-        """LSTM state where a value prefix begins: zeros `[B, 2H]`."""
+        """The LSTM state with which a value prefix begins: zeros `[B, 2H]`."""
         return latent.new_zeros(latent.shape[0], 2 * self.value_prefix.lstm.hidden_size)
 
     # --- What search and targets call ---------------------------------------------------------------------------------
@@ -99,14 +99,14 @@ class EfficientZeroNetwork(nn.Module):
         )
 
     def recurrent_inference(self, latent: Tensor, reward_hidden: Tensor, action: Tensor) -> NetworkOutput:
-        """One imagined step for each of B states."""
+        """Computes one imagined step for each of B states."""
         latent, reward_hidden = self.step(latent, reward_hidden, action)
         policy_logits, value_logits = self.predict(latent)
-        # Both at once: with few states the number of operations decides.
+        # Both are transformed at once: with few states, the time depends on the number of operations.
         logits = torch.stack((value_logits, self.read_value_prefix(reward_hidden)))
         value, value_prefix = categorical_to_scalar(logits).unbind()
         return NetworkOutput(latent, reward_hidden, value, value_prefix, policy_logits.float())
 
     def value(self, planes: Tensor) -> Tensor:
-        """Network input -> `[B]` float32 value alone, as `initial_inference` has it."""
+        """Network input -> only the value, `[B]` float32, equal to that of `initial_inference`."""
         return categorical_to_scalar(self.prediction.value_logits(self.represent(planes)))

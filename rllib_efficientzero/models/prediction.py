@@ -10,9 +10,9 @@ from rllib_efficientzero.models.layers import Reduce, ResidualBlock, mlp
 
 
 class Prediction(nn.Module):
-    """A shared trunk, then one MLP head each: latent -> (`[B, A]` policy logits, `[B, support]` value logits).
+    """A shared trunk and two MLP heads: latent -> (`[B, A]` policy logits, `[B, support]` value logits).
 
-    Both heads begin at zero: a uniform policy and value zero.
+    The last layer of both heads is initialised with zeros: a uniform policy and value zero.
     """
 
     def __init__(self, trunk: nn.Module, policy: nn.Module, value: nn.Module) -> None:
@@ -26,14 +26,14 @@ class Prediction(nn.Module):
         return self.policy(features), self.value(features)
 
     def value_logits(self, latent: Tensor) -> Tensor:
-        """The `[B, support]` half of the prediction."""
+        """Latent -> only the value logits, `[B, support]`."""
         return self.value(self.trunk(latent))
 
 
 def image_prediction(
     channels: int, cells: int, reduced_channels: int, num_blocks: int, hidden: Sequence[int], actions: int, support: int
 ) -> Prediction:
-    """Residual trunk; each head reduces the channels by a 1x1 convolution of its own."""
+    """Makes the prediction for images: a residual trunk, and heads that begin with their own 1x1 convolution."""
 
     def head(out: int) -> nn.Module:
         return nn.Sequential(
@@ -45,7 +45,7 @@ def image_prediction(
 
 
 def vector_prediction(latent_size: int, hidden: Sequence[int], actions: int, support: int) -> Prediction:
-    """Heads directly on the latent."""
+    """Makes the prediction for vectors: heads directly on the latent."""
     return Prediction(
         nn.Identity(),
         policy=mlp(latent_size, hidden, actions, zero_last=True),

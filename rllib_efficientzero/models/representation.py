@@ -13,8 +13,8 @@ from rllib_efficientzero.models.plane_layout import PlaneLayout
 class ImageRepresentation(nn.Module):
     """`[B, in_channels, H, W] -> [B, channels, H / 2^n, W / 2^n]` with n = `num_halvings`.
 
-    With four halvings this is the paper's: a strided convolution, a strided residual block, then two average pools,
-    each followed by a residual block. Fewer halvings drop stages from the end (pools first), for smaller images.
+    With four halvings this is the paper's network: a strided convolution, a strided residual block, then two average
+    pools, each followed by residual blocks. With fewer, for smaller images, the last pools are left out, then strides.
     """
 
     def __init__(self, in_channels: int, channels: int, num_blocks: int, num_halvings: int) -> None:

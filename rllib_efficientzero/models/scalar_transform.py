@@ -37,9 +37,9 @@ def expand(y: Tensor) -> Tensor:
 
 
 def largest_expressible(support_size: int) -> float:
-    """The scalar at the end of the support; two_hot's targets beyond it are cut there.
+    """The scalar at the end of the support, to which `two_hot` clamps targets.
 
-    `expand` of a Python number: a tensor's would make the host wait for a GPU, and could not be compiled.
+    Computes `expand` with Python numbers: with a tensor, the host would wait for a GPU, and it could not be compiled.
     """
     slope = 1.0 + 2.0 * EPSILON
     d = 2.0 * support_size / (slope + math.sqrt(slope * slope + 4.0 * EPSILON * support_size))
@@ -50,14 +50,14 @@ def two_hot(x: Tensor, support_size: int) -> Tensor:
     """Categorical targets for scalars.
 
     Args:
-        x: `[...]` scalars in reward units; saturate at the ends of the support. What is not finite gives NaN.
+        x: `[...]` scalars in reward units, clamped to the ends of the support. Non-finite scalars give NaN.
         support_size: the support is the integers -support_size..support_size of the compressed axis.
 
     Returns:
         `[..., 2 * support_size + 1]` probabilities, at most two of them non-zero.
     """
     position = compress(x).clamp(-support_size, support_size) + support_size
-    # An index must not be NaN (on a GPU that would end the process); the weights are, for the learner's guard to see.
+    # An index must not be NaN (on a GPU that would end the process); the weights may, so that the learner notices it.
     low = position.nan_to_num(0.0).floor()
     high_weight = torch.where(torch.isfinite(x), position - low, torch.nan).unsqueeze(-1)
     low_index = low.long().unsqueeze(-1)
@@ -78,6 +78,6 @@ def categorical_to_scalar(logits: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """-sum target log softmax(logits) over the last axis: `[..., n]`, `[..., n]` -> `[...]`, in float32.
 
-    An all-zero target (an absorbing state) costs nothing and sends no gradient.
+    An all-zero target (of an absorbing state) has loss 0 and no gradient.
     """
     return -(target * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Triton, where it can be had."""
+"""Helpers for using Triton where it works."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ logger = logging.getLogger(__name__)
 
 
 def succeeds(attempt: Callable[[], object], without_it: str) -> bool:
-    """Whether kernels compile and run; a warning says why not, and what is `without_it`.
+    """Whether `attempt`, which compiles and runs kernels, succeeds. If not, warns with `without_it` and the reason.
 
-    Triton may be missing, find no C compiler, or not know the device.
+    Triton may be missing, find no C compiler, or not support the device.
     """
     try:
         attempt()
-    except Exception as error:  # Triton has no exception of its own for what it may miss.
+    except Exception as error:  # Triton has no common exception class for these failures
         logger.warning("%s: %s", without_it, reason_of(error))
         return False
     return True
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what it says, or its name."""
+    """The first line of an error's message, or the name of its class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, whatever device its arguments are on."""
+    """A context in which `device` is current: Triton launches on the current device, whatever that of its arguments."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
