@@ -42,8 +42,8 @@ class WeightsFirstPrefixHead(ValuePrefixHead):
         self.register_buffer("held_bias", self._bias(), persistent=False)
 
     @torch.no_grad()
-    def hold(self, size: Sequence[int]) -> None:
-        """See `ImageDynamics.hold`."""
+    def precompute(self, size: Sequence[int]) -> None:
+        """See `ImageDynamics.precompute`."""
         self.held_weight.copy_(self._weight())
         self.held_bias.copy_(self._bias())
 

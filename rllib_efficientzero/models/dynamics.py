@@ -45,7 +45,7 @@ class ImageDynamics(nn.Module):
 
     held_weight: Tensor | None
     held_responses: Tensor | None
-    """See `hold`."""
+    """See `precompute`."""
 
     def __init__(self, channels: int, encoding: ActionEncoding, num_blocks: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class ImageDynamics(nn.Module):
         self.register_buffer("held_responses", None, persistent=False)
 
     @torch.no_grad()
-    def hold(self, size: Sequence[int]) -> None:
+    def precompute(self, size: Sequence[int]) -> None:
         """Computes and keeps what depends on the weights alone, for latents of this size. Repeat if they change."""
         weight, responses = self._weight_of_latent(), self._responses(size)
         if self.held_weight is None or self.held_responses is None:

@@ -76,11 +76,11 @@ class FoldedCopy:
             weights[f"{layer_name}.weight"] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
             weights[f"{layer_name}.bias"] = shift if bias is None else shift + bias * scale
         for name, tensor in _tensors(self.module).items():
-            if name in weights:  # tensors that only the copy has are computed in `hold`
+            if name in weights:  # tensors that only the copy has are computed in `precompute`
                 tensor.copy_(weights[name])
         for module in self.module.modules():
-            if (hold := getattr(module, "hold", None)) is not None:
-                hold(self._original.latent_shape[1:])
+            if (precompute := getattr(module, "precompute", None)) is not None:
+                precompute(self._original.latent_shape[1:])
 
 
 class ScaleAndShift(nn.Module):

@@ -73,8 +73,8 @@ class FusedBlocks(nn.Sequential):
         _register(self, *_of_blocks(self))
 
     @torch.no_grad()
-    def hold(self, size: Sequence[int]) -> None:
-        """See `ImageDynamics.hold`."""
+    def precompute(self, size: Sequence[int]) -> None:
+        """See `ImageDynamics.precompute`."""
         _update(self, *_of_blocks(self))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,13 +96,13 @@ class FusedDynamics(ImageDynamics):
         _register(self, *self._of_all())
 
     @torch.no_grad()
-    def hold(self, size: Sequence[int]) -> None:
-        """See `ImageDynamics.hold`."""
-        super().hold(size)
+    def precompute(self, size: Sequence[int]) -> None:
+        """See `ImageDynamics.precompute`."""
+        super().precompute(size)
         _update(self, *self._of_all())
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
-        assert self.held_responses is not None, "hold() comes first"
+        assert self.held_responses is not None, "precompute() comes first"
         # In float32, as `ImageDynamics` has it.
         number, response = self.encode_action(action).float().squeeze(1), self.held_responses[0]
         return residual_blocks(latent, self.held_weights, self.held_biases, number, response)
@@ -118,15 +118,15 @@ class FusedImageHead(nn.Sequential):
     `image_head_fits` is true."""
 
     held_weight: Tensor | None
-    """See `hold`."""
+    """See `precompute`."""
 
     def __init__(self, reduce: nn.Module, layers: nn.Module) -> None:
         super().__init__(reduce, layers)
         self.register_buffer("held_weight", None, persistent=False)
 
     @torch.no_grad()
-    def hold(self, size: Sequence[int] = ()) -> None:
-        """See `ImageDynamics.hold`. `size` is not needed: the weights tell the size of latents."""
+    def precompute(self, size: Sequence[int] = ()) -> None:
+        """See `ImageDynamics.precompute`. `size` is not needed: the weights tell the size of latents."""
         weight = self._weight_of_positions()
         if self.held_weight is None:
             self.held_weight = weight

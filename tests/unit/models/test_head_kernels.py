@@ -94,7 +94,7 @@ def test_an_image_head_equals_its_layers(
     latents = random_latents(batch, channels, size, dtype)
     expected = head(latents)
     assert_close(fused(latents), expected)
-    fused.hold()
+    fused.precompute()
     assert fused.state_dict().keys() == head.state_dict().keys()
     with torch.inference_mode():
         assert_close(fused(latents), expected)
@@ -120,12 +120,12 @@ def test_a_value_prefix_is_read_as_by_the_layers(dtype: torch.dtype, batch: int,
 def test_weights_that_changed_in_place_are_held_where_they_were() -> None:
     head = make_head()
     fused = FusedImageHead(*head)
-    fused.hold()
+    fused.precompute()
     latents, held = random_latents(2, 32, (3, 3), torch.float32), fused.held_weight
     before = fused(latents)
     for parameter in head.parameters():
         parameter.add_(0.1)
-    fused.hold((3, 3))
+    fused.precompute((3, 3))
     assert fused.held_weight is held
     assert_close(fused(latents), head(latents))
     assert not torch.allclose(before, head(latents), atol=0.1)
@@ -146,7 +146,7 @@ def test_what_is_no_number_is_not_hidden() -> None:
 def test_compiled_functions_take_the_kernels_as_they_are() -> None:
     head, prefix_head = make_head(), make_prefix_head()
     fused, fused_prefix = FusedImageHead(*head), FusedPrefixHead(prefix_head)
-    fused.hold()
+    fused.precompute()
 
     @torch.compile(backend="aot_eager", dynamic=True, fullgraph=True)
     def both(latents: Tensor, state: Tensor) -> Tensor:
