@@ -87,7 +87,7 @@ def test_a_cluster_that_is_too_small_is_an_error_at_once(config: EfficientZeroCo
 
 
 def test_a_trial_with_one_process_of_every_kind_fits_into_its_bundles(tmp_path: pathlib.Path) -> None:
-    run_config = tune.RunConfig(storage_path=str(tmp_path), stop={"training_iteration": 4}, verbose=0)
+    run_config = tune.RunConfig(storage_path=str(tmp_path), stop={"training_iteration": 2}, verbose=0)
     (result,) = tune.Tuner(EfficientZero, param_space=everything(), run_config=run_config).fit()
     assert result.error is None
     assert result.metrics["reanalyze"]["num_actors_in_service"] == 1

@@ -11,15 +11,15 @@ import yaml
 from rllib_efficientzero import EfficientZeroConfig
 
 EXAMPLE = pathlib.Path(__file__).parents[2] / "tuned_examples" / "cartpole-ez.yaml"
-BAR = 100.0
-"""Random play gets 22. With 2,000 steps the example reached 132 to 220 on the seeds tried; in full it reaches 500."""
+BAR = 150.0
+"""Random play gets 22. With 3,000 steps the example reached 270 to 470 on the seeds tried; in full it reaches 500."""
 
 
 @pytest.mark.timeout(600)
-def test_cartpole_is_learned_in_2000_steps() -> None:
+def test_cartpole_is_learned_in_3000_steps() -> None:
     (experiment,) = yaml.safe_load(EXAMPLE.read_text()).values()
     config = EfficientZeroConfig().update_from_dict(experiment["config"] | {"env": experiment["env"]})
-    config.training(total_env_steps=2_000).learners(num_gpus_per_learner=0)
+    config.training(total_env_steps=3_000).learners(num_gpus_per_learner=0)
     config.evaluation(evaluation_interval=None, evaluation_duration=10)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     algo = config.build_algo()
@@ -30,4 +30,4 @@ def test_cartpole_is_learned_in_2000_steps() -> None:
     finally:
         algo.stop()
         ray.shutdown()
-    assert score >= BAR, f"mean evaluation return {score} after 2,000 steps"
+    assert score >= BAR, f"mean evaluation return {score} after 3,000 steps"

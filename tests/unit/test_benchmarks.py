@@ -260,7 +260,8 @@ def test_a_gpu_is_busy_with_trees_copies_and_the_network() -> None:
     row = {"policy": "puct", "num_roots": 4, "num_simulations": 50, "device": found, "simulations_per_s": 1}
     row |= {"search_ms": {"median": 2.0}, "trees_on_host_ms": {"median": 2.5}, "no_graph_ms": {"median": 3.0}}
     row["host_ms"] = dict.fromkeys((gpu.TREE, gpu.LAUNCH, gpu.WAIT, gpu.OTHER), 0.5)
-    (line,) = gpu.summary([row], [], "cuda").values()
+    warned, line = gpu.summary([row], [], "cuda", ["torch._dynamo: the limit"]).values()
+    assert warned == "torch._dynamo: the limit"
     assert "50% busy (trees 0.1 ms, copies 0.2 ms, network 0.7 ms)" in line
 
 

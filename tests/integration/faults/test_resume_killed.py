@@ -29,7 +29,7 @@ def fingerprint_of(checkpoint: pathlib.Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("env", "half"),
     [
-        ("CartPole-v1", 14),
+        ("CartPole-v1", 8),
         pytest.param("CartPole-v1", 100, marks=pytest.mark.long),
         pytest.param("tiny_pixels.TinyPixels", 100, marks=pytest.mark.long),
         pytest.param("tiny_pixels.Unsaveable", 100, marks=pytest.mark.long),
