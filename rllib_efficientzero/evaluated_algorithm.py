@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import logging
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -94,6 +95,8 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
             components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
         )
         self._subject = dataclasses.replace(self._subject_of(self.iteration + 1), weights=state[COMPONENT_LEARNER])
+        # RLlib's logger takes its lock, which locks nothing: one thread's reduction failed at the other's new keys.
+        own_lock, self.metrics._threading_lock = self.metrics._threading_lock, threading.RLock()
         try:
             with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
                 training = executor.submit(self._run_one_training_iteration)
@@ -101,6 +104,7 @@ class EvaluatedAlgorithm(ScaledAlgorithm):
                 train_results, context = training.result()
         finally:
             self._subject = None
+            self.metrics._threading_lock = own_lock
         return train_results, evaluation_results, context
 
     def _evaluate_with_fixed_duration(self) -> tuple[None, int, int, list[Any]]:
