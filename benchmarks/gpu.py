@@ -224,9 +224,8 @@ def measure_updates(example: str, device: str, updates: int, quick: bool) -> dic
     ms = config.total_env_steps * measured["ms_per_env_step"] + total * ms_per_update
     if example in LATE:
         late_plan, _ = plan_of(example, device, updates, quick, LATE[example])
-        measured["late"] = loop.measure_as_it_runs(late_plan, batch)
-        late = measured["late_ms_per_update"] = measured["late"]["ms_per_update"]
-        ms += max(0, total - config.mixed_start_updates) * (late - ms_per_update)
+        late = measured["late"] = loop.measure_as_it_runs(late_plan, batch)
+        ms += max(0, total - config.mixed_start_updates) * (late["ms_per_update"] - ms_per_update)
     return {"example": example, "batch": batch, **measured, "minutes_of_a_run_extrapolated": round(ms / 60_000, 2)}
 
 
@@ -286,7 +285,7 @@ def summary(
             f"{speed}, {busy}, {ms:.1f} ms (host: {host}); trees on the host: {on_host:.1f} ms, no graph: {plain:.1f}"
         )
     for row in updates:
-        late = f" ({row['late_ms_per_update']:.1f} late in a run)" if "late_ms_per_update" in row else ""
+        late = f" ({row['late']['ms_per_update']:.1f} late in a run)" if "late" in row else ""
         line = (
             f"{row['ms_per_update']:.1f} ms{late}, {row['ms_per_env_step']:.1f} ms of self-play per step; a run "
             f"{row['minutes_of_a_run_extrapolated']:.0f} minutes, extrapolated from {row['updates']} updates"

@@ -56,17 +56,19 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-class Warnings(logging.Handler):
-    """Collects warnings of the package and of torch's compiler; on a GPU each means that something runs wrongly."""
+class Warnings(logging.StreamHandler):
+    """Prints and collects warnings of the package and of torch's compiler; on a GPU each means something is wrong."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
+        self.setLevel(logging.WARNING)
         self.lines: list[str] = []
         for name in ("rllib_efficientzero", "torch._dynamo", "torch._inductor"):
             logging.getLogger(name).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps the first line of the message."""
+        """Prints the message at once, since a run that is cut short writes no report, and keeps its first line."""
+        super().emit(record)
         self.lines.append(f"{record.name}: {record.getMessage().splitlines()[0]}")
 
 
