@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rllib_efficientzero.actors.batches import Batch
 from rllib_efficientzero.actors.side_thread import SideThread, Task
-from rllib_efficientzero.actors.switching import switching_often
+from rllib_efficientzero.actors.thread_switching import switching_often
 from rllib_efficientzero.models.cuda_graphs import own_stream
 from rllib_efficientzero.replay import Windows
 
@@ -58,6 +58,7 @@ class BatchesAhead:
         self._num_ahead = config.prefetched_batches()
         self._target_network_update_freq = config.target_network_update_freq
         self._metrics = MetricsLogger()
+        self._metrics._threading_lock = threading.RLock()  # RLlib's locks nothing, and two threads log.
         device = learner._device
         self._front = own_stream(device, priority=-1) if device.type == "cuda" else None
         self._draws = SideThread("draw-windows", device)
@@ -67,7 +68,7 @@ class BatchesAhead:
         # Functions compile at their first call, which must happen in one thread at a time: the first batch is
         # reanalyzed alone, and the next ones wait until the Learner has made its first update.
         self._has_begun = self._has_handed_over = False
-        self._learner_has_begun = threading.Event()
+        self._is_first_update_over = threading.Event()
         self._until_stopped = contextlib.ExitStack()
         self._until_stopped.enter_context(switching_often())
 
@@ -80,7 +81,7 @@ class BatchesAhead:
             with contextlib.nullcontext() if self._front is None else _on(self._front):
                 yield
         except BaseException:
-            self._learner_has_begun.set()  # A worker may wait for it, and Python joins all threads when it exits.
+            self._is_first_update_over.set()  # A worker may wait for it, and Python joins all threads when it exits.
             raise
 
     def prefetch(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> None:
@@ -90,7 +91,7 @@ class BatchesAhead:
     def next(self, batch_size: int, *, beta: Callable[[int], float], num_updates: int, num_following: int) -> Batch:
         """See `Batches`."""
         if self._has_handed_over:
-            self._learner_has_begun.set()
+            self._is_first_update_over.set()
         if not self._queue:
             self._make(batch_size, beta, num_updates)
         job = self._queue.popleft()
@@ -112,7 +113,7 @@ class BatchesAhead:
 
     def discard(self) -> None:
         """See `Batches`."""
-        self._learner_has_begun.set()
+        self._is_first_update_over.set()
         for job in self._queue:
             job.made.wait()
         self._queue.clear()
@@ -140,7 +141,7 @@ class BatchesAhead:
     def _make(self, batch_size: int, beta: Callable[[int], float], num_updates: int) -> None:
         drawn = self._draws.submit(self._replay.sample, batch_size, beta=beta(num_updates))
         worker = self._workers[num_updates % len(self._workers)]
-        ready = self._learner_has_begun if self._has_begun else None
+        ready = self._is_first_update_over if self._has_begun else None
         self._queue.append(_Job(drawn, worker.begin(drawn, num_updates, ready)))
         self._has_begun = True
 

@@ -47,10 +47,11 @@ class CompiledFunction:
             try:
                 with one_at_a_time:
                     return self._compiled(*inputs, **options)
-            except RuntimeError as error:
+            except Exception as error:
                 if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                     raise  # The recording has failed, not the compiler.
-                # Most likely a compiler or Triton is missing. An error of the function itself is raised again below.
+                # Most likely a compiler or Triton is missing; torch may also fail with other than a RuntimeError. An
+                # error of the function itself is raised again below.
                 reason = reason_of(error)
                 logger.warning("torch.compile failed, which makes learning and searching slower: %s", reason)
                 self._compiled = None

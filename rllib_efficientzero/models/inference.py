@@ -167,23 +167,23 @@ class InferenceNetwork:
         if not self.compiled:
             return functools.partial(self._call_network, name)
         if self.device.type == "cpu":
-            return _trace(self._method(name), inputs)
+            return _trace(self._folded(), name, inputs)
         function = self._compile(name)
         # Callers that need `recurrent_inference` many times record it in their own graph, with what is around it.
         return function if name == "recurrent_inference" else _graphed_if_small(function)
 
     def _compile(self, name: str) -> Function:
         """The method as a function for a GPU, compiled if that is worth it."""
-        function: Function = self._method(name).forward
+        function = _method(self._folded(), name)
         if self.fused and is_worth_compiling(self.network):
             return CompiledFunction(function, dynamic=True)
         return function
 
-    def _method(self, name: str) -> _Method:
-        """A method of the copy, which is made in the first call."""
+    def _folded(self) -> nn.Module:
+        """The copy, which is made in the first call."""
         if self._copy is None:
             self._copy = FoldedCopy(self.network, self.dtype, self._replacement())
-        return _Method(self._copy.module, name)
+        return self._copy.module
 
     def _replacement(self) -> Callable[[EfficientZeroNetwork], None]:
         """A function that puts faster modules for this device into the copy; see `FoldedCopy`."""
@@ -208,7 +208,7 @@ class InferenceNetwork:
 
     def _call_network(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode(), autocast(self.device, self.mixed_precision):
-            return _Method(self.network, name).forward(*inputs)
+            return _method(self.network, name)(*inputs)
 
     def __getstate__(self) -> dict[str, Any]:
         """The constructor's arguments only: copies and compiled functions are made anew after unpickling."""
@@ -243,38 +243,36 @@ def _graphed_if_small(function: Function) -> Function:
     return lambda planes: (graphed if len(planes) <= GPU_GRAPHED else function)(planes)
 
 
-class _Method(nn.Module):
-    """A method of a network as a module that returns a tuple, as the tracer needs it."""
+def _method(network: nn.Module, name: str) -> Function:
+    """A method of a network as a function that returns a tuple, as the tracer needs it."""
 
-    def __init__(self, network: nn.Module, name: str) -> None:
-        super().__init__()
-        self.network, self.name = network, name
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        output = getattr(self.network, self.name)(*inputs)
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        output = getattr(network, name)(*inputs)
         return (output,) if isinstance(output, Tensor) else tuple(output)
+
+    return call
 
 
 class _Flat(nn.Module):
-    """A module's `forward` and tensors without its submodules. The tracer would make a script module of each, which
-    takes five times as long as tracing."""
+    """A method of a network with the network's tensors, but without its submodules. The tracer would make a script
+    module of each, which takes five times as long as tracing."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
-        for number, parameter in enumerate(module.parameters()):
+        for number, parameter in enumerate(network.parameters()):
             self.register_parameter(f"parameter_{number}", parameter)
-        for number, buffer in enumerate(module.buffers()):
+        for number, buffer in enumerate(network.buffers()):
             self.register_buffer(f"buffer_{number}", buffer)
-        self._function = module.forward
+        self._function = _method(network, name)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self._function(*inputs)
 
 
-def _trace(method: nn.Module, inputs: tuple[Tensor, ...]) -> Function:
-    """A traced graph for any batch size, which runs without Python. It reads the module's weights at every call."""
+def _trace(network: nn.Module, name: str, inputs: tuple[Tensor, ...]) -> Function:
+    """A method as a traced graph for any batch size, which runs without Python. It reads the weights at every call."""
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         # The deprecated tracer, since its successors compile for minutes, and anew for every batch size.
         warnings.simplefilter("ignore", DeprecationWarning)
         # Only `forward`, which is the graph: calling the module around it costs as much as several operations.
-        return torch.jit.trace(_Flat(method), inputs, check_trace=False).forward
+        return torch.jit.trace(_Flat(network, name), inputs, check_trace=False).forward

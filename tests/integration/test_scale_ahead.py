@@ -17,7 +17,7 @@ from test_scale_reanalyze import run, short
 from rllib_efficientzero import interruption, scaled_algorithm
 from rllib_efficientzero.actors import self_play
 from rllib_efficientzero.actors.ahead import BatchesAhead
-from rllib_efficientzero.actors.switching import SWITCH_INTERVAL
+from rllib_efficientzero.actors.thread_switching import SWITCH_INTERVAL
 from rllib_efficientzero.replay.frame_codec import FrameCodec
 from rllib_efficientzero.replay.frame_sources import FramesOnDevice, decode_on_host
 

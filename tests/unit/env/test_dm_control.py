@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import itertools
+import os
 import subprocess
 import sys
 from typing import Any
@@ -265,7 +266,11 @@ def test_rllib_s_own_import_of_dm_control_does_not_decide(image_env: gym.Env) ->
         "print(env.reset(seed=0)[0].shape)\n"
         "env.close()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    # Not the path of integration tests, where RLlib does without DMControl.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
     assert "(16, 16, 3)" in done.stdout, done.stderr
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rllib_efficientzero.actors.switching import SWITCH_INTERVAL, switching_often
+from rllib_efficientzero.actors.thread_switching import SWITCH_INTERVAL, switching_often
 
 
 def test_the_switch_interval_of_before_comes_back_with_the_last() -> None:
