@@ -18,6 +18,8 @@ os.environ.setdefault("RAY_ADDRESS", "local")
 # Ray would start its processes with a niceness of 15: where cores are few, what a test waits for would hardly run
 # beside a test that trains meanwhile.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Ray would start a process for every CPU at once, and most tests use one or two of them.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # Kernels for GPUs run in Triton's interpreter where there is none. Read when the kernels are imported.
 if not os.path.exists("/dev/nvidia0"):
     os.environ.setdefault("TRITON_INTERPRET", "1")

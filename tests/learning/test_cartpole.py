@@ -20,7 +20,9 @@ def test_cartpole_is_learned_in_3000_steps() -> None:
     (experiment,) = yaml.safe_load(EXAMPLE.read_text()).values()
     config = EfficientZeroConfig().update_from_dict(experiment["config"] | {"env": experiment["env"]})
     config.training(total_env_steps=3_000).learners(num_gpus_per_learner=0)
-    config.evaluation(evaluation_interval=None, evaluation_duration=10)
+    # All ten episodes at once, each search for those that go on.
+    at_once = {"num_envs_per_env_runner": 10}
+    config.evaluation(evaluation_interval=None, evaluation_duration=10, evaluation_config=at_once)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     algo = config.build_algo()
     try:
