@@ -81,6 +81,7 @@ def test_protocol_and_evaluations_are_saved(finished: tuple[pathlib.Path, subpro
     assert first["episode_lengths"] == [100, 100]  # 400 frames at four frames per step
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on(finished: tuple[pathlib.Path, subprocess.CompletedProcess], cluster: str) -> None:
     storage, _ = finished
     before = results(storage)[-1]

@@ -44,8 +44,12 @@ CONFIGS = {
 }
 
 
+LONG = ("two remote runners", "remote reanalyze actor", "CartPole")
+"""The first two start processes; CartPole is resumed in `test_resume_killed.py`, too."""
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long if "remote" in name else ()) for name in CONFIGS]
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CONFIGS]
 )
 def test_resumed_equals_straight(name: str, tmp_path: pathlib.Path) -> None:
     """Both runs save at the same iterations; one of them is begun anew from the second checkpoint."""

@@ -25,8 +25,10 @@ SECONDS_TO_SAVE = 20.0
 
 @pytest.mark.parametrize(
     ("number", "num_env_runners", "code"),
-    [(signal.SIGINT, 0, 130), (signal.SIGTERM, 1, 143)],
-    ids=["Ctrl-C", "SIGTERM"],
+    [
+        pytest.param(signal.SIGINT, 1, 130, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 0, 143, id="SIGTERM", marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_saves_first(
     tmp_path: pathlib.Path, measured: Callable[[str], None], number: int, num_env_runners: int, code: int
