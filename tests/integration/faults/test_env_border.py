@@ -49,7 +49,7 @@ def test_bad_episodes_are_dropped_and_counted(mode: str, fault: dict[str, Any], 
     algo = config(**settings).reporting(min_time_s_per_iteration=0.05).training(replay_ratio=FEW_UPDATES)
     algo = algo.env_runners(gym_env_vectorize_mode=mode)
     algo = algo.fault_tolerance(on_bad_env_step="drop_episode").build_algo()
-    result = train_until(algo, 1000)
+    result = train_until(algo, 600)
     runners = result["env_runners"]
     # Every fifth episode breaks in its seventh step: one in 87 of the others' steps and its own.
     assert runners["num_bad_env_steps_lifetime"] == pytest.approx(result["num_interactions_lifetime"] / 87, abs=2)
@@ -93,7 +93,7 @@ def test_an_environment_that_raises_now_and_then_costs_its_own_fragments_only(
     algo = config(**settings).reporting(min_time_s_per_iteration=0.05).training(replay_ratio=FEW_UPDATES)
     algo = algo.env_runners(gym_env_vectorize_mode=mode)
     algo = algo.fault_tolerance(restart_failed_sub_environments=True).build_algo()
-    result = train_until(algo, 1000)
+    result = train_until(algo, 600)
     runners = result["env_runners"]
     assert runners["num_env_restarts_lifetime"] == pytest.approx(result["num_interactions_lifetime"] / 87, abs=3)
     assert_replay_is_whole(algo)
