@@ -1,4 +1,4 @@
-# make train | test | test-faults | lint | bench: each sets up what it needs on a fresh machine (Python >= 3.10, a C++ compiler).
+# make train | test | test-faults | lint | bench: each sets up what it needs on a fresh machine (Python >= 3.11, a C++ compiler).
 PYTHON ?= python3
 VENV ?= .venv
 EXAMPLE ?= pong-ez

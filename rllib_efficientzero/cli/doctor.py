@@ -71,7 +71,7 @@ def doctor(
 
 def _machine() -> list[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    python_ok = sys.version_info >= (3, 10)
+    python_ok = sys.version_info >= (3, 11)
     return [
         Finding("python", "ok" if python_ok else "broken", f"{platform.python_version()} on {platform.platform()}"),
         Finding("cpu", "ok", f"{cores} cores usable, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"),

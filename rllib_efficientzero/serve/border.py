@@ -45,7 +45,7 @@ class Border:
             return
         try:
             body = await asyncio.wait_for(self._read(receive), self._body_timeout_s)
-        except (TimeoutError, asyncio.TimeoutError):
+        except TimeoutError:
             await _refuse(send, 408, f"the body did not arrive within {self._body_timeout_s:g} s")
             return
         if body is None:
