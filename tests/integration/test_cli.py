@@ -73,7 +73,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("trained")
     (directory / "ppo.yaml").write_text(PPO)
     renderer = choose_renderer(required=False)
-    done = run(directory, "ppo.yaml", "--ray-num-cpus", "2", MUJOCO_GL=renderer, PYOPENGL_PLATFORM=renderer)
+    # Not with this directory's `sitecustomize`, which leaves out that import.
+    environment = {"MUJOCO_GL": renderer, "PYOPENGL_PLATFORM": renderer, "PYTHONPATH": ""}
+    done = run(directory, "ppo.yaml", "--ray-num-cpus", "2", **environment)
     assert done.returncode == 0, done.stderr
     assert "[cartpole] iter 2  env steps 200" in done.stdout
     assert "go on with" not in done.stdout
