@@ -266,8 +266,8 @@ def test_rllib_s_own_import_of_dm_control_does_not_decide(image_env: gym.Env) ->
         "print(env.reset(seed=0)[0].shape)\n"
         "env.close()\n"
     )
-    # Not the path of integration tests, where RLlib does without DMControl.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # In the path of integration tests, RLlib does without DMControl.
+    environment = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False, env=environment
     )

@@ -11,14 +11,14 @@ import pytest
 from rllib_efficientzero.env.rendering import HEADLESS, choose_renderer
 
 GIVEN = {"MUJOCO_GL", "PYOPENGL_PLATFORM"}
-LEFT_OUT = GIVEN | {"PYTHONPATH"}
-"""Where it is imported from the path of integration tests, RLlib does without DMControl."""
 OURS = "import rllib_efficientzero.env.dm_control as ours; suite = ours._import_suite(with_images=True)"
 
 
 def run(code: str, given: dict[str, str]) -> None:
     """In a process whose environment names a renderer only where one is given."""
-    others = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+    others = {name: value for name, value in os.environ.items() if name not in GIVEN}
+    # In the path of integration tests, RLlib does without DMControl.
+    others["PYTHONPATH"] = ""
     subprocess.run([sys.executable, "-c", code], env=others | given, check=True, timeout=120)
 
 
